@@ -1,0 +1,410 @@
+"""Every error that Atlas raises on purpose.
+
+Each derives from `AtlasError` and from the builtin it refines, so that both ``except AtlasError``
+and, say, ``except TimeoutError`` do what they say. Facts are attributes, not only text::
+
+    AtlasError
+    ├── ValidationError (ValueError)             a field has a value its type or rule refuses
+    ├── SchemaError (TypeError)                  a class cannot be described by a schema
+    │   ├── UnknownMessageError (LookupError)    no message type has this name or version
+    │   └── MigrationError                       no chain of upcasters leads to today's version
+    ├── BusError
+    │   ├── BusClosedError (RuntimeError)        the bus no longer accepts messages
+    │   ├── SubscriptionError (TypeError)        this handler cannot be subscribed like this
+    │   ├── RecursionLimitError (RecursionError) handlers publish into each other without end
+    │   ├── HandlersFailedError                  one or more handlers of a message raised
+    │   ├── WaitTimeoutError (TimeoutError)      no matching message, or no reply, in time
+    │   └── NoResponderError (LookupError)       nobody answers this request
+    ├── StreamBufferError
+    │   ├── BufferClosedError (RuntimeError)     the buffer takes no more items
+    │   └── BufferOverflowError (OverflowError)  the buffer is full and its policy is "error"
+    ├── StateError
+    │   ├── VersionConflictError (ValueError)    the state has moved on since it was read
+    │   └── UnknownVersionError (LookupError)    that version was never made, or is kept no longer
+    ├── ConfigurationError (ValueError)          a setting is missing or makes no sense
+    │   ├── UnknownProviderError (LookupError)   no provider is registered under this name
+    │   ├── MissingCredentialsError              the provider needs a key and none is configured
+    │   └── MissingDependencyError (ImportError) an optional package is not installed
+    ├── AppNotRunningError (RuntimeError)        the application is not started, or is closed
+    └── ProviderError                            a model call failed; see its ``kind``
+        ├── AuthenticationError (PermissionError)
+        ├── PermissionDeniedError (PermissionError)
+        ├── QuotaExceededError
+        ├── RateLimitedError
+        ├── OverloadedError
+        ├── ServerError
+        ├── BadRequestError (ValueError)
+        ├── ModelNotFoundError (LookupError)
+        ├── ContextLengthError (ValueError)
+        ├── ContentFilteredError
+        ├── ConnectionFailedError (ConnectionError)
+        ├── DeadlineExceededError (TimeoutError)
+        ├── IncompleteStreamError (EOFError)
+        └── InvalidResponseError (ValueError)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+__all__ = [
+    "AppNotRunningError",
+    "AtlasError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BufferClosedError",
+    "BufferOverflowError",
+    "BusClosedError",
+    "BusError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "ContentFilteredError",
+    "ContextLengthError",
+    "DeadlineExceededError",
+    "HandlersFailedError",
+    "IncompleteStreamError",
+    "InvalidResponseError",
+    "MigrationError",
+    "MissingCredentialsError",
+    "MissingDependencyError",
+    "ModelNotFoundError",
+    "NoResponderError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "ProviderError",
+    "QuotaExceededError",
+    "RateLimitedError",
+    "RecursionLimitError",
+    "SchemaError",
+    "ServerError",
+    "StateError",
+    "StreamBufferError",
+    "SubscriptionError",
+    "UnknownMessageError",
+    "UnknownProviderError",
+    "UnknownVersionError",
+    "ValidationError",
+    "VersionConflictError",
+    "WaitTimeoutError",
+]
+
+
+class AtlasError(Exception):
+    """The root of all errors raised by Atlas on purpose."""
+
+
+# -- messages and schemas -------------------------------------------------------------------------
+
+
+class ValidationError(AtlasError, ValueError):
+    """A field was given a value that its type or rule refuses.
+
+    Attributes:
+        message_name: The registered name (or the class name) of what was being built.
+        field: Path of the field, dotted for nested ones (``"items.2.price"``); empty when the
+            whole input was not what it should be.
+        value: The value refused.
+        rule: What was expected, in words (``"an int"``).
+    """
+
+    def __init__(self, message_name: str, field: str, value: object, rule: str) -> None:
+        self.message_name = message_name
+        self.field = field
+        self.value = value
+        self.rule = rule
+        shown = repr(value)
+        if len(shown) > 200:
+            shown = f"{shown[:197]}..."
+        where = f"{message_name}.{field}" if field else message_name
+        super().__init__(f"{where}: {shown} was given where {rule} is expected.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message_name, self.field, self.value, self.rule)
+
+
+class SchemaError(AtlasError, TypeError):
+    """A class cannot be described by a schema, or two classes claim one name."""
+
+
+class UnknownMessageError(SchemaError, LookupError):
+    """No message type is registered under this name or version."""
+
+    def __init__(self, text: str, *, name: str, version: int | None = None) -> None:
+        super().__init__(text)
+        self.name = name
+        self.version = version
+
+
+class MigrationError(SchemaError):
+    """No chain of upcasters leads from a stored version to the one in the code."""
+
+    def __init__(self, text: str, *, name: str, from_version: int, to_version: int) -> None:
+        super().__init__(text)
+        self.name = name
+        self.from_version = from_version
+        self.to_version = to_version
+
+
+# -- the bus --------------------------------------------------------------------------------------
+
+
+class BusError(AtlasError):
+    """The event bus refused something."""
+
+
+class BusClosedError(BusError, RuntimeError):
+    """The bus is closed and accepts no more messages or subscriptions."""
+
+
+class SubscriptionError(BusError, TypeError):
+    """A handler, selector or option with which no subscription can be made."""
+
+
+class RecursionLimitError(BusError, RecursionError):
+    """Handlers publish into each other without end; ``chain`` names the messages, oldest first."""
+
+    def __init__(self, text: str, *, chain: Sequence[str]) -> None:
+        super().__init__(text)
+        self.chain = tuple(chain)
+
+
+class HandlersFailedError(BusError):
+    """One or more handlers of a message raised; ``errors`` holds what they raised, in order."""
+
+    def __init__(self, text: str, *, errors: Sequence[BaseException]) -> None:
+        super().__init__(text)
+        self.errors = tuple(errors)
+
+
+class WaitTimeoutError(BusError, TimeoutError):
+    """No matching message, or no reply to a request, came within ``timeout`` seconds."""
+
+    def __init__(self, text: str, *, timeout: float) -> None:
+        super().__init__(text)
+        self.timeout = timeout
+
+
+class NoResponderError(BusError, LookupError):
+    """A request was published and nobody is subscribed who could answer it."""
+
+
+# -- buffers and state ----------------------------------------------------------------------------
+
+
+class StreamBufferError(AtlasError):
+    """A stream buffer refused something."""
+
+
+class BufferClosedError(StreamBufferError, RuntimeError):
+    """The buffer is closed or cancelled and takes no more items."""
+
+
+class BufferOverflowError(StreamBufferError, OverflowError):
+    """The buffer is full and its overflow policy is ``"error"``; ``capacity`` says how full."""
+
+    def __init__(self, text: str, *, capacity: int) -> None:
+        super().__init__(text)
+        self.capacity = capacity
+
+
+class StateError(AtlasError):
+    """A state container refused something."""
+
+
+class VersionConflictError(StateError, ValueError):
+    """The state was expected at version ``expected`` and is at version ``actual``."""
+
+    def __init__(self, text: str, *, expected: int, actual: int) -> None:
+        super().__init__(text)
+        self.expected = expected
+        self.actual = actual
+
+
+class UnknownVersionError(StateError, LookupError):
+    """Version ``version`` was never made, or its history is kept no longer."""
+
+    def __init__(self, text: str, *, version: int) -> None:
+        super().__init__(text)
+        self.version = version
+
+
+# -- configuration and the application ------------------------------------------------------------
+
+
+class ConfigurationError(AtlasError, ValueError):
+    """A setting is missing or makes no sense; the text names it and the mend."""
+
+
+class UnknownProviderError(ConfigurationError, LookupError):
+    """No provider is registered under ``name``."""
+
+    def __init__(self, text: str, *, name: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+class MissingCredentialsError(ConfigurationError):
+    """A provider needs a key or token and none is configured."""
+
+
+class MissingDependencyError(ConfigurationError, ImportError):
+    """An optional package is not installed; ``extra`` is what to install: ``atlas[extra]``."""
+
+    def __init__(self, text: str, *, extra: str) -> None:
+        super().__init__(text)
+        self.extra = extra
+
+
+class AppNotRunningError(AtlasError, RuntimeError):
+    """The application is used before it was started or after it was closed."""
+
+
+# -- providers ------------------------------------------------------------------------------------
+
+DeadlineName = Literal["connect", "first_token", "gap", "total"]
+
+
+class ProviderError(AtlasError):
+    """A model call failed. The subclass, or ``kind``, says how; the rest are the vendor's facts.
+
+    Attributes:
+        kind: A stable word for the subclass, for logs and events (``"rate_limited"``).
+        retryable: Whether the same request may succeed when it is sent again.
+        provider: Name of the provider asked, empty when not known.
+        model: Name of the model asked, empty when not known.
+        status: HTTP status of the answer, if there was one.
+        code: The vendor's own word for the error (``"context_length_exceeded"``).
+        request_id: The vendor's id of the request, for its support desk.
+        retry_after: Seconds after which the vendor invites a new try.
+        partial: Text that had arrived when the call failed; empty when it failed before the
+            first token.
+    """
+
+    kind: ClassVar[str] = "provider_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        provider: str = "",
+        model: str = "",
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        partial: str = "",
+    ) -> None:
+        super().__init__(text)
+        self.provider = provider
+        self.model = model
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.partial = partial
+
+
+class AuthenticationError(ProviderError, PermissionError):
+    """The vendor does not accept the key."""
+
+    kind = "authentication"
+
+
+class PermissionDeniedError(ProviderError, PermissionError):
+    """The key is good but may not do this."""
+
+    kind = "permission_denied"
+
+
+class QuotaExceededError(ProviderError):
+    """The account has no credit left; waiting does not help."""
+
+    kind = "quota_exceeded"
+
+
+class RateLimitedError(ProviderError):
+    """Too many requests or tokens; ``retry_after`` says when to try again, if the vendor did."""
+
+    kind = "rate_limited"
+    retryable = True
+
+
+class OverloadedError(ProviderError):
+    """The vendor has no capacity at the moment."""
+
+    kind = "overloaded"
+    retryable = True
+
+
+class ServerError(ProviderError):
+    """The vendor failed on its side."""
+
+    kind = "server_error"
+    retryable = True
+
+
+class BadRequestError(ProviderError, ValueError):
+    """The vendor refuses the request as it stands."""
+
+    kind = "bad_request"
+
+
+class ModelNotFoundError(ProviderError, LookupError):
+    """The vendor has no model of this name, or not for this key."""
+
+    kind = "model_not_found"
+
+
+class ContextLengthError(ProviderError, ValueError):
+    """Prompt and answer do not fit the model's context window."""
+
+    kind = "context_length"
+
+
+class ContentFilteredError(ProviderError):
+    """The vendor's filter refused the request."""
+
+    kind = "content_filtered"
+
+
+class ConnectionFailedError(ProviderError, ConnectionError):
+    """The vendor could not be reached, or the connection broke."""
+
+    kind = "connection_failed"
+    retryable = True
+
+
+class DeadlineExceededError(ProviderError, TimeoutError):
+    """A deadline passed; ``deadline`` says which and ``seconds`` how long it was."""
+
+    kind = "deadline_exceeded"
+    retryable = True
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        deadline: DeadlineName,
+        seconds: float,
+        provider: str = "",
+        model: str = "",
+        partial: str = "",
+    ) -> None:
+        super().__init__(text, provider=provider, model=model, partial=partial)
+        self.deadline = deadline
+        self.seconds = seconds
+
+
+class IncompleteStreamError(ProviderError, EOFError):
+    """The stream ended without its end marker: what arrived may not be the whole answer."""
+
+    kind = "incomplete_stream"
+    retryable = True
+
+
+class InvalidResponseError(ProviderError, ValueError):
+    """The answer is not what the protocol promises (HTML, broken JSON, wrong types)."""
+
+    kind = "invalid_response"

@@ -1,0 +1,34 @@
+"""Type variables, aliases and protocols that more than one Atlas package needs.
+
+This module is the single source of such names and imports nothing of Atlas, so that any layer may
+use it. Types that belong to one concept live with that concept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol, TypeAlias, runtime_checkable
+
+__all__ = ["Clock", "Headers", "JSON", "MaybeAwaitable"]
+
+JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+"""Whatever the ``json`` module reads and writes."""
+
+Headers: TypeAlias = Mapping[str, str]
+"""Free annotations that travel with a message: short strings by short names."""
+
+MaybeAwaitable: TypeAlias = Callable[..., "Awaitable[object] | object"]
+"""A plain or an ``async`` callable; which of the two is settled once, when it is registered."""
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """Where Atlas reads time from; replaced by a manual clock in tests and by the log in a replay."""
+
+    def time_ns(self) -> int:
+        """Return the wall-clock time in nanoseconds since the Unix epoch (UTC)."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds from an arbitrary start; never goes back."""
+        ...
