@@ -163,7 +163,9 @@ def message(name: str | None = None, /, *, version: int = 1) -> Callable[[C], C]
 @dataclass_transform(frozen_default=True)
 def message(cls: Any = None, /, *, version: int = 1) -> Any:
     def decorate(target: Any, name: str | None = None) -> Any:
-        wire = name or ".".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", target.__name__)).lower()
+        wire = (
+            name or ".".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", target.__name__)).lower()
+        )
         made = _build(target, wire, version)
         _registry[wire, version] = made
         return made

@@ -11,108 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from atlas.core.messages import value
+from atlas.providers.messages import ChatMessage, FinishReason, ToolSpec, Usage
 from atlas.typing import JSON
-
-FinishReason = Literal[
-    "stop",  # the model ended its answer
-    "length",  # max_tokens reached
-    "stop_sequence",  # one of the request's stop strings came up
-    "tool_calls",  # the model waits for tool results
-    "content_filter",  # the vendor's filter cut the answer off
-    "refusal",  # the model declined
-    "pause",  # the vendor paused a long turn; send it back to go on
-    "context_window",  # prompt and answer filled the context window
-    "cancelled",  # the caller cancelled
-    "unknown",  # a word Atlas does not know; see the raw reason
-]
-
-
-# -- what goes in ---------------------------------------------------------------------------------
-
-
-@value("text")
-class TextPart:
-    """Plain text."""
-
-    text: str
-
-
-@value("thinking")
-class ThinkingPart:
-    """What the model thought, with the vendor's signature over it, to be sent back unchanged.
-
-    ``redacted`` holds the vendor's opaque data when the thought itself is withheld.
-    """
-
-    text: str = ""
-    signature: str | None = None
-    redacted: str | None = None
-
-
-@value("tool_call")
-class ToolCallPart:
-    """The model asks for a tool. ``arguments`` is the JSON text exactly as the model wrote it."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-@value("tool_result")
-class ToolResultPart:
-    """The answer to the tool call with the same id."""
-
-    call_id: str
-    content: str
-    is_error: bool = False
-
-
-@value("refusal")
-class RefusalPart:
-    """The model declined, in these words."""
-
-    text: str
-
-
-Part: TypeAlias = TextPart | ThinkingPart | ToolCallPart | ToolResultPart | RefusalPart
-
-
-@value
-class ChatMessage:
-    """One turn of a conversation: who speaks, and the parts of what is said, in order."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    parts: tuple[Part, ...]
-
-    @property
-    def text(self) -> str:
-        """The text parts, joined."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
-
-
-@value
-class ToolSpec:
-    """A tool as the model sees it; ``parameters`` is a JSON Schema as JSON text."""
-
-    name: str
-    description: str
-    parameters: str
-
-
-@value
-class Usage:
-    """Tokens of one call. None: the vendor did not say.
-
-    ``input_tokens`` is the whole prompt, cached part included; ``output_tokens`` the whole answer,
-    reasoning included, whatever the vendor's own way of counting.
-    """
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +96,13 @@ class Finished(NamedTuple):
 
 
 Delta: TypeAlias = (
-    ResponseStarted | TextDelta | ThinkingDelta | RefusalDelta | ToolCallDelta | UsageDelta | Finished
+    ResponseStarted
+    | TextDelta
+    | ThinkingDelta
+    | RefusalDelta
+    | ToolCallDelta
+    | UsageDelta
+    | Finished
 )
 
 
