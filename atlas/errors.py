@@ -22,9 +22,12 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   ├── VersionConflictError (ValueError)    the state has moved on since it was read
     │   └── UnknownVersionError (LookupError)    that version was never made, or is kept no longer
     ├── ConfigurationError (ValueError)          a setting is missing or makes no sense
-    │   ├── UnknownProviderError (LookupError)   no provider is registered under this name
+    │   ├── UnknownNameError (LookupError)       nothing is registered, or declared, by this name
+    │   │   └── UnknownProviderError             no provider is registered under this name
+    │   ├── RegistrationError                    an entry is claimed twice, or cannot be built
     │   ├── MissingCredentialsError              the provider needs a key and none is configured
     │   └── MissingDependencyError (ImportError) an optional package is not installed
+    ├── CloseFailedError                         closing one or more things failed
     ├── AppNotRunningError (RuntimeError)        the application is not started, or is closed
     └── ProviderError                            a model call failed; see its ``kind``
         ├── AuthenticationError (PermissionError)
@@ -45,7 +48,8 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 __all__ = [
@@ -57,6 +61,7 @@ __all__ = [
     "BufferOverflowError",
     "BusClosedError",
     "BusError",
+    "CloseFailedError",
     "ConfigurationError",
     "ConnectionFailedError",
     "ContentFilteredError",
@@ -76,22 +81,34 @@ __all__ = [
     "QuotaExceededError",
     "RateLimitedError",
     "RecursionLimitError",
+    "RegistrationError",
     "SchemaError",
     "ServerError",
     "StateError",
     "StreamBufferError",
     "SubscriptionError",
     "UnknownMessageError",
+    "UnknownNameError",
     "UnknownProviderError",
     "UnknownVersionError",
     "ValidationError",
     "VersionConflictError",
     "WaitTimeoutError",
+    "nearest_name",
 ]
 
 
 class AtlasError(Exception):
     """The root of all errors raised by Atlas on purpose."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Return ``"; the nearest is 'x'"`` for a mistyped name, or "" when nothing known is like it.
+
+    It ends the first clause of an "unknown name" sentence, so that all of them read alike.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; the nearest is {close[0]!r}" if close else ""
 
 
 # -- messages and schemas -------------------------------------------------------------------------
@@ -236,12 +253,30 @@ class ConfigurationError(AtlasError, ValueError):
     """A setting is missing or makes no sense; the text names it and the mend."""
 
 
-class UnknownProviderError(ConfigurationError, LookupError):
-    """No provider is registered under ``name``."""
+class UnknownNameError(ConfigurationError, LookupError):
+    """Nothing is registered, or declared, by the name ``name``; the text lists what is."""
 
     def __init__(self, text: str, *, name: str) -> None:
         super().__init__(text)
         self.name = name
+
+
+class UnknownProviderError(UnknownNameError):
+    """No provider is registered under ``name``."""
+
+
+class RegistrationError(ConfigurationError):
+    """A registry entry is claimed twice, or cannot be built as it is declared.
+
+    Attributes:
+        name: The entry's name.
+        errors: When an entry and all its fallbacks failed: what each raised, in order.
+    """
+
+    def __init__(self, text: str, *, name: str, errors: Sequence[Exception] = ()) -> None:
+        super().__init__(text)
+        self.name = name
+        self.errors = tuple(errors)
 
 
 class MissingCredentialsError(ConfigurationError):
@@ -254,6 +289,14 @@ class MissingDependencyError(ConfigurationError, ImportError):
     def __init__(self, text: str, *, extra: str) -> None:
         super().__init__(text)
         self.extra = extra
+
+
+class CloseFailedError(AtlasError):
+    """Closing one or more things failed; the others were closed. ``errors`` holds what they raised."""
+
+    def __init__(self, text: str, *, errors: Sequence[Exception]) -> None:
+        super().__init__(text)
+        self.errors = tuple(errors)
 
 
 class AppNotRunningError(AtlasError, RuntimeError):
