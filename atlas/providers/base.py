@@ -30,7 +30,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     thinking_tokens: int | None = None  # budget for thinking; None: off or the model's own way
     json_schema: str | None = None  # constrain the answer to this JSON Schema (JSON text)
-    connect_timeout: float = 10.0  # seconds; the other deadlines are kept outside the adapter
+    connect_timeout: float | None = 10.0  # seconds; None: none. Other deadlines: see resilience
     extra: dict[str, JSON] = field(default_factory=dict)  # vendor options passed on as they are
 
 
