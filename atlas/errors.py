@@ -17,10 +17,12 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   └── NoResponderError (LookupError)       nobody answers this request
     ├── StreamBufferError
     │   ├── BufferClosedError (RuntimeError)     the buffer takes no more items
-    │   └── BufferOverflowError (OverflowError)  the buffer is full and its policy is "error"
+    │   ├── BufferOverflowError (OverflowError)  the buffer is full and its policy is "error"
+    │   └── BufferTimeoutError (TimeoutError)    the buffer had no room in time
     ├── StateError
     │   ├── VersionConflictError (ValueError)    the state has moved on since it was read
     │   └── UnknownVersionError (LookupError)    that version was never made, or is kept no longer
+    ├── MergeConflictError (ValueError)          two sides changed the same thing differently
     ├── ConfigurationError (ValueError)          a setting is missing or makes no sense
     │   ├── UnknownNameError (LookupError)       nothing is registered, or declared, by this name
     │   │   └── UnknownProviderError             no provider is registered under this name
@@ -59,6 +61,7 @@ __all__ = [
     "BadRequestError",
     "BufferClosedError",
     "BufferOverflowError",
+    "BufferTimeoutError",
     "BusClosedError",
     "BusError",
     "CloseFailedError",
@@ -70,6 +73,7 @@ __all__ = [
     "HandlersFailedError",
     "IncompleteStreamError",
     "InvalidResponseError",
+    "MergeConflictError",
     "MigrationError",
     "MissingCredentialsError",
     "MissingDependencyError",
@@ -225,6 +229,14 @@ class BufferOverflowError(StreamBufferError, OverflowError):
         self.capacity = capacity
 
 
+class BufferTimeoutError(StreamBufferError, TimeoutError):
+    """The buffer had no room within ``timeout`` seconds; the item was not put."""
+
+    def __init__(self, text: str, *, timeout: float) -> None:
+        super().__init__(text)
+        self.timeout = timeout
+
+
 class StateError(AtlasError):
     """A state container refused something."""
 
@@ -244,6 +256,18 @@ class UnknownVersionError(StateError, LookupError):
     def __init__(self, text: str, *, version: int) -> None:
         super().__init__(text)
         self.version = version
+
+
+class MergeConflictError(AtlasError, ValueError):
+    """Two sides changed the same thing differently, and nothing says which of them is right.
+
+    Attributes:
+        paths: Where, as texts like ``"/items/7/price"``.
+    """
+
+    def __init__(self, text: str, *, paths: Sequence[str]) -> None:
+        super().__init__(text)
+        self.paths = tuple(paths)
 
 
 # -- configuration and the application ------------------------------------------------------------
