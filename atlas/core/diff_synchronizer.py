@@ -278,10 +278,11 @@ class DiffSynchronizer:
         merged = self._merge((), _Sides(base, ours, theirs), conflicts)
         open_values = [c.path for c in conflicts if c.resolution is None and c.about == "value"]
         open_orders = {c.path for c in conflicts if c.resolution is None and c.about == "order"}
+        open_orders |= {path[:-1] for path in open_values if path}
 
         def settled(operation: Operation) -> bool:
             if isinstance(operation, Reorder) and operation.path in open_orders:
-                return False
+                return False  # the order of the items, or whether one is there at all, is open
             return not any(operation.path[: len(path)] == path for path in open_values)
 
         return SyncPlan(
