@@ -3,23 +3,28 @@
 Vendors word the same fact differently (a status, a ``code``, a ``type``, a sentence). `error_from`
 reads them all and returns the one `ProviderError` subclass that says it, with the vendor's facts
 as attributes and one sentence that names the mend. It knows words, not vendors, so that servers
-compatible with some vendor's protocol are understood as well.
+compatible with some vendor's protocol are understood as well. `transport_error` does the same for
+what an HTTP client raises when there is no answer at all.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import socket
+import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 from atlas.errors import (
     AuthenticationError,
     BadRequestError,
+    ConnectionFailedError,
     ContentFilteredError,
     ContextLengthError,
+    DeadlineExceededError,
     InvalidResponseError,
     ModelNotFoundError,
     OverloadedError,
@@ -30,7 +35,13 @@ from atlas.errors import (
     ServerError,
 )
 
-__all__ = ["VendorError", "error_from", "retry_after_seconds", "vendor_error"]
+__all__ = [
+    "VendorError",
+    "error_from",
+    "retry_after_seconds",
+    "transport_error",
+    "vendor_error",
+]
 
 
 class VendorError(NamedTuple):
@@ -220,6 +231,88 @@ def error_from(
         retry_after=retry_after_seconds(headers, now=now),
         partial=partial,
     )
+
+
+def transport_error(
+    error: BaseException,
+    *,
+    provider: str = "",
+    model: str = "",
+    address: str = "",
+    connect_timeout: float | None = None,
+    partial: str = "",
+) -> ProviderError:
+    """Return the neutral error for what an HTTP client, or an SDK around one, raised.
+
+    The error and its causes are told apart by class name, since httpx and httpx2 use the same
+    names and this module must not import either.
+
+    Args:
+        error: What was raised.
+        provider: Name of the provider asked.
+        model: Name of the model asked.
+        address: Where the request was sent, for the sentence.
+        connect_timeout: The connect deadline in force, in seconds.
+        partial: Text that had arrived.
+    """
+    chain = list(_causes(error))
+    names = {base.__name__ for cause in chain for base in type(cause).__mro__}
+    who = provider or "The provider"
+    where = f" at {address}" if address else ""
+    detail = next((text for cause in reversed(chain) if (text := _shown(str(cause)))), "")
+    said = (
+        f" ({type(chain[-1]).__name__}: {detail})" if detail else f" ({type(chain[-1]).__name__})"
+    )
+    if names & {"ConnectTimeout", "PoolTimeout"} and connect_timeout is not None:
+        return DeadlineExceededError(
+            f"{who}{where} gave no connection within {connect_timeout:g} s; check the address and "
+            f"the network, or raise the connect deadline.",
+            deadline="connect",
+            seconds=connect_timeout,
+            provider=provider,
+            model=model,
+            partial=partial,
+        )
+    if "TooManyRedirects" in names:
+        return InvalidResponseError(
+            f"{who}{where} redirects without end; check the base URL.",
+            provider=provider,
+            model=model,
+            partial=partial,
+        )
+    if names & {"DecodingError", "InvalidURL", "UnsupportedProtocol"}:
+        return InvalidResponseError(
+            f"{who}{where} cannot be talked to; check the base URL and any proxy{said}.",
+            provider=provider,
+            model=model,
+            partial=partial,
+        )
+    if any(isinstance(cause, ssl.SSLError) for cause in chain):
+        problem = "offers no TLS connection that can be trusted; check https, certificate and proxy"
+    elif any(isinstance(cause, ConnectionRefusedError) for cause in chain):
+        problem = "refused the connection; check that the server runs and the address is right"
+    elif any(isinstance(cause, socket.gaierror) for cause in chain):
+        problem = "has no address on the network; check the base URL and the name service"
+    elif "ConnectError" in names:
+        problem = "cannot be reached; check the base URL and the network"
+    else:
+        problem = "broke off the connection; ask again"
+    return ConnectionFailedError(
+        f"{who}{where} {problem}{said}.", provider=provider, model=model, partial=partial
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it came from, outermost first, each once."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        if isinstance(current, BaseExceptionGroup) and current.exceptions:
+            current = current.exceptions[0]
+        else:
+            current = current.__cause__ or current.__context__
 
 
 def _sentence(

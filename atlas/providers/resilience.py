@@ -1,0 +1,529 @@
+"""Deadlines and retries around any provider.
+
+`resilient_stream` is what stands between a provider and whoever reads the answer. It keeps four
+deadlines, retries while nothing of the answer has been shown, names foreign exceptions, and ends
+a read from another task. Per token it costs one clock reading and a few attribute writes: there
+is one timer per stream, and it is moved only when it fires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Self, TypeAlias
+
+from atlas.errors import (
+    AtlasError,
+    DeadlineExceededError,
+    DeadlineName,
+    IncompleteStreamError,
+    ProviderError,
+)
+from atlas.providers.base import (
+    ChatRequest,
+    Delta,
+    Finished,
+    Provider,
+    ResponseStarted,
+    TextDelta,
+    UsageDelta,
+)
+
+__all__ = ["Deadlines", "ResilientStream", "Retry", "RetryPolicy", "resilient_stream"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long each stage of a call may take, in seconds; None means no limit.
+
+    Attributes:
+        connect: Until the connection to the vendor stands. Kept by the adapter, which is told it
+            in the request.
+        first_token: From the start of an attempt to its first piece of content. Pings, usage and
+            the vendor's acceptance are no content.
+        gap: Between two pieces of content, counted only while the reader waits: a reader that
+            holds a stream back for an hour breaks no deadline of the vendor's.
+        total: From the start of the first attempt to the end of the answer, retries, waits
+            between them and pauses of the reader included.
+    """
+
+    connect: float | None = 10.0
+    first_token: float | None = 60.0
+    gap: float | None = 60.0
+    total: float | None = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "first_token", "gap", "total"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ValueError(
+                    f"The deadline {name!r} is {seconds!r}; give a number of seconds above 0, or "
+                    f"None for no limit."
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """When and after how long a failed attempt is followed by another.
+
+    Only errors with ``retryable`` are retried, and only before the first piece of content. The
+    delay is drawn evenly from 0 to ``base_delay * 2 ** (attempt - 1)``, at most ``max_delay``
+    ("full jitter", so that many clients do not come back together); a vendor's ``retry_after``
+    is the least that is waited.
+
+    Attributes:
+        attempts: How often to ask at most, the first time included; 1 means no retry.
+        base_delay: Upper end of the first delay, in seconds.
+        max_delay: Upper end of any delay, in seconds.
+        max_retry_after: A vendor that asks to wait longer than this, in seconds, is not waited
+            for: its error is raised.
+        random: Draws the jitter: a function that returns a number from 0 up to 1. Give
+            ``random.Random(seed).random`` for delays that can be reproduced.
+    """
+
+    attempts: int = 3
+    base_delay: float = 0.5
+    max_delay: float = 30.0
+    max_retry_after: float = 60.0
+    random: Callable[[], float] = field(default=random.random, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts is {self.attempts!r}; give at least 1, which is no retry.")
+        for name in ("base_delay", "max_delay", "max_retry_after"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give seconds, 0 or more.")
+
+    def delay(self, attempt: int, error: ProviderError) -> float | None:
+        """Return the seconds to wait after failed attempt number ``attempt``; None: give up."""
+        if attempt >= self.attempts or not error.retryable:
+            return None
+        asked = error.retry_after or 0.0
+        if asked > self.max_retry_after:
+            return None
+        ceiling = min(self.max_delay, self.base_delay * 2.0 ** min(attempt - 1, 62))
+        return max(asked, ceiling * self.random())
+
+
+class Retry(NamedTuple):
+    """A failed attempt that is followed by another: its number from 1, the wait, the error."""
+
+    attempt: int
+    delay: float
+    error: ProviderError
+
+
+def resilient_stream(
+    provider: Provider,
+    request: ChatRequest,
+    *,
+    deadlines: Deadlines | None = None,
+    retries: RetryPolicy | None = None,
+    on_retry: Callable[[Retry], None] | None = None,
+    clock: Callable[[], float] | None = None,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> ResilientStream:
+    """Return the provider's answer as an async iterator of deltas, with deadlines and retries.
+
+    It ends after exactly one `Finished`, or raises a `ProviderError` whose ``partial`` is the text
+    that had arrived. Foreign exceptions out of a provider become a `ProviderError` with the
+    original as its cause. Cancelling the task that reads stays a cancellation. `ResponseStarted`
+    and `UsageDelta` of an attempt are held back until its first content, so that a failed attempt
+    leaves nothing behind.
+
+    Args:
+        provider: Whom to ask.
+        request: What to ask; its ``connect_timeout`` is set from ``deadlines``.
+        deadlines: Default: `Deadlines` as they come.
+        retries: Default: a `RetryPolicy` as it comes.
+        on_retry: Called before the wait that precedes a new attempt.
+        clock: Seconds from any start, never going back; default: ``time.monotonic``.
+        sleep: Waits between attempts; default: ``asyncio.sleep``.
+    """
+    return ResilientStream(
+        provider,
+        request,
+        deadlines=deadlines or Deadlines(),
+        retries=retries or RetryPolicy(),
+        on_retry=on_retry,
+        clock=clock,
+        sleep=sleep,
+    )
+
+
+class ResilientStream:
+    """The iterator that `resilient_stream` returns.
+
+    One task reads it at a time; `aclose` may be called from any task of the same loop. It must be
+    read to its end or closed (it is an async context manager): the connection to the vendor is
+    closed before `aclose` returns, not when the garbage collector comes by.
+    """
+
+    __slots__ = ("_call", "_closed", "_deltas")
+
+    def __init__(
+        self,
+        provider: Provider,
+        request: ChatRequest,
+        *,
+        deadlines: Deadlines,
+        retries: RetryPolicy,
+        on_retry: Callable[[Retry], None] | None,
+        clock: Callable[[], float] | None,
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        request = replace(request, connect_timeout=deadlines.connect)
+        self._call = _Call(
+            provider,
+            request,
+            retries=retries,
+            on_retry=on_retry,
+            sleep=sleep,
+            watch=_Watch(deadlines, clock),
+        )
+        self._deltas = self._call.deltas()
+        self._closed: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Awaitable[Delta]:
+        return self._deltas.__anext__() if self._closed is None else _ended()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection to the vendor; a task that reads at this moment sees the end.
+
+        Idempotent.
+        """
+        if self._closed is not None:
+            await asyncio.shield(self._closed)
+            return
+        closed = self._closed = asyncio.get_running_loop().create_future()
+        try:
+            if self._deltas.ag_running:
+                await self._call.stop()
+            await self._deltas.aclose()
+        finally:
+            closed.set_result(None)
+
+    @property
+    def attempts(self) -> int:
+        """How often the vendor has been asked so far."""
+        return self._call.attempts
+
+
+async def _ended() -> Delta:
+    raise StopAsyncIteration
+
+
+class _Interrupted(Exception):  # noqa: N818  (never leaves this module)
+    """The watch ended the call at a moment when it was not waiting for the provider."""
+
+
+class _Call:
+    """One call: its attempts and the text that has arrived."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        request: ChatRequest,
+        *,
+        retries: RetryPolicy,
+        on_retry: Callable[[Retry], None] | None,
+        sleep: Callable[[float], Awaitable[object]],
+        watch: _Watch,
+    ) -> None:
+        self.attempts = 0
+        self._provider = provider
+        self._request = request
+        self._retries = retries
+        self._on_retry = on_retry
+        self._sleep = sleep
+        self._watch = watch
+        self._text: list[str] = []
+        self._ended: asyncio.Future[None] | None = None
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """Yield the deltas of the first attempt that gets as far as content."""
+        self._ended = asyncio.get_running_loop().create_future()
+        self._watch.start()
+        delay: float | None = None
+        try:
+            while True:
+                try:
+                    await self._pause(delay)
+                    async with contextlib.aclosing(self._attempt()) as deltas:
+                        async for delta in deltas:
+                            yield delta
+                # Whatever a third party's provider raises is named, none of it passes as it is.
+                except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001
+                    error = self._neutral(raised)
+                else:
+                    return
+                if error is None:
+                    return
+                delay = self._delay_after(error)
+                if delay is None:
+                    raise error from error.__cause__
+                if self._on_retry is not None:
+                    self._on_retry(Retry(self.attempts, delay, error))
+        finally:
+            self._watch.close()
+            self._ended.set_result(None)
+
+    async def stop(self) -> None:
+        """End the read that is under way in another task, and wait until it has ended."""
+        assert self._ended is not None
+        self._watch.end("stop")
+        await asyncio.shield(self._ended)
+
+    async def _pause(self, delay: float | None) -> None:
+        if delay is None:
+            return
+        self._watch.begin_pause()
+        try:
+            await self._sleep(delay)
+        finally:
+            self._watch.waiting = False
+
+    async def _attempt(self) -> AsyncGenerator[Delta, None]:
+        """Yield the deltas of one attempt, holding back what precedes its content."""
+        self.attempts += 1
+        watch, text, held = self._watch, self._text, list[Delta]()
+        watch.begin_attempt()
+        finished = False
+        async with _closing(self._provider.stream(self._request)) as stream:
+            receive = stream.__anext__
+            while True:
+                watch.begin_wait()
+                try:
+                    delta = await receive()
+                except StopAsyncIteration:
+                    break
+                finally:
+                    watch.waiting = False
+                kind = type(delta)
+                if kind is TextDelta:
+                    text.append(delta[0])
+                elif kind is Finished:
+                    finished = True
+                elif kind in _PREAMBLE and not watch.content:
+                    held.append(delta)
+                    continue
+                watch.saw_content()
+                if held:
+                    for earlier in held:
+                        yield earlier
+                    held.clear()
+                yield delta
+        if not finished:
+            raise IncompleteStreamError(
+                f"{self._provider.name} ended its stream without an end marker; what arrived may "
+                f"not be the whole answer. Ask again."
+            )
+
+    def _neutral(self, raised: BaseException) -> ProviderError | None:
+        """Return the error to raise for ``raised``, None for an end by `stop`, or re-raise it."""
+        reason = self._watch.take_back(raised)
+        if reason == "stop":
+            return None
+        if reason is not None:
+            error = self._deadline_error(reason)
+        elif isinstance(raised, ProviderError):
+            error = raised
+        elif isinstance(raised, AtlasError | asyncio.CancelledError):
+            raise raised
+        else:
+            error = ProviderError(
+                f"{self._provider.name} failed with an error that its adapter does not name: "
+                f"{type(raised).__name__}: {raised}. Report it to the adapter's author."
+            )
+            error.__cause__ = raised
+        error.partial = "".join(piece for piece in self._text if isinstance(piece, str))
+        error.provider = error.provider or self._provider.name
+        error.model = error.model or self._request.model
+        return error
+
+    def _deadline_error(self, name: DeadlineName) -> DeadlineExceededError:
+        seconds = self._watch.seconds(name)
+        return DeadlineExceededError(
+            _LATE[name].format(provider=self._provider.name, seconds=seconds),
+            deadline=name,
+            seconds=seconds,
+        )
+
+    def _delay_after(self, error: ProviderError) -> float | None:
+        if self._watch.content:
+            return None
+        delay = self._retries.delay(self.attempts, error)
+        return None if delay is None or delay >= self._watch.left() else delay
+
+
+_Reason: TypeAlias = Literal["connect", "first_token", "gap", "total", "stop"]
+
+_PREAMBLE = (ResponseStarted, UsageDelta)
+
+_LATE: dict[DeadlineName, str] = {
+    "connect": "{provider} gave no connection within {seconds:g} s; raise the connect deadline.",
+    "first_token": (
+        "{provider} sent nothing of an answer within {seconds:g} s; ask again, or raise the "
+        "first_token deadline."
+    ),
+    "gap": (
+        "{provider} stopped in the middle of its answer for {seconds:g} s; ask again, or raise "
+        "the gap deadline."
+    ),
+    "total": (
+        "{provider} did not end its answer within {seconds:g} s; ask for a shorter one, or raise "
+        "the total deadline."
+    ),
+}
+
+
+class _Watch:
+    """Keeps the deadlines of one call, and interrupts the task that waits for the provider.
+
+    The one timer is set for the earliest time at which a deadline can pass, and looks again when
+    it fires; waiting for a token only writes down who waits, and since when. A wait is interrupted
+    as ``asyncio.timeout`` does it: the task is cancelled, and the cancellation is taken back
+    unless somebody else cancelled the task too.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_cancelling",
+        "_clock",
+        "_deadlines",
+        "_reason",
+        "_since",
+        "_stage",
+        "_started",
+        "_task",
+        "_timer",
+        "content",
+        "waiting",
+    )
+
+    def __init__(self, deadlines: Deadlines, clock: Callable[[], float] | None) -> None:
+        self.content = False
+        self.waiting = False
+        self._deadlines = deadlines
+        self._clock = clock or time.monotonic
+        self._started = self._since = 0.0
+        self._stage: DeadlineName = "total"
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._cancelled = False
+        self._reason: _Reason | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- what the call says -----------------------------------------------------------------
+
+    def start(self) -> None:
+        self._started = self._clock()
+        self._enter("total")
+
+    def begin_pause(self) -> None:
+        self._enter("total")
+        self.begin_wait()
+
+    def begin_attempt(self) -> None:
+        self._enter("first_token")
+
+    def begin_wait(self) -> None:
+        if self._reason is not None:
+            raise _Interrupted
+        if self.content:
+            self._since = self._clock()
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        self._cancelling = task.cancelling()
+        self.waiting = True
+
+    def saw_content(self) -> None:
+        if not self.content:
+            self.content = True
+            self._enter("gap")
+
+    def end(self, reason: _Reason) -> None:
+        self._reason = reason
+        if self.waiting and self._task is not None:
+            self._cancelled = True
+            self._task.cancel()
+
+    def take_back(self, raised: BaseException) -> _Reason | None:
+        """Return why the watch ended the wait that raised this; None when it did not."""
+        reason, self._reason = self._reason, None
+        if self._cancelled and self._task is not None:
+            self._cancelled = False
+            by_others = self._task.uncancel() > self._cancelling
+            if by_others and isinstance(raised, asyncio.CancelledError):
+                return None
+        return reason
+
+    def left(self) -> float:
+        """Return the seconds until the total deadline."""
+        return self._end_of_call() - self._clock()
+
+    def seconds(self, name: DeadlineName) -> float:
+        return float(getattr(self._deadlines, name) or 0.0)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- the timer --------------------------------------------------------------------------
+
+    def _enter(self, stage: DeadlineName) -> None:
+        self._stage = stage
+        self._since = self._clock()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        self.close()
+        due = min(self._end_of_call(), self._end_of_stage())
+        if due < math.inf:
+            delay = max(0.0, due - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._look)
+
+    def _look(self) -> None:
+        now = self._clock()
+        if now >= self._end_of_call():
+            self.end("total")
+        elif now >= self._end_of_stage():
+            self.end(self._stage)
+        else:
+            self._set_timer()
+
+    def _end_of_call(self) -> float:
+        total = self._deadlines.total
+        return math.inf if total is None else self._started + total
+
+    def _end_of_stage(self) -> float:
+        limit: float | None = getattr(self._deadlines, self._stage)
+        if limit is None or self._stage == "total":
+            return math.inf
+        # Once content flows, time runs only while we wait; before, from the attempt's start.
+        since = self._since if self.waiting or not self.content else self._clock()
+        return since + limit
+
+
+def _closing(
+    stream: AsyncIterator[Delta],
+) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Delta]]:
+    """Close the stream at the end of the block; a third party's iterator may have no close."""
+    if isinstance(stream, AsyncGenerator):
+        return contextlib.aclosing(stream)
+    return contextlib.nullcontext(stream)
