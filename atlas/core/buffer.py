@@ -1,0 +1,1174 @@
+"""A bounded buffer between the producers of a stream and any number of readers.
+
+A `StreamBuffer` hands every item to every reader, in order, each at its own pace; it is where a
+fast source meets slow consumers. It is safe from any thread and any event loop, needs no loop to
+exist, and starts neither task nor thread. It knows nothing of the bus.
+
+How it works, and why it is fast:
+
+- Each reader owns a deque. A put appends to all of them; a read is one ``popleft``. Both are
+  atomic, so that reading takes no lock, and an item is gone as soon as every reader passed it.
+- Producers share one lock and a number, ``_room``: that many items surely fit before any reader
+  can have reached the high-water mark. Readers only ever make more room, so the number stays true
+  without looking at them, and a put is: decrement, append, return.
+- Everything rare (full, paused, rate-limited, ended, somebody asleep) goes by the slow path,
+  under the lock.
+- Waiters are woken once per burst: whoever wakes a sleeper takes it off the list first, and the
+  sleeper looks at the deque itself. Nothing is handed over through a future, hence a cancelled
+  waiter can lose neither an item nor a wake-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from threading import get_ident
+from types import TracebackType
+from typing import Generic, Literal, TypeAlias, TypeVar, cast
+
+from atlas.errors import (
+    BufferClosedError,
+    BufferOverflowError,
+    BufferTimeoutError,
+    ConfigurationError,
+    StreamBufferError,
+)
+from atlas.typing import Clock
+
+__all__ = ["BufferReader", "BufferStats", "Ending", "OverflowPolicy", "ReaderStats", "StreamBuffer"]
+
+T = TypeVar("T")
+
+OverflowPolicy: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "coalesce", "error"]
+"""What happens to an item that does not fit; see `StreamBuffer`."""
+
+Ending: TypeAlias = Literal["closed", "failed", "cancelled", "detached"]
+"""How a reader came to its end: the stream was complete, broke, was cancelled, or the reader itself
+was closed by its owner."""
+
+_POLICIES = ("block", "drop_oldest", "drop_newest", "coalesce", "error")
+_COMPACT_AT = 256
+_BURST_SECONDS = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderStats:
+    """What became of the items for one reader.
+
+    ``delivered + dropped + merged + missed + pending`` is the number of items accepted since the
+    reader's start (since the buffer's start for a reader with ``from_start=True``).
+
+    Attributes:
+        delivered: Items handed to the consumer; merged items count as one.
+        dropped: Items this reader lost to the overflow policy, or that were still unread when
+            the buffer was cancelled or the reader closed.
+        merged: Items that were folded into another one.
+        missed: Items that were gone, and could not be merged, when the reader joined.
+        pending: Items waiting for the consumer.
+    """
+
+    delivered: int
+    dropped: int
+    merged: int
+    missed: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class BufferStats:
+    """The counts of a buffer at one moment.
+
+    Attributes:
+        accepted: Items taken from producers, including those a policy then dropped.
+        delivered: Items handed out, summed over all readers there ever were.
+        dropped: Items lost to the policy, cancellation or a closing reader, summed likewise.
+        merged: Items folded into another one, summed likewise.
+        missed: Items that were gone when a reader joined, summed likewise.
+        pending: Items the slowest open reader has not taken yet; without a reader, the items kept
+            for the first one.
+        high_water_hits: How often the high-water mark was reached.
+        readers: Readers open now.
+    """
+
+    accepted: int
+    delivered: int
+    dropped: int
+    merged: int
+    missed: int
+    pending: int
+    high_water_hits: int
+    readers: int
+
+
+# -- waiting --------------------------------------------------------------------------------------
+# One rule keeps wake-ups exact: a waiter sits on one list of the buffer, and whoever takes it off,
+# under the lock, wakes it once the lock is released.
+
+
+class _LoopWaiter:
+    """A coroutine that sleeps until another task, loop or thread wakes it."""
+
+    __slots__ = ("delay", "future", "listed", "loop", "thread")
+
+    def __init__(self, delay: float | None = None) -> None:
+        self.delay = delay
+        self.listed = True
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.thread = get_ident()
+
+    def wake(self) -> None:
+        self.listed = False
+        if get_ident() == self.thread:
+            self._finish()
+            return
+        try:
+            self.loop.call_soon_threadsafe(self._finish)
+        except RuntimeError:
+            # The loop was closed under its sleeper, so there is no coroutine left to wake.
+            if not self.loop.is_closed():
+                raise
+
+    def _finish(self) -> None:
+        if not self.future.done() and not self.loop.is_closed():
+            self.future.set_result(None)
+
+    def sleep(self) -> Awaitable[None]:
+        return self.future if self.delay is None else self._sleep_at_most(self.delay)
+
+    async def _sleep_at_most(self, delay: float) -> None:
+        timer = self.loop.call_later(delay, self._finish)
+        try:
+            await self.future
+        finally:
+            timer.cancel()
+
+
+class _ThreadWaiter:
+    """A thread that sleeps until another thread wakes it."""
+
+    __slots__ = ("delay", "listed", "lock")
+
+    def __init__(self, delay: float | None = None) -> None:
+        self.delay = delay
+        self.listed = True
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def wake(self) -> None:
+        self.listed = False
+        self.lock.release()
+
+    def sleep(self) -> None:
+        self.lock.acquire(timeout=-1 if self.delay is None else self.delay)
+
+
+_Waiter: TypeAlias = _LoopWaiter | _ThreadWaiter
+W = TypeVar("W", _LoopWaiter, _ThreadWaiter)
+
+
+def _wake(waiters: Iterable[_Waiter]) -> None:
+    for waiter in waiters:
+        waiter.wake()
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+class _Accumulator(Generic[T]):
+    """Everything accepted so far, folded into one value when somebody asks for it."""
+
+    __slots__ = ("_folded", "_merge", "pieces")
+
+    def __init__(self, merge: Callable[[T, T], T] | None) -> None:
+        self._merge = merge  # None: the pieces are text
+        self._folded: list[T] = []
+        self.pieces: list[T] = []
+
+    def fold(self, pieces: list[T]) -> T:
+        """Merge ``pieces`` (at least one) from left to right, text in linear time."""
+        if len(pieces) == 1:
+            return pieces[0]
+        if self._merge is not None:
+            return reduce(self._merge, pieces)
+        try:
+            # Without a merge function the first piece was text, hence T is str.
+            return cast("T", "".join(cast("list[str]", pieces)))
+        except TypeError as error:
+            raise StreamBufferError(
+                f"The buffer began with text and then got something else ({error}). "
+                f"Give the buffer a `merge` function that takes both."
+            ) from error
+
+    def compact(self) -> None:
+        """Fold what came since the last time, so that a long stream is not kept as small pieces."""
+        if len(self.pieces) >= _COMPACT_AT:
+            self._folded.append(self.fold(self.pieces))
+            self.pieces.clear()
+
+    def value(self) -> T | None:
+        parts = self._folded + self.pieces
+        if not parts:
+            return None
+        if len(parts) > 1:
+            self._folded = [self.fold(parts)]
+            self.pieces.clear()
+            return self._folded[0]
+        return parts[0]
+
+
+class _TokenBucket:
+    """Grants ``rate`` items per second, and after a lull up to a twentieth of a second's worth."""
+
+    __slots__ = ("_burst", "_monotonic", "_rate", "_tokens", "_updated")
+
+    def __init__(self, rate: float, monotonic: Callable[[], float]) -> None:
+        self._rate = rate
+        self._burst = max(1.0, rate * _BURST_SECONDS)
+        self._monotonic = monotonic
+        self._tokens = self._burst
+        self._updated = monotonic()
+
+    def available(self) -> int:
+        now = self._monotonic()
+        earned = max(0.0, now - self._updated) * self._rate
+        self._tokens = min(self._burst, self._tokens + earned)
+        self._updated = now
+        # A wait of exactly one token's time may fall short of it by a rounding error.
+        return int(self._tokens + 1e-6)
+
+    def spend(self, count: int) -> None:
+        self._tokens -= count
+
+    def delay(self) -> float:
+        """Seconds until there will be a whole token."""
+        return max(0.0, 1.0 - self._tokens) / self._rate
+
+
+class BufferReader(Generic[T]):
+    """One reader of a `StreamBuffer`: sees every item, in order, at its own pace.
+
+    Iterate it with ``async for`` on any event loop, or with ``for`` in any thread. The loop ends
+    when the buffer was closed and everything was read, when it was cancelled, or when the reader
+    was closed; `ending` tells which. If the producer failed, its error is raised once everything
+    that had arrived was delivered (and again at each further attempt).
+
+    A reader belongs to one consumer at a time: share the buffer, not the reader. Cancelling a
+    waiting read loses nothing; the next read goes on where it left off. Close a reader that is not
+    read to its end (it is a context manager), or under ``"block"`` it holds the producer.
+
+    Readers are made by `StreamBuffer.read`.
+    """
+
+    __slots__ = (
+        "_bucket",
+        "_buffer",
+        "_dropped",
+        "_ending",
+        "_items",
+        "_joined_at",
+        "_left_at",
+        "_merged",
+        "_missed",
+        "_overflow",
+        "_ready",
+        "_waiting",
+        "_watched",
+    )
+
+    def __init__(
+        self, buffer: StreamBuffer[T], *, joined_at: int, bucket: _TokenBucket | None
+    ) -> None:
+        self._buffer = buffer
+        self._bucket = bucket
+        self._items: deque[T] = deque()
+        # What may be taken without asking: `_items`, or a deque that is always empty while the
+        # reader is held (paused, rate-limited), which sends every read to the slow path.
+        self._ready: deque[T] = self._items
+        # What came when the reader was full, waiting to be merged ("coalesce" only).
+        self._overflow: list[T] = []
+        # Whether the buffer wants to hear of reads: it stands above its low-water mark.
+        self._watched = False
+        self._waiting: _Waiter | None = None
+        self._ending: Ending | None = None
+        self._joined_at = joined_at
+        self._left_at: int | None = None
+        self._dropped = 0
+        self._merged = 0
+        self._missed = 0
+
+    def __repr__(self) -> str:
+        return f"<BufferReader pending={self.pending} ending={self._ending!r}>"
+
+    # -- facts --
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the reader ended, None while there may be more to read."""
+        return self._ending
+
+    @property
+    def pending(self) -> int:
+        """Items waiting for this reader."""
+        return len(self._items) + len(self._overflow)
+
+    @property
+    def stats(self) -> ReaderStats:
+        """What became of the items for this reader so far."""
+        with self._buffer._lock:
+            return self._count()
+
+    # -- reading --
+
+    def __aiter__(self) -> BufferReader[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            # The fast path: a pop without the lock, see the module. The flag is looked at after
+            # the pop, and producers look at the deque after raising it: one sees the other.
+            if self._ready:
+                try:
+                    item = self._ready.popleft()
+                except IndexError:
+                    continue  # another thread dropped the last item, or paused, in between
+                if self._watched:
+                    self._buffer._relieve(self)
+                return item
+
+            taken = self._take(1, _LoopWaiter)
+            if isinstance(taken, _LoopWaiter):
+                await self._sleep(taken)
+            elif taken:
+                return taken[0]
+            else:
+                raise StopAsyncIteration
+
+    def __iter__(self) -> BufferReader[T]:
+        return self
+
+    def __next__(self) -> T:
+        while True:
+            if self._ready:
+                try:
+                    item = self._ready.popleft()
+                except IndexError:
+                    continue
+                if self._watched:
+                    self._buffer._relieve(self)
+                return item
+
+            taken = self._take(1, _ThreadWaiter)
+            if isinstance(taken, _ThreadWaiter):
+                self._sleep_in_thread(taken)
+            elif taken:
+                return taken[0]
+            else:
+                raise StopIteration
+
+    async def next_batch(self) -> list[T]:
+        """Wait for at least one item and return all that are there; ``[]`` at the end.
+
+        The cheapest way to read a busy stream, and the one to use when items can be handled
+        together (one screen update, one write).
+
+        Raises:
+            Exception: What the producer gave to `StreamBuffer.fail`.
+        """
+        while True:
+            taken = self._take(None, _LoopWaiter)
+            if isinstance(taken, list):
+                return taken
+            await self._sleep(taken)
+
+    async def _sleep(self, waiter: _LoopWaiter) -> None:
+        try:
+            await waiter.sleep()
+        finally:
+            self._waiting = None
+            if waiter.listed:
+                self._buffer._leave(waiter)
+
+    def _sleep_in_thread(self, waiter: _ThreadWaiter) -> None:
+        try:
+            waiter.sleep()
+        finally:
+            self._waiting = None
+            if waiter.listed:
+                self._buffer._leave(waiter)
+
+    def _take(self, most: int | None, waiter_type: type[W]) -> list[T] | W:
+        """Take up to ``most`` items; none at the end; a waiter when there is nothing to take."""
+        buffer = self._buffer
+        with buffer._lock:
+            taken = self._take_or_enter(most, waiter_type)
+        if self._watched:
+            self._buffer._relieve(self)
+        return taken
+
+    def _take_or_enter(self, most: int | None, waiter_type: type[W]) -> list[T] | W:
+        buffer = self._buffer
+        held = buffer._paused
+        delay = None
+        if self._ending is None and not held:
+            if self._items or self._overflow:
+                count, delay = self._grant(most)
+                if count:
+                    return [self._items.popleft() for _ in range(count)]
+            elif buffer._ending is not None:
+                buffer._retire(self, buffer._ending)
+        if self._ending is not None:
+            buffer._raise_failure()
+            return []
+        return self._enter(
+            waiter_type(delay), buffer._parked if held or delay is not None else buffer._sleepers
+        )
+
+    def _grant(self, most: int | None) -> tuple[int, float | None]:
+        """Return how many items may be taken now, or how many seconds the rate limit holds them."""
+        if self._overflow and not self._items:
+            self._unfold()
+        count = len(self._items) if most is None else min(most, len(self._items))
+        if self._bucket is None or count == 0:
+            return count, None
+        count = min(count, self._bucket.available())
+        if count == 0:
+            return 0, self._bucket.delay()
+        self._bucket.spend(count)
+        return count, None
+
+    def _enter(self, waiter: W, waiters: list[_Waiter]) -> W:
+        if self._waiting is not None:
+            raise StreamBufferError(
+                "This reader is already being waited on by another consumer. "
+                "Give each consumer a reader of its own: `buffer.read()`."
+            )
+        self._waiting = waiter
+        waiters.append(waiter)
+        return waiter
+
+    # -- ending --
+
+    def close(self) -> None:
+        """Stop reading: what is unread is dropped, and producers this reader held go on.
+
+        Safe from any thread and at any time, also more than once. A consumer waiting in this
+        reader comes to its end.
+        """
+        self._buffer._detach(self)
+
+    def __enter__(self) -> BufferReader[T]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> BufferReader[T]:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- for the buffer, under its lock --
+
+    @property
+    def _lag(self) -> int:
+        """How many places of the capacity are taken: the overflow will be one item."""
+        return len(self._items) + bool(self._overflow)
+
+    def _place(self, item: T, policy: OverflowPolicy, capacity: int) -> bool:
+        """Take the item as the policy says; False if this reader will never see it."""
+        items = self._items
+        if policy == "coalesce" and (self._overflow or len(items) >= capacity - 1):
+            self._overflow.append(item)
+            return True
+        if policy == "drop_newest" and len(items) >= capacity:
+            self._dropped += 1
+            return False
+        if policy == "drop_oldest" and len(items) >= capacity:
+            self._drop_oldest()
+        items.append(item)
+        return True
+
+    def _drop_oldest(self) -> bool:
+        try:
+            self._items.popleft()
+        except IndexError:
+            # The consumer, who takes no lock, was quicker: there is room now.
+            return False
+        self._dropped += 1
+        return True
+
+    def _drop_all(self) -> None:
+        self._dropped += len(self._overflow)
+        self._overflow.clear()
+        while self._drop_oldest():
+            pass
+
+    def _unfold(self) -> None:
+        """Turn the overflow into one item; once everything before it was read."""
+        self._items.append(self._buffer._fold(self._overflow))
+        self._merged += len(self._overflow) - 1
+        self._overflow.clear()
+
+    def _restart(self, items: Iterable[T], *, joined_at: int, merged: int = 0) -> None:
+        """Forget what was kept and start with ``items``."""
+        self._overflow.clear()
+        self._items.clear()
+        self._items.extend(items)
+        self._joined_at = joined_at
+        self._dropped = 0
+        self._merged = merged
+
+    def _gate(self, *, held: bool, nothing: deque[T]) -> None:
+        self._ready = nothing if held or self._bucket is not None else self._items
+
+    def _count(self) -> ReaderStats:
+        last = self._buffer._accepted if self._left_at is None else self._left_at
+        pending = self.pending
+        lost = self._dropped + self._merged + self._missed
+        return ReaderStats(
+            delivered=last - self._joined_at - lost - pending,
+            dropped=self._dropped,
+            merged=self._merged,
+            missed=self._missed,
+            pending=pending,
+        )
+
+
+class StreamBuffer(Generic[T]):
+    """A bounded stream that every reader sees whole, with backpressure to its producers.
+
+    Every method may be called from any thread, with or without an event loop.
+
+    Overflow policies, applied for each reader by itself when it has ``capacity`` unread items:
+
+    - ``"block"``: `put` waits, `put_nowait` returns False. Nothing is ever lost.
+    - ``"drop_oldest"``: the reader loses its oldest unread item.
+    - ``"drop_newest"``: the reader never sees the new item.
+    - ``"coalesce"``: what does not fit is merged into the reader's last unread item.
+    - ``"error"``: the put raises `BufferOverflowError` and no reader sees the item.
+
+    Under ``"block"``, `put` waits as soon as some reader has ``high_water`` unread items and goes
+    on when none has more than ``low_water``, so that producer and reader take turns in strides
+    rather than item by item.
+
+    Before there is a reader the buffer keeps what arrives for the first one, within its capacity
+    and by its policy; so it does when the last reader was closed. A reader that joins later first
+    gets what it missed as one item (for text: everything so far), then the live items. Without a
+    way to merge, it gets the items the slowest reader has not read yet, and the rest is counted
+    as ``missed``.
+
+    Order: the items of one producer arrive in the order of its puts, and all readers see all
+    producers' items in the same order.
+
+    Args:
+        capacity: Most unread items per reader; at least 1.
+        overflow: What happens to an item beyond that.
+        merge: Folds two neighbouring items into one; must be associative, quick, and not use the
+            buffer. Text (when the first item is a `str`) needs none: it is joined. What can be
+            merged is remembered, merged, for late readers as long as the buffer lives.
+        high_water: Unread items of the slowest reader at which `put` begins to wait and
+            ``on_high`` is called; default ``capacity``.
+        low_water: Unread items of the slowest reader at which `put` goes on and ``on_low`` is
+            called; default half of ``high_water``.
+        rate: Items per second that a reader is given at most, None for no limit. A pause builds
+            up credit for a twentieth of a second, at least one item. The rest waits in the
+            buffer, under its policy.
+        on_high: Called without arguments after the high-water mark was reached, in the thread of
+            the put that reached it.
+        on_low: Called after the low-water mark was reached again, in the thread of the read (or
+            closing) that did. An exception in either callback is logged, not raised.
+        clock: Where the rate limit reads the time; default the system's monotonic clock.
+
+    Raises:
+        ConfigurationError: If these settings contradict each other.
+
+    Example:
+        >>> buffer = StreamBuffer[str](capacity=8)
+        >>> buffer.put_nowait("Hello, ")
+        True
+        >>> buffer.put_nowait("world")
+        True
+        >>> buffer.close()
+        >>> list(buffer.read())
+        ['Hello, ', 'world']
+    """
+
+    def __init__(
+        self,
+        capacity: int = 256,
+        *,
+        overflow: OverflowPolicy = "block",
+        merge: Callable[[T, T], T] | None = None,
+        high_water: int | None = None,
+        low_water: int | None = None,
+        rate: float | None = None,
+        on_high: Callable[[], object] | None = None,
+        on_low: Callable[[], object] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        high_water = capacity if high_water is None else high_water
+        low_water = high_water // 2 if low_water is None else low_water
+        _check_settings(capacity, overflow, high_water, low_water, rate)
+        self._capacity = capacity
+        self._overflow = overflow
+        self._merge = merge
+        self._high_water = high_water
+        self._low_water = low_water
+        self._rate = rate
+        self._on_high = on_high
+        self._on_low = on_low
+        self._monotonic = time.monotonic if clock is None else clock.monotonic
+
+        self._lock = threading.Lock()
+        self._acquire = self._lock.acquire
+        self._release = self._lock.release
+        self._nothing: deque[T] = deque(maxlen=0)
+        self._accumulator = None if merge is None else _Accumulator(merge)
+        self._readers: list[BufferReader[T]] = []
+        self._appends: tuple[Callable[[T], None], ...] = ()
+        self._retired = ReaderStats(0, 0, 0, 0, 0)
+        # Items that fit before any reader can have reached the high-water mark; see the module.
+        # Zero before the first put, above the mark, and after the end.
+        self._room = 0
+        # Everything accepted, plus the room: one decrement per put keeps both numbers.
+        self._promised = 0
+        self._high = False
+        self._hits = 0
+        self._paused = False
+        self._ending: Literal["closed", "failed", "cancelled"] | None = None
+        self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+        # Readers waiting for an item; anything waiting for a change of state or for time to
+        # pass; producers waiting for room.
+        self._sleepers: list[_Waiter] = []
+        self._parked: list[_Waiter] = []
+        self._blocked: list[_Waiter] = []
+        # Callbacks to run, and who runs them; see `_run_calls`.
+        self._calls: deque[Callable[[], object]] = deque()
+        self._calling = threading.Lock()
+        # Keeps what arrives while nobody reads; becomes the first reader.
+        self._unclaimed: BufferReader[T] | None = self._new_reader(joined_at=0)
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        return (
+            f"<StreamBuffer {self._overflow} {stats.pending}/{self._capacity} "
+            f"readers={stats.readers} ending={self._ending!r}>"
+        )
+
+    # -- producing --
+
+    def put_nowait(self, item: T) -> bool:
+        """Put ``item`` into the buffer without waiting.
+
+        Returns:
+            True if every open reader will see the item. False under ``"block"`` if the buffer is
+            full: nothing happened. False under ``"drop_newest"`` if some reader is full: that
+            reader will not see it.
+
+        Raises:
+            BufferClosedError: If the stream has ended.
+            BufferOverflowError: If the buffer is full and its policy is ``"error"``.
+        """
+        # The fast path: see the module. The last bit of room is given out by the slow path,
+        # which finds out how much there is by then, or that the high-water mark is reached.
+        # `acquire` and `release` cost half of what `with` does.
+        self._acquire()
+        try:
+            if self._room > 1:
+                self._room -= 1
+                for append in self._appends:
+                    append(item)
+                if not self._sleepers:
+                    return True
+                sleepers = self._sleepers
+                self._sleepers = []
+            else:
+                sleepers = None
+        finally:
+            self._release()
+        if sleepers is None:
+            return self._put_slowly(item)
+        _wake(sleepers)
+        return True
+
+    async def put(self, item: T) -> None:
+        """Put ``item`` into the buffer; under ``"block"`` wait while it is above its marks.
+
+        Cancelling a waiting put takes it back: the item was not put.
+
+        Raises:
+            BufferClosedError: If the stream has ended, also while waiting.
+            BufferOverflowError: If the buffer is full and its policy is ``"error"``.
+        """
+        if self._room > 1 and self.put_nowait(item):
+            return
+        while True:
+            waiter = self._put_or_enter(item, _LoopWaiter)
+            if isinstance(waiter, bool):
+                return
+            try:
+                await waiter.sleep()
+            finally:
+                if waiter.listed:
+                    self._leave(waiter)
+
+    def put_from_thread(self, item: T, timeout: float | None = None) -> None:
+        """Do what `put` does, blocking the calling thread, for at most ``timeout`` seconds.
+
+        Never call it in the thread of an event loop that the readers need.
+
+        Raises:
+            BufferTimeoutError: If there was no room in time; the item was not put.
+            BufferClosedError: If the stream has ended, also while waiting.
+            BufferOverflowError: If the buffer is full and its policy is ``"error"``.
+        """
+        if self._room > 1 and self.put_nowait(item):
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            waiter = self._put_or_enter(item, partial(_ThreadWaiter, left))
+            if isinstance(waiter, bool):
+                return
+            try:
+                waiter.sleep()
+            finally:
+                if waiter.listed:
+                    self._leave(waiter)
+            if timeout is not None and left == 0.0:
+                raise BufferTimeoutError(
+                    f"The buffer had no room for {timeout!r} seconds, because a reader is slow, "
+                    f"paused or gone without being closed. Close readers that are not read to "
+                    f"the end, or choose an overflow policy other than 'block'.",
+                    timeout=timeout,
+                )
+
+    def close(self) -> None:
+        """End the stream: readers read what is there and come to their end.
+
+        Puts, also waiting ones, raise `BufferClosedError`. Does nothing if the stream has ended.
+        """
+        self._end("closed", None)
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream with an error: each reader gets what is there, then ``error`` is raised.
+
+        Puts, also waiting ones, raise `BufferClosedError`. Does nothing if the stream has ended.
+        """
+        self._end("failed", error)
+
+    def cancel(self) -> None:
+        """End the stream at once: nothing more is delivered and everyone who waits wakes up.
+
+        Readers end without an error, with ``ending == "cancelled"``; what they had not read is
+        dropped (the text is still in `accumulated`). Puts, also waiting ones, raise
+        `BufferClosedError`. Also cuts short the delivery of a stream that was closed or failed.
+        """
+        with self._lock:
+            if self._ending != "cancelled":
+                self._ending = "cancelled"
+                self._set_room(0)
+                for reader in list(self._readers):
+                    reader._drop_all()
+                    self._retire(reader, "cancelled")
+            waiters = self._take_all_waiters()
+        _wake(waiters)
+
+    def _end(self, ending: Literal["closed", "failed"], error: BaseException | None) -> None:
+        with self._lock:
+            if self._ending is None:
+                self._ending = ending
+                self._error = error
+                self._traceback = None if error is None else error.__traceback__
+                self._set_room(0)
+            waiters = self._take_all_waiters()
+        _wake(waiters)
+
+    # -- holding --
+
+    def pause(self) -> None:
+        """Hold all readers, and thereby, once the buffer is full, the producers under ``"block"``.
+
+        A read that is already under way in another thread may still get its item.
+        """
+        with self._lock:
+            self._paused = True
+            self._gate_readers()
+            # Items that arrive now are no reason to wake anybody.
+            self._parked += self._sleepers
+            self._sleepers = []
+
+    def resume(self) -> None:
+        """Let the readers go on after `pause`."""
+        with self._lock:
+            self._paused = False
+            self._gate_readers()
+            waiters, self._parked = self._parked, []
+        _wake(waiters)
+
+    # -- reading --
+
+    def read(self, from_start: bool = True) -> BufferReader[T]:
+        """Return a new reader, at any time, also after the end of the stream.
+
+        Args:
+            from_start: Whether the reader first gets what was put before (see the class for how
+                a late reader gets it); else it begins with the next item.
+        """
+        with self._lock:
+            reader = self._join(from_start=from_start)
+            reader._gate(held=self._paused, nothing=self._nothing)
+            self._rebuild()
+            if self._ending == "cancelled":
+                reader._drop_all()
+                self._retire(reader, "cancelled")
+            elif self._ending is None:
+                self._settle()
+            blocked = self._fall()
+        _wake(blocked)
+        self._run_calls()
+        return reader
+
+    # -- facts --
+
+    @property
+    def capacity(self) -> int:
+        """Most unread items per reader."""
+        return self._capacity
+
+    @property
+    def paused(self) -> bool:
+        """Whether the readers are held."""
+        return self._paused
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream has ended, in whatever way; readers may still have items to read."""
+        return self._ending is not None
+
+    @property
+    def ending(self) -> Literal["closed", "failed", "cancelled"] | None:
+        """How the stream ended, None while it has not."""
+        return self._ending
+
+    @property
+    def is_high(self) -> bool:
+        """Whether the buffer reached its high-water mark and is not yet back at the low one."""
+        return self._high
+
+    @property
+    def accumulated(self) -> T | None:
+        """Everything accepted so far, merged into one item; None before the first one.
+
+        Merging is done when asked and remembered, so that the whole stream is merged in linear
+        time, however it is cut. Includes items that a policy dropped for slow readers.
+
+        Raises:
+            StreamBufferError: If the items are not text and the buffer was given no ``merge``.
+        """
+        with self._lock:
+            if self._accumulator is not None:
+                return self._accumulator.value()
+            if self._accepted == 0:
+                return None
+        raise StreamBufferError(
+            "The items of this buffer cannot be merged. Give the buffer a `merge` function."
+        )
+
+    @property
+    def stats(self) -> BufferStats:
+        """The counts of this moment."""
+        with self._lock:
+            counts = [self._retired, *(reader._count() for reader in self._readers)]
+            return BufferStats(
+                accepted=self._accepted,
+                delivered=sum(count.delivered for count in counts),
+                dropped=sum(count.dropped for count in counts),
+                merged=sum(count.merged for count in counts),
+                missed=sum(count.missed for count in counts),
+                pending=max((count.pending for count in counts), default=0),
+                high_water_hits=self._hits,
+                readers=len(self._readers) - (self._unclaimed is not None),
+            )
+
+    # -- the slow path of putting; everything from here on is called under the lock, but for
+    # -- `_put_slowly`, `_put_or_enter`, `_leave`, `_relieve`, `_detach` and `_run_calls` --
+
+    def _put_slowly(self, item: T) -> bool:
+        return self._put_or_enter(item, None) is True
+
+    def _put_or_enter(self, item: T, make_waiter: Callable[[], W] | None) -> bool | W:
+        """Put the item, or return False, or, for a patient producer, a waiter to sleep on."""
+        with self._lock:
+            self._refuse_if_ended()
+            if not self._has_room(patient=make_waiter is not None):
+                if make_waiter is None:
+                    return False
+                waiter = make_waiter()
+                self._blocked.append(waiter)
+                return waiter
+            whole = self._accept(item)
+            self._settle()
+            sleepers, self._sleepers = self._sleepers, []
+            blocked = self._fall()
+        _wake(sleepers)
+        _wake(blocked)
+        self._run_calls()
+        return whole
+
+    def _refuse_if_ended(self) -> None:
+        if self._ending is not None:
+            raise BufferClosedError(
+                f"The stream is {self._ending} and takes no more items. "
+                f"Make a new buffer for a new stream."
+            ) from self._error
+
+    def _has_room(self, *, patient: bool) -> bool:
+        if self._overflow == "block":
+            return not (patient and self._high) and self._lag() < self._capacity
+        if self._overflow == "error" and self._lag() >= self._capacity:
+            raise BufferOverflowError(
+                f"The buffer is full: a reader has {self._capacity!r} unread items. Read faster, "
+                f"raise `capacity`, or choose another overflow policy.",
+                capacity=self._capacity,
+            )
+        return True
+
+    def _accept(self, item: T) -> bool:
+        self._prepare_to_merge(item)
+        self._promised += 1
+        if self._accumulator is not None:
+            self._accumulator.pieces.append(item)
+        seen = [reader._place(item, self._overflow, self._capacity) for reader in self._readers]
+        return all(seen)
+
+    def _prepare_to_merge(self, item: T) -> None:
+        if self._accumulator is not None:
+            self._accumulator.compact()
+        elif self._accepted == 0 and isinstance(item, str):
+            self._accumulator = _Accumulator(None)
+            self._rebuild()
+        elif self._overflow == "coalesce":
+            raise StreamBufferError(
+                f"{item!r} cannot be merged, which the policy 'coalesce' must be able to do. "
+                f"Give the buffer a `merge` function, or choose another policy."
+            )
+
+    def _fold(self, items: list[T]) -> T:
+        assert self._accumulator is not None
+        return self._accumulator.fold(items)
+
+    # -- room and marks --
+
+    @property
+    def _accepted(self) -> int:
+        return self._promised - self._room
+
+    def _set_room(self, room: int) -> None:
+        self._promised += room - self._room
+        self._room = room
+
+    def _lag(self) -> int:
+        return max((reader._lag for reader in self._readers), default=0)
+
+    def _settle(self) -> None:
+        """Find out how much room there is, and whether the high-water mark is reached."""
+        if self._high or self._accepted == 0:
+            return  # the first put takes the slow path, which looks at what kind of item it is
+        room = self._high_water - self._lag()
+        overflowing = any(reader._overflow for reader in self._readers)
+        # Behind an overflow nothing may be appended, or it would overtake.
+        self._set_room(0 if overflowing else max(0, room))
+        if room > 0:
+            return
+        self._high = True
+        self._hits += 1
+        # From now on readers tell of their reads. What they read before they see this is found
+        # by the `_fall` that follows every `_settle`.
+        for reader in self._readers:
+            reader._watched = True
+        if self._on_high is not None:
+            self._calls.append(self._on_high)
+
+    def _fall(self) -> list[_Waiter]:
+        """Return the producers to wake, if the low-water mark is reached."""
+        if not self._high or self._lag() > self._low_water:
+            return []
+        self._high = False
+        for reader in self._readers:
+            reader._watched = False
+        if self._ending is None:
+            self._settle()
+        if self._on_low is not None:
+            self._calls.append(self._on_low)
+        blocked, self._blocked = self._blocked, []
+        return blocked
+
+    def _relieve(self, reader: BufferReader[T]) -> None:
+        """Called by a reader after a read while the buffer is high."""
+        if reader._lag > self._low_water:
+            return
+        with self._lock:
+            blocked = self._fall()
+        _wake(blocked)
+        self._run_calls()
+
+    def _run_calls(self) -> None:
+        """Run the callbacks in the order of what they tell, without holding any lock they need."""
+        # Only one thread calls at a time; it also runs what others add meanwhile. The outer loop
+        # sees what was added between the last look and the release.
+        while self._calls and self._calling.acquire(blocking=False):
+            try:
+                while self._calls:
+                    _call_safely(self._calls.popleft())
+            finally:
+                self._calling.release()
+
+    # -- readers --
+
+    def _new_reader(self, *, joined_at: int) -> BufferReader[T]:
+        bucket = None if self._rate is None else _TokenBucket(self._rate, self._monotonic)
+        reader = BufferReader(self, joined_at=joined_at, bucket=bucket)
+        reader._watched = self._high
+        self._readers.append(reader)
+        self._rebuild()
+        return reader
+
+    def _rebuild(self) -> None:
+        """Prepare what the fast path of a put calls: one append per reader and one for the text."""
+        appends = [reader._items.append for reader in self._readers]
+        if self._accumulator is not None:
+            appends.append(self._accumulator.pieces.append)
+        self._appends = tuple(appends)
+
+    def _gate_readers(self) -> None:
+        for reader in self._readers:
+            reader._gate(held=self._paused, nothing=self._nothing)
+
+    def _join(self, *, from_start: bool) -> BufferReader[T]:
+        accepted = self._accepted
+        reader = self._unclaimed
+        self._unclaimed = None
+        kept_all = reader is not None and reader._joined_at == 0 and not reader._dropped
+        if reader is None:
+            reader = self._new_reader(joined_at=accepted)
+
+        if not from_start:
+            reader._restart((), joined_at=accepted)
+        elif not kept_all and accepted:
+            self._catch_up(reader, accepted)
+        return reader
+
+    def _catch_up(self, reader: BufferReader[T], accepted: int) -> None:
+        """Give a late reader what it missed: all of it as one item, or the window that is left."""
+        if self._accumulator is not None:
+            text = cast("T", self._accumulator.value())
+            reader._restart((text,), joined_at=0, merged=accepted - 1)
+            return
+        # Copying a deque is one step for the interpreter, so a read cannot come in between.
+        window = max((other._items for other in self._readers), key=len).copy()
+        dropped = reader._dropped
+        reader._restart(window, joined_at=0)
+        reader._dropped = dropped
+        reader._missed = accepted - len(window) - dropped
+
+    def _retire(self, reader: BufferReader[T], ending: Ending) -> None:
+        """Take leave of a reader that has nothing more to expect."""
+        reader._left_at = self._accepted
+        reader._ending = ending
+        self._readers.remove(reader)
+        self._rebuild()
+        counts, before = reader._count(), self._retired
+        self._retired = replace(
+            before,
+            delivered=before.delivered + counts.delivered,
+            dropped=before.dropped + counts.dropped,
+            merged=before.merged + counts.merged,
+            missed=before.missed + counts.missed,
+        )
+
+    def _detach(self, reader: BufferReader[T]) -> None:
+        with self._lock:
+            if reader._ending is not None:
+                return
+            reader._drop_all()
+            self._retire(reader, "detached")
+            if not self._readers and self._ending is None:
+                self._unclaimed = self._new_reader(joined_at=self._accepted)
+            waiters = self._fall()
+            if reader._waiting is not None and self._unlist(reader._waiting):
+                waiters.append(reader._waiting)
+        _wake(waiters)
+        self._run_calls()
+
+    def _raise_failure(self) -> None:
+        if self._ending == "failed" and self._error is not None:
+            # Several readers raise the one error: each starts from the producer's traceback, lest
+            # they pile theirs on top of each other's.
+            raise self._error.with_traceback(self._traceback)
+
+    # -- waiters --
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Called by a waiter that was not woken but cancelled, or whose time is up."""
+        with self._lock:
+            self._unlist(waiter)
+
+    def _unlist(self, waiter: _Waiter) -> bool:
+        for waiters in (self._sleepers, self._parked, self._blocked):
+            if waiter in waiters:
+                waiters.remove(waiter)
+                return True
+        return False
+
+    def _take_all_waiters(self) -> list[_Waiter]:
+        waiters = self._sleepers + self._parked + self._blocked
+        self._sleepers, self._parked, self._blocked = [], [], []
+        return waiters
+
+
+def _call_safely(callback: Callable[[], object]) -> None:
+    """A callback that fails must cost neither the producer its put nor the reader its item."""
+    try:
+        callback()
+    except Exception:  # noqa: BLE001 - whatever it is, it is logged and goes no further
+        _log.exception("A water-mark callback of a stream buffer failed: %r", callback)
+
+
+def _check_settings(
+    capacity: int, overflow: str, high_water: int, low_water: int, rate: float | None
+) -> None:
+    if capacity < 1:
+        raise ConfigurationError(f"capacity is {capacity!r}; a buffer holds at least 1 item.")
+    if overflow not in _POLICIES:
+        raise ConfigurationError(f"overflow is {overflow!r}; choose one of {', '.join(_POLICIES)}.")
+    if not 0 <= low_water < high_water <= capacity:
+        raise ConfigurationError(
+            f"low_water {low_water!r}, high_water {high_water!r} and capacity {capacity!r} do not "
+            f"fit together; choose 0 <= low_water < high_water <= capacity."
+        )
+    if rate is not None and not rate > 0:
+        raise ConfigurationError(
+            f"rate is {rate!r} items per second; choose more than 0, or None for no limit."
+        )
