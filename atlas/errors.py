@@ -27,6 +27,7 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   ├── UnknownNameError (LookupError)       nothing is registered, or declared, by this name
     │   │   └── UnknownProviderError             no provider is registered under this name
     │   ├── RegistrationError                    an entry is claimed twice, or cannot be built
+    │   ├── ProfileError                         a profile file cannot be used; see ``problems``
     │   ├── MissingCredentialsError              the provider needs a key and none is configured
     │   └── MissingDependencyError (ImportError) an optional package is not installed
     ├── CloseFailedError                         closing one or more things failed
@@ -81,6 +82,7 @@ __all__ = [
     "NoResponderError",
     "OverloadedError",
     "PermissionDeniedError",
+    "ProfileError",
     "ProviderError",
     "QuotaExceededError",
     "RateLimitedError",
@@ -301,6 +303,14 @@ class RegistrationError(ConfigurationError):
         super().__init__(text)
         self.name = name
         self.errors = tuple(errors)
+
+
+class ProfileError(ConfigurationError):
+    """A profile file cannot be used; ``problems`` has a sentence for each thing wrong with it."""
+
+    def __init__(self, text: str, *, problems: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.problems = tuple(problems) or (text,)
 
 
 class MissingCredentialsError(ConfigurationError):

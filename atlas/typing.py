@@ -7,9 +7,10 @@ use it. Types that belong to one concept live with that concept.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from enum import Enum
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-__all__ = ["Clock", "Headers", "JSON", "MaybeAwaitable"]
+__all__ = ["Clock", "Headers", "JSON", "MaybeAwaitable", "SECRET", "Secret"]
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
 """Whatever the ``json`` module reads and writes."""
@@ -19,6 +20,19 @@ Headers: TypeAlias = Mapping[str, str]
 
 MaybeAwaitable: TypeAlias = Callable[..., "Awaitable[object] | object"]
 """A plain or an ``async`` callable; which of the two is settled once, when it is registered."""
+
+
+class Secret(Enum):
+    """The type of `SECRET`."""
+
+    SECRET = "secret"
+
+
+SECRET: Final = Secret.SECRET
+"""Marks a field whose value is shown to nobody who was not granted it.
+
+Write ``api_key: Annotated[str, SECRET]``.
+"""
 
 
 @runtime_checkable
