@@ -1,186 +1,759 @@
-"""Messages: the small immutable values that cross the bus. (First working version.)
+"""Messages: the small immutable values that cross the bus.
 
-PUBLIC CONTRACT (stays): `message`, `value`, `Message`, `Event`, `Command`, `Metadata`, `Stamp`,
-`stamp`, `registered_messages`, `message_class`.
+`message` turns a subclass of `Event` or `Command` into a validated, frozen, slotted dataclass under
+a wire name and a version; `value` does the same for the plain values that messages are made of.
+Their constructor is Python source generated once per class, on first use: it recognises valid values
+of the exact builtin types quickly and leaves every doubt to `atlas.core.annotations`. Containers
+become immutable on the way in, so that a message never changes once it is made.
+
+What a bus knows about a message (its place, time, cause, run) is kept out of its fields in one
+hidden slot, the *stamp*, and read through ``message.meta``.
+
+This module knows no JSON and no schema: see `atlas.core.schema`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import enum
+import inspect
+import linecache
+import operator
 import re
+import sys
+import threading
 import types
-import typing
-from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta, timezone
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, dataclass_transform, overload
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NoReturn,
+    TypeAlias,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    overload,
+)
 
+from atlas.core.annotations import (
+    ALLOW_NAN,
+    Code,
+    Description,
+    FieldSpec,
+    FrozenDict,
+    RefusedError,
+)
 from atlas.errors import SchemaError, UnknownMessageError, ValidationError
 
-Origin: TypeAlias = "tuple[int, int, int] | str"
-"""Who stamped a message, in what place, when: (bus identity, sequence, time in ns); or, for one
-that was read back from a log, its id."""
+__all__ = [
+    "ALLOW_NAN",
+    "Command",
+    "Event",
+    "FrozenDict",
+    "Message",
+    "Metadata",
+    "Origin",
+    "Stamp",
+    "message",
+    "message_class",
+    "message_id",
+    "registered_messages",
+    "stamp",
+    "stamped_copy",
+    "value",
+]
+
+Origin: TypeAlias = "tuple[int | str, int, int] | str"
+"""Who stamped a message, in what place, when: (bus identity, sequence, time in ns since 1970).
+
+For a message read back from a log the first part is its id instead. Of a message of which only the
+id is known (a cause recorded elsewhere), the origin is that id alone.
+"""
 
 Stamp: TypeAlias = (
     "tuple[Origin, Origin | None, Origin, str | None, str | None, Mapping[str, str], int]"
 )
 """origin, causation, correlation, run, source, headers, depth of re-entrant dispatch."""
 
-C = TypeVar("C", bound=type)
+MessageT = TypeVar("MessageT", bound="Message")
+ClassT = TypeVar("ClassT", bound=type)
 AnswerT = TypeVar("AnswerT")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_HEADERS: Mapping[str, str] = FrozenDict()
 
 
 def message_id(origin: Origin) -> str:
-    """Return the id (UUIDv7 form, time-ordered) of the message with this origin."""
+    """Return the id of the message with this origin: always the same for the same origin.
+
+    It has the form of a UUIDv7: ids sort by time, to a quarter of a microsecond. Sequences of one
+    bus are told apart up to 2**32 in the same quarter.
+    """
     if isinstance(origin, str):
         return origin
     bus, sequence, time_ns = origin
+    if isinstance(bus, str):
+        return bus
     milliseconds, rest = divmod(time_ns, 1_000_000)
-    value = (
-        (milliseconds & 0xFFFFFFFFFFFF) << 80
+    number = (
+        (milliseconds & 0xFFFF_FFFF_FFFF) << 80
         | 0x7 << 76
         | ((rest << 12) // 1_000_000) << 64
         | 0b10 << 62
-        | (sequence & 0xFFFFFFFF) << 30
-        | (bus & 0x3FFFFFFF)
+        | (sequence & 0xFFFF_FFFF) << 30
+        | (bus & 0x3FFF_FFFF)
     )
-    text = f"{value:032x}"
+    text = f"{number:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 class Metadata:
-    __slots__ = ("_message", "_stamp")
+    """What is known about a message besides its fields; None or empty until it is published.
 
-    def __init__(self, message: Message, stamp: Stamp | None) -> None:
-        self._message = message
+    A view, built when ``message.meta`` is read; ids are made on reading.
+    """
+
+    __slots__ = ("_class", "_stamp")
+
+    def __init__(self, cls: type[Message], stamp: Stamp | None) -> None:
+        self._class = cls
         self._stamp = stamp
+
+    def __repr__(self) -> str:
+        return f"Metadata(name={self.name!r}, version={self.version}, id={self.id!r})"
 
     @property
     def name(self) -> str:
-        return self._message.message_name
+        """The wire name of the message type (``"order.placed"``)."""
+        return self._class.message_name
 
     @property
     def version(self) -> int:
-        return self._message.message_version
+        """The version of the message type, from 1."""
+        return self._class.message_version
 
     @property
     def id(self) -> str | None:
+        """The message's own id, ordered by time."""
         return None if self._stamp is None else message_id(self._stamp[0])
 
     @property
     def sequence(self) -> int | None:
-        if self._stamp is None or isinstance(self._stamp[0], str):
-            return None
-        return self._stamp[0][1]
+        """Its place among the messages of its bus."""
+        origin = None if self._stamp is None else self._stamp[0]
+        return None if origin is None or isinstance(origin, str) else origin[1]
 
     @property
     def time_ns(self) -> int | None:
-        if self._stamp is None or isinstance(self._stamp[0], str):
-            return None
-        return self._stamp[0][2]
+        """When it was published, in nanoseconds since the Unix epoch."""
+        origin = None if self._stamp is None else self._stamp[0]
+        return None if origin is None or isinstance(origin, str) else origin[2]
 
     @property
     def time(self) -> datetime | None:
-        ns = self.time_ns
-        if ns is None:
-            return None
-        return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=ns // 1000)
+        """When it was published, in UTC, to the microsecond."""
+        time_ns = self.time_ns
+        return None if time_ns is None else _EPOCH + timedelta(microseconds=time_ns // 1000)
 
     @property
     def causation(self) -> str | None:
-        if self._stamp is None or self._stamp[1] is None:
-            return None
-        return message_id(self._stamp[1])
+        """The id of the message whose handler published this one."""
+        cause = None if self._stamp is None else self._stamp[1]
+        return None if cause is None else message_id(cause)
 
     @property
     def correlation(self) -> str | None:
+        """The id that all messages with one first cause share: the id of that first one."""
         return None if self._stamp is None else message_id(self._stamp[2])
 
     @property
     def run(self) -> str | None:
+        """The run it belongs to."""
         return None if self._stamp is None else self._stamp[3]
 
     @property
     def source(self) -> str | None:
+        """Who published it, in the publisher's own word."""
         return None if self._stamp is None else self._stamp[4]
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return types.MappingProxyType({}) if self._stamp is None else self._stamp[5]
+        """Free annotations, read-only."""
+        return _NO_HEADERS if self._stamp is None else self._stamp[5]
+
+
+# -- the base classes -----------------------------------------------------------------------------
+
+
+def _refuse_assignment(self: object, name: str, _value: object = None) -> NoReturn:
+    raise dataclasses.FrozenInstanceError(
+        f"{type(self).__name__}.{name} cannot be changed: messages are immutable. "
+        f"Make a changed copy with dataclasses.replace({type(self).__name__.lower()}, {name}=...)."
+    )
 
 
 class Message:
+    """What `Event` and `Command` have in common; subclass one of those.
+
+    Attributes:
+        message_name: The wire name of the type.
+        message_version: The version of the type, from 1.
+    """
+
     __slots__ = ("_stamp",)
-    message_name: ClassVar[str] = "message"
+
+    message_name: ClassVar[str] = ""
     message_version: ClassVar[int] = 0
     _stamp: Stamp | None
 
+    def __init__(self, *_arguments: object, **_fields: object) -> None:
+        cls = type(self)
+        raise SchemaError(
+            f"{cls.__module__}.{cls.__qualname__} is not declared as a message; "
+            f"put @message above a class that derives from Event or Command."
+        )
+
     @property
     def meta(self) -> Metadata:
-        return Metadata(self, self._stamp)
+        """What is known about this message besides its fields."""
+        return Metadata(type(self), self._stamp)
+
+    __setattr__ = _refuse_assignment
+    __delattr__ = _refuse_assignment
 
 
 class Event(Message):
+    """A message that tells what happened."""
+
     __slots__ = ()
 
 
 class Command(Message, Generic[AnswerT]):
+    """A message that asks for something; ``AnswerT`` is the type of the answer."""
+
     __slots__ = ()
 
 
-def stamp(message: Message, value: Stamp) -> None:
-    object.__setattr__(message, "_stamp", value)
+stamp: Callable[[Message, Stamp], None] = Message.__dict__["_stamp"].__set__
+"""Set the stamp of a message: what a bus or a log does, once, before anybody else sees it.
+
+The one way to write to a message; whoever is no bus and no log has no use for it.
+"""
 
 
-_registry: dict[tuple[str, int], type[Message]] = {}
-
-
-def _freeze(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_freeze(v) for v in value)
-    if isinstance(value, dict):
-        return types.MappingProxyType({k: _freeze(v) for k, v in value.items()})
-    return value
-
-
-def _build(cls: Any, name: str, version: int) -> Any:
-    def __post_init__(self: Any) -> None:
-        if isinstance(self, Message):
-            object.__setattr__(self, "_stamp", None)
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _freeze(getattr(self, field.name)))
-
-    cls.__post_init__ = __post_init__
-    made = dataclasses.dataclass(frozen=True, slots=True)(cls)
-    made.message_name = name
-    made.message_version = version
+def stamped_copy(original: MessageT, new_stamp: Stamp | None) -> MessageT:
+    """Return an equal message of its own with another stamp, without checking the fields again."""
+    cls = type(original)
+    made = object.__new__(cls)
+    for spec in _description(cls).fields:
+        object.__setattr__(made, spec.name, getattr(original, spec.name))
+    object.__setattr__(made, "_stamp", new_stamp)
     return made
 
 
+# -- the decorators -------------------------------------------------------------------------------
+
+
 @overload
-def message(cls: C, /) -> C: ...
+def message(cls: ClassT, /) -> ClassT: ...
 @overload
-def message(name: str | None = None, /, *, version: int = 1) -> Callable[[C], C]: ...
-@dataclass_transform(frozen_default=True)
+def message(name: str | None = None, /, *, version: int = 1) -> Callable[[ClassT], ClassT]: ...
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+# Any: either a class, a name or nothing; the overloads above tell callers which
 def message(cls: Any = None, /, *, version: int = 1) -> Any:
-    def decorate(target: Any, name: str | None = None) -> Any:
-        wire = (
-            name or ".".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", target.__name__)).lower()
-        )
-        made = _build(target, wire, version)
-        _registry[wire, version] = made
-        return made
+    """Declare a subclass of `Event` or `Command` as a message type.
 
+    The class becomes a frozen, slotted, hashable dataclass whose constructor checks every field and
+    makes containers immutable. A ``__post_init__`` runs after the checks, for rules of its own.
+
+    Args:
+        cls: The class, when used bare; or the wire name, of dotted lower-case words. Without a name
+            the class name gives it: ``OrderPlaced`` becomes ``order.placed``.
+        version: The version of the fields, from 1. Add one when a change would break old readers.
+
+    Returns:
+        The class, made anew.
+
+    Raises:
+        SchemaError: A field cannot be described, or the name and version are taken by another
+            class. (The same class run again, as in a notebook, takes its own place.)
+    """
+    given = None if isinstance(cls, type) else cls
+    _check_label(given, version)
     if isinstance(cls, type):
-        return decorate(cls)
-    return lambda target: decorate(target, cls)
+        return _declare_message(cls, None, version, sys._getframe(1))
+    return lambda target: _declare_message(target, given, version, sys._getframe(1))
 
 
 @overload
-def value(cls: C, /) -> C: ...
+def value(cls: ClassT, /) -> ClassT: ...
 @overload
-def value(name: str | None = None, /) -> Callable[[C], C]: ...
-@dataclass_transform(frozen_default=True)
+def value(name: str | None = None, /) -> Callable[[ClassT], ClassT]: ...
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+# Any: either a class, a name or nothing; the overloads above tell callers which
 def value(cls: Any = None, /) -> Any:
+    """Declare a class as a plain value that messages can hold: a message without an envelope.
+
+    Args:
+        cls: The class, when used bare; or the word that tells it apart from the other members of a
+            union in JSON. Without one the class name gives it, as for `message`.
+
+    Returns:
+        The class, made anew: frozen, slotted, hashable, validated.
+
+    Raises:
+        SchemaError: A field cannot be described.
+    """
+    given = None if isinstance(cls, type) else cls
+    _check_label(given, 1)
     if isinstance(cls, type):
-        return _build(cls, cls.__name__, 0)
-    return lambda target: _build(target, cls or target.__name__, 0)
+        return _declare(cls, "value", _words(cls.__name__), 0, sys._getframe(1))
+    return lambda target: _declare(
+        target, "value", given or _words(target.__name__), 0, sys._getframe(1)
+    )
+
+
+def _declare_message(
+    target: type, name: str | None, version: int, frame: types.FrameType
+) -> type[Message]:
+    if not issubclass(target, Message):
+        raise SchemaError(
+            f"{_place(target)} is declared as a message and derives from neither Event nor "
+            f"Command. Derive it from one of the two, or declare it with @value."
+        )
+    made: type[Message] = _declare(
+        target, "message", name or _words(target.__name__), version, frame
+    )
+    _register(made)
+    return made
+
+
+_LABEL = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
+
+
+def _check_label(name: object, version: object) -> None:
+    if name is not None and not (isinstance(name, str) and _LABEL.fullmatch(name)):
+        raise SchemaError(
+            f"{name!r} is no name for a message type; write lower-case words with dots between, "
+            f"as in 'order.placed'."
+        )
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise SchemaError(f"{version!r} is no version; versions are ints from 1.")
+
+
+def _words(class_name: str) -> str:
+    """Return the wire name of a class: ``HTTPRequestSent`` becomes ``http.request.sent``."""
+    words = re.findall(r"[A-Z]+(?![a-z])[0-9]*|[A-Z][a-z0-9]*|[a-z0-9]+", class_name)
+    return ".".join(words).lower() or class_name.lower()
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+# -- making the class -----------------------------------------------------------------------------
+
+_RESERVED = frozenset({"meta", "message_name", "message_version"})
+_PARAMETER_KINDS = {
+    False: inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    True: inspect.Parameter.KEYWORD_ONLY,
+}
+
+
+def _declare(
+    target: type,
+    kind: Literal["message", "value"],
+    name: str,
+    version: int,
+    frame: types.FrameType,
+) -> Any:  # the class made anew, of a type that only the overloads can tell
+    if "__init__" in target.__dict__:
+        raise SchemaError(
+            f"{_place(target)} has an __init__ of its own, and the constructor of a {kind} is "
+            f"generated. Put extra checks into __post_init__."
+        )
+    made = _as_dataclass(target)
+    description = Description(
+        made,
+        kind=kind,
+        name=name,
+        version=version,
+        fields=tuple(_specs(made)),
+        frame=frame,
+    )
+    _check_fields(description)
+    _equip(made, description)
+    if description.try_to_resolve():
+        _settle_defaults(description)
+    return made
+
+
+def _as_dataclass(target: type) -> type:
+    """Let `dataclasses` collect the fields and lay out the slots; the methods are ours."""
+    try:
+        made: type = dataclasses.dataclass(
+            frozen=True, slots=True, init=False, repr=False, eq=False
+        )(target)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"{_place(target)} cannot be declared: {error}.") from error
+    made.__doc__ = target.__doc__
+    _move_class_cell(target, made)
+    return made
+
+
+def _move_class_cell(old: type, new: type) -> None:
+    """Point ``super()`` in the methods at the slotted class instead of the one it was made from."""
+    for member in vars(new).values():
+        function = inspect.unwrap(
+            getattr(member, "fget", None) or getattr(member, "__func__", member)
+        )
+        code = getattr(function, "__code__", None)
+        if code is None or "__class__" not in code.co_freevars:
+            continue
+        cell = function.__closure__[code.co_freevars.index("__class__")]
+        if cell.cell_contents is old:
+            cell.cell_contents = new
+
+
+def _specs(cls: type) -> Iterator[FieldSpec]:
+    for field in dataclasses.fields(cls):
+        factory = field.default_factory
+        owner = next(base for base in cls.__mro__ if field.name in _annotated(base))
+        yield FieldSpec(
+            name=field.name,
+            annotation=field.type,
+            owner=owner,
+            default=field.default,
+            factory=None if factory is dataclasses.MISSING else factory,
+            kw_only=bool(field.kw_only),
+            compared=bool(field.compare),
+            shown=field.repr,
+            metadata=field.metadata,
+        )
+
+
+def _annotated(cls: type) -> Mapping[str, object]:
+    return inspect.get_annotations(cls)
+
+
+def _check_fields(description: Description) -> None:
+    cls = description.cls
+    names = {spec.name for spec in description.fields}
+    for name, field in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]  # a dataclass
+        if name not in names and "InitVar" in str(field.type):
+            raise SchemaError(
+                f"{_place(cls)}.{name} is an InitVar, which no message keeps; make it a field."
+            )
+        if name in names and not field.init:
+            raise SchemaError(f"{_place(cls)}.{name} has init=False; every field must be given.")
+        if name in names and (name.startswith("_") or name in _RESERVED):
+            raise SchemaError(
+                f"{_place(cls)}.{name} cannot be a field: names with a leading underscore, and "
+                f"{', '.join(sorted(_RESERVED))}, belong to Atlas. Choose another name."
+            )
+    optional = None
+    for spec in description.fields:
+        if spec.kw_only:
+            continue
+        if spec.required and optional is not None:
+            raise SchemaError(
+                f"{_place(cls)}.{spec.name} has no default and follows {optional}, which has one. "
+                f"Give it a default, move it up, or use field(kw_only=True)."
+            )
+        optional = optional if spec.required else spec.name
+
+
+def _equip(cls: Any, description: Description) -> None:  # Any: attributes are set by name
+    """Give the class its methods; the constructor is generated when it is first called."""
+    compared = tuple(spec.name for spec in description.fields if spec.compared)
+    shown = tuple(spec.name for spec in description.fields if spec.shown)
+    read = _reader(compared)
+
+    def eq_(self: object, other: object) -> object:
+        return read(self) == read(other) if type(other) is type(self) else NotImplemented
+
+    def hash_(self: object) -> int:
+        return hash(read(self))
+
+    def repr_(self: object) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return f"{type(self).__qualname__}({fields})"
+
+    def init_(self: object, /, *arguments: object, **fields: object) -> None:
+        _generate(description)
+        cls.__init__(self, *arguments, **fields)
+
+    own = {
+        "__eq__": eq_,
+        "__hash__": hash_,
+        "__repr__": repr_,
+    }
+    for name, method in own.items():
+        if name not in cls.__dict__ or (name == "__hash__" and cls.__dict__[name] is None):
+            setattr(cls, name, method)
+    cls.__init__ = init_
+    cls.__setattr__ = cls.__delattr__ = _refuse_assignment
+    cls.__reduce__ = _reduce
+    cls.__deepcopy__ = _same
+    cls.__signature__ = _signature(description)
+    cls.__description__ = description
+    cls.message_name = description.name
+    cls.message_version = description.version
+    # dataclasses makes these for pickling slots; __reduce__ goes through the constructor instead
+    for name in ("__getstate__", "__setstate__"):
+        if name in cls.__dict__:
+            delattr(cls, name)
+
+
+def _reader(names: tuple[str, ...]) -> Callable[[object], object]:
+    if not names:
+        return lambda _instance: ()
+    return operator.attrgetter(*names)
+
+
+def _same(self: object, _memo: object) -> object:
+    return self
+
+
+def _reduce(self: object) -> tuple[object, ...]:
+    cls = type(self)
+    fields = {spec.name: getattr(self, spec.name) for spec in _description(cls).fields}
+    return _restore, (cls, fields, self._stamp if isinstance(self, Message) else None)
+
+
+def _restore(cls: type, fields: dict[str, object], old_stamp: Stamp | None) -> object:
+    """Make a pickled message again, checking it: the class may have changed since."""
+    made = cls(**fields)
+    if old_stamp is not None:
+        stamp(made, old_stamp)
+    return made
+
+
+def _signature(description: Description) -> inspect.Signature:
+    parameters = [
+        inspect.Parameter(
+            spec.name,
+            _PARAMETER_KINDS[spec.kw_only],
+            default=inspect.Parameter.empty
+            if spec.required
+            else (spec.default if spec.factory is None else spec.factory),
+            annotation=spec.annotation,
+        )
+        for spec in _in_call_order(description)
+    ]
+    return inspect.Signature(parameters, return_annotation=None)
+
+
+def _in_call_order(description: Description) -> list[FieldSpec]:
+    return sorted(description.fields, key=lambda spec: spec.kw_only)
+
+
+def _description(cls: type) -> Description:
+    """Return the description of a class or of the nearest declared class it derives from."""
+    return cast("Description", cls.__description__)  # type: ignore[attr-defined]  # set by _equip
+
+
+# -- the generated constructor --------------------------------------------------------------------
+
+
+class _Marker(enum.Enum):
+    """What a parameter of a constructor holds when the caller gave nothing."""
+
+    NOTHING = "nothing"
+    FACTORY = "factory"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+def _generate(description: Description) -> None:
+    """Write the constructor of a class as source, compile it, put it in place."""
+    defaults = _settle_defaults(description)
+    code = Code()
+    cls = description.cls
+    specs = _in_call_order(description)
+    code.names |= {
+        "_NOTHING": _Marker.NOTHING,
+        "_FACTORY": _Marker.FACTORY,
+        "_settle": _settle,
+        "_set__stamp": stamp,
+    }
+    tests = ["not _unknown", "not _extra"]
+    results = {}
+    factories = []
+    for spec in specs:
+        test, results[spec.name] = code.check(description.nodes[spec.name], spec.name)
+        tests.append(test)
+        code.names[f"_set_{spec.name}"] = _slot(cls, spec.name).__set__
+        if spec.factory is not None:
+            made = code.bind(spec.factory, "factory")
+            factories.append(f"    if {spec.name} is _FACTORY: {spec.name} = {made}()")
+    lines = [
+        f"def __init__({', '.join(_parameters(specs, defaults, code))}):",
+        *factories,
+        "    if not (",
+        *(f"        {'and ' if at else ''}{test}" for at, test in enumerate(tests)),
+        "    ):",
+        *_settle_lines(specs, results),
+        *(f"    _set_{spec.name}(_self, {results[spec.name]})" for spec in specs),
+        *(["    _set__stamp(_self, None)"] if issubclass(cls, Message) else []),
+        *(["    _self.__post_init__()"] if hasattr(cls, "__post_init__") else []),
+    ]
+    text = "\n".join([*code.functions, *lines, ""])
+    filename = f"<constructor of {_place(cls)}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    exec(compile(text, filename, "exec"), code.names)  # noqa: S102  # our own source
+    made_init = cast("types.FunctionType", code.names["__init__"])
+    made_init.__qualname__ = f"{cls.__qualname__}.__init__"
+    made_init.__module__ = cls.__module__
+    cls.__init__ = made_init  # type: ignore[misc]  # replaces the one that called us
+
+
+def _slot(cls: type, name: str) -> Any:  # a member descriptor, which typing does not know
+    """Return the slot of a field, which may belong to a base class."""
+    return next(base.__dict__[name] for base in cls.__mro__ if name in base.__dict__)
+
+
+def _parameters(
+    specs: list[FieldSpec], defaults: Mapping[str, object], code: Code
+) -> Iterator[str]:
+    yield "_self"
+    starred = False
+    for spec in specs:
+        if spec.kw_only and not starred:
+            starred = True
+            yield "*_extra"
+        if spec.required:
+            yield f"{spec.name}=_NOTHING"
+        elif spec.factory is not None:
+            yield f"{spec.name}=_FACTORY"
+        else:
+            yield f"{spec.name}={code.bind(defaults[spec.name], 'default')}"
+    if not starred:
+        yield "*_extra"
+    yield "**_unknown"
+
+
+def _settle_lines(specs: list[FieldSpec], results: Mapping[str, str]) -> list[str]:
+    given = ", ".join(spec.name for spec in specs)
+    comma = "," if specs else ""
+    call = f"_settle(_self, ({given}{comma}), _extra, _unknown)"
+    if not specs:
+        return [f"        {call}"]
+    targets = ", ".join(results[spec.name] for spec in specs)
+    return [f"        {targets}{comma} = {call}"]
+
+
+def _settle(
+    self: object, given: tuple[object, ...], extra: tuple[object, ...], unknown: dict[str, object]
+) -> list[object]:
+    """Check field by field what the generated test was not sure of; return the frozen values."""
+    description = _description(type(self))
+    specs = _in_call_order(description)
+    for name, refused in unknown.items():
+        known = ", ".join(spec.name for spec in specs)
+        raise ValidationError(description.name, name, refused, f"a known field ({known})")
+    if extra:
+        count = sum(not spec.kw_only for spec in specs)
+        raise ValidationError(description.name, "", extra, f"at most {count} positional fields")
+    frozen = []
+    for spec, field in zip(specs, given, strict=True):
+        try:
+            frozen.append(description.nodes[spec.name].freeze(field, (spec.name,)))
+        except RefusedError as refused:
+            raise ValidationError(
+                description.name, ".".join(refused.path), refused.value, refused.rule
+            ) from refused.__cause__
+    return frozen
+
+
+def _settle_defaults(description: Description) -> Mapping[str, object]:
+    """Freeze the defaults, which are checked once here and not in every call."""
+    frozen = {}
+    for spec in description.fields:
+        if spec.default is dataclasses.MISSING:
+            continue
+        try:
+            frozen[spec.name] = description.nodes[spec.name].freeze(spec.default, ())
+        except RefusedError as refused:
+            raise SchemaError(
+                f"{_place(description.cls)}.{spec.name} has the default {spec.default!r}, and "
+                f"{refused.rule} is expected. Correct the default or the annotation."
+            ) from refused
+    return frozen
+
+
+# -- the registry ---------------------------------------------------------------------------------
+
+_registry: dict[tuple[str, int], type[Message]] = {}
+_registry_lock = threading.Lock()
+
+
+def registered_messages() -> tuple[type[Message], ...]:
+    """Return every message type declared so far in this process, by name, then version."""
+    return tuple(cls for _, cls in sorted(_registry.items(), key=operator.itemgetter(0)))
+
+
+def message_class(name: str, version: int | None = None) -> type[Message]:
+    """Return the message type of this name: of this version, or of the highest one.
+
+    Raises:
+        UnknownMessageError: No such type is declared; the text names the nearest.
+    """
+    if version is not None:
+        found = _registry.get((name, version))
+        if found is not None:
+            return found
+    versions = sorted(known[1] for known in list(_registry) if known[0] == name)
+    if versions and version is None:
+        return _registry[name, versions[-1]]
+    if versions:
+        raise UnknownMessageError(
+            f"{name!r} has no version {version}; declared are {', '.join(map(str, versions))}. "
+            f"Install the code that wrote it, or decode with unknown='keep'.",
+            name=name,
+            version=version,
+        )
+    nearest = difflib.get_close_matches(name, {known[0] for known in list(_registry)}, n=1)
+    hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+    raise UnknownMessageError(
+        f"No message type is registered as {name!r}{hint}. Import the module that defines it, "
+        f"or decode with unknown='keep'.",
+        name=name,
+        version=version,
+    )
+
+
+def _register(cls: type[Message]) -> None:
+    key = cls.message_name, cls.message_version
+    with _registry_lock:
+        other = _registry.get(key)
+        if other is not None and not _gives_way(other, cls):
+            raise SchemaError(
+                f"{_place(cls)} and {_place(other)} both claim the message name {key[0]!r} in "
+                f"version {key[1]}. Give one of them another name: "
+                f"@message({(cls.__module__.rpartition('.')[2] + '.' + key[0])!r})."
+            )
+        _registry[key] = cls
+
+
+def _gives_way(old: type, new: type) -> bool:
+    """Whether a class takes the place of an older one: the same code run again, or a local class.
+
+    A class inside a function is made anew by each call and can be imported by nobody, so it holds
+    no name for good.
+    """
+    if "<locals>" in old.__qualname__:
+        return True
+    return old.__qualname__ == new.__qualname__ and (
+        old.__module__ == new.__module__ or (_file(old) is not None and _file(old) == _file(new))
+    )
+
+
+def _file(cls: type) -> str | None:
+    """The file of the class: a script is the same code as ``__main__`` and under its own name."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None)
