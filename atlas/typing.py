@@ -7,12 +7,12 @@ use it. Types that belong to one concept live with that concept.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from enum import Enum
+from enum import Enum, auto
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-__all__ = ["Clock", "Headers", "JSON", "MaybeAwaitable", "SECRET", "Secret"]
+__all__ = ["JSON", "SECRET", "Clock", "Headers", "MaybeAwaitable", "Secret"]
 
-JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 """Whatever the ``json`` module reads and writes."""
 
 Headers: TypeAlias = Mapping[str, str]
@@ -25,7 +25,7 @@ MaybeAwaitable: TypeAlias = Callable[..., "Awaitable[object] | object"]
 class Secret(Enum):
     """The type of `SECRET`."""
 
-    SECRET = "secret"
+    SECRET = auto()
 
 
 SECRET: Final = Secret.SECRET
