@@ -190,7 +190,7 @@ def vendor_error(body: object) -> VendorError:
     return VendorError(
         message=_shown(error.get("message") or error.get("detail") or ""),
         code=_word(error.get("code")),
-        type=_word(error.get("type")),
+        type=_word(error.get("type")).removeprefix("error"),
     )
 
 

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from types import AsyncGeneratorType
 from typing import Literal, NamedTuple, Self, TypeAlias
 
 from atlas.errors import (
@@ -186,7 +187,9 @@ class ResilientStream:
             sleep=sleep,
             watch=_Watch(deadlines, clock),
         )
-        self._deltas = self._call.deltas()
+        deltas = self._call.deltas()
+        assert isinstance(deltas, AsyncGeneratorType)
+        self._deltas: AsyncGeneratorType[Delta, None] = deltas
         self._closed: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> Self:
@@ -313,12 +316,11 @@ class _Call:
                     break
                 finally:
                     watch.waiting = False
-                kind = type(delta)
-                if kind is TextDelta:
-                    text.append(delta[0])
-                elif kind is Finished:
+                if type(delta) is TextDelta:
+                    text.append(delta.text)
+                elif isinstance(delta, Finished):
                     finished = True
-                elif kind in _PREAMBLE and not watch.content:
+                elif isinstance(delta, _PREAMBLE) and not watch.content:
                     held.append(delta)
                     continue
                 watch.saw_content()
@@ -335,6 +337,7 @@ class _Call:
 
     def _neutral(self, raised: BaseException) -> ProviderError | None:
         """Return the error to raise for ``raised``, None for an end by `stop`, or re-raise it."""
+        error: ProviderError
         reason = self._watch.take_back(raised)
         if reason == "stop":
             return None
@@ -350,7 +353,7 @@ class _Call:
                 f"{type(raised).__name__}: {raised}. Report it to the adapter's author."
             )
             error.__cause__ = raised
-        error.partial = "".join(piece for piece in self._text if isinstance(piece, str))
+        error.partial = "".join(map(str, self._text))
         error.provider = error.provider or self._provider.name
         error.model = error.model or self._request.model
         return error
