@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, auto
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from types import UnionType
+from typing import (
+    Annotated,
+    Final,
+    Protocol,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
 
-__all__ = ["JSON", "SECRET", "Clock", "Headers", "MaybeAwaitable", "Secret"]
+__all__ = ["JSON", "SECRET", "Clock", "Headers", "MaybeAwaitable", "Secret", "is_secret"]
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 """Whatever the ``json`` module reads and writes."""
@@ -33,6 +43,14 @@ SECRET: Final = Secret.SECRET
 
 Write ``api_key: Annotated[str, SECRET]``.
 """
+
+
+def is_secret(annotation: object) -> bool:
+    """Return whether a field with this annotation, or a member of its union, is marked `SECRET`."""
+    inside = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return any(note is SECRET for note in inside[1:]) or is_secret(inside[0])
+    return get_origin(annotation) in (Union, UnionType) and any(map(is_secret, inside))
 
 
 @runtime_checkable
