@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from atlas.errors import (
     BadRequestError,
     ConfigurationError,
     ConnectionFailedError,
-    DeadlineExceededError,
     IncompleteStreamError,
     InvalidResponseError,
     MissingCredentialsError,
@@ -34,7 +33,7 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
-from atlas.providers.http import error_from
+from atlas.providers.http import error_from, transport_error
 from atlas.providers.messages import (
     ChatMessage,
     FinishReason,
@@ -87,7 +86,7 @@ class AnthropicProvider:
 
     Any number of streams may run at once on one instance, on one event loop. Closing a stream, or
     cancelling the task that reads it, closes its connection before it returns. The vendor knows no
-    ``seed``: a request's is not sent.
+    ``seed``: a request that has one is refused.
 
     Args:
         model: For requests that name none. Default: ``"claude-sonnet-5-5"``.
@@ -135,7 +134,7 @@ class AnthropicProvider:
         """What the vendor's current models can do."""
         return self._capabilities
 
-    async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Ask Claude and yield its deltas; see `atlas.providers.base.Provider.stream`.
 
         Raises:
@@ -150,7 +149,7 @@ class AnthropicProvider:
                 http = response.http_response
                 translator.headers = http.headers
                 await _check_event_stream(http, model)
-                async with contextlib.aclosing(http.aiter_bytes()) as chunks:
+                async with contextlib.aclosing(_bytes(http)) as chunks:
                     async for chunk in chunks:
                         for event in decoder.feed(chunk):
                             for delta in translate(event.data):
@@ -217,36 +216,14 @@ class AnthropicProvider:
     def _transport_error(
         self, error: Exception, model: str, connect_timeout: float | None
     ) -> ProviderError:
-        cause = error.__cause__ if isinstance(error, anthropic.APIConnectionError) else error
         if self._closed:
             return _closed(model)
-        if isinstance(cause, httpx2.ConnectTimeout) and connect_timeout is not None:
-            return DeadlineExceededError(
-                f"{_NAME} at {self._client.base_url} could not be reached within "
-                f"{connect_timeout:g} s; check the network, any proxy and `base_url`.",
-                deadline="connect",
-                seconds=connect_timeout,
-                provider=_NAME,
-                model=model,
-            )
-        if isinstance(cause, httpx2.DecodingError):
-            return InvalidResponseError(
-                f"The answer of {_NAME} is compressed in a way that cannot be read ({cause}); "
-                f"check any proxy on the way.",
-                provider=_NAME,
-                model=model,
-            )
-        if isinstance(cause, httpx2.ConnectError | httpx2.ProxyError | httpx2.UnsupportedProtocol):
-            return ConnectionFailedError(
-                f"{_NAME} at {self._client.base_url} cannot be reached ({cause}); check the "
-                f"network, any proxy and `base_url`.",
-                provider=_NAME,
-                model=model,
-            )
-        return ConnectionFailedError(
-            f"The connection to {_NAME} broke ({_words(cause or error)}); try again.",
+        return transport_error(
+            error,
             provider=_NAME,
             model=model,
+            address=str(self._client.base_url),
+            connect_timeout=connect_timeout,
         )
 
 
@@ -281,7 +258,7 @@ async def _check_event_stream(http: httpx2.Response, model: str) -> None:
     if "text/event-stream" in kind:
         return
     body = b""
-    async with contextlib.aclosing(http.aiter_bytes()) as chunks:
+    async with contextlib.aclosing(_bytes(http)) as chunks:
         async for chunk in chunks:
             body += chunk
             if len(body) > _BODY_SHOWN:
@@ -289,6 +266,11 @@ async def _check_event_stream(http: httpx2.Response, model: str) -> None:
     raise error_from(
         body, status=http.status_code, headers=http.headers, provider=_NAME, model=model
     )
+
+
+def _bytes(http: httpx2.Response) -> AsyncGenerator[bytes, None]:
+    """Return the body by the shortest way: without a decoder where nothing is encoded."""
+    return http.aiter_bytes() if "content-encoding" in http.headers else http.aiter_raw()
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
@@ -303,6 +285,10 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
 
 
 def _options(request: ChatRequest, model: str) -> dict[str, JSON]:
+    if request.seed is not None:
+        raise BadRequestError(
+            "Anthropic's API takes no seed; leave it out.", provider=_NAME, model=model
+        )
     options: dict[str, JSON] = {}
     system = "\n\n".join(
         filter(None, (message.text for message in request.messages if message.role == "system"))
@@ -361,10 +347,10 @@ def _content_block(part: Part) -> JSON:
             return {"type": "text", "text": text} if text else None  # empty ones are refused
         case ThinkingPart(redacted=str(data)):
             return {"type": "redacted_thinking", "data": data}
-        case ThinkingPart(text, signature=str(signature)):
+        case ThinkingPart(text, signature=str(signature)) if not signature.startswith("{"):
             return {"type": "thinking", "thinking": text, "signature": signature}
         case ThinkingPart():
-            return None  # another vendor's, unsigned: it would be refused
+            return None  # unsigned, or signed by another vendor: it would be refused
         case ToolCallPart(call_id, name, arguments):
             return {"type": "tool_use", "id": call_id, "name": name, "input": _input(arguments)}
         case ToolResultPart(call_id, text, is_error):

@@ -24,7 +24,7 @@ import struct
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -185,7 +185,7 @@ class LocalProvider:
             context_window=min(self._options.context, facts.context_length),
         )
 
-    async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Generate an answer and yield its deltas; see `atlas.providers.base.Provider.stream`.
 
         Raises:

@@ -437,7 +437,8 @@ async def test_a_request_is_said_in_the_vendors_words(server, provider):
                 parts=(
                     ThinkingPart("hm", signature="sig"),
                     ThinkingPart(redacted="xyz"),
-                    ThinkingPart("another vendor's"),
+                    ThinkingPart("unsigned"),
+                    ThinkingPart("another vendor's", signature='{"type": "reasoning"}'),
                     RefusalPart("No."),
                     ToolCallPart("c1", "look", '{"q": 1}'),
                     ToolCallPart("c2", "look", "{broken"),
@@ -532,6 +533,11 @@ async def test_a_schema_that_is_no_json_is_refused_before_anything_is_sent(
     error = await failure_of(provider, ask(**options))
 
     assert isinstance(error, BadRequestError)
+    assert server.requests == []
+
+
+async def test_a_seed_is_refused_since_the_vendor_knows_none(server, provider):
+    assert isinstance(await failure_of(provider, ask(seed=1)), BadRequestError)
     assert server.requests == []
 
 
