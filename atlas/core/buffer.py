@@ -25,10 +25,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial, reduce
-from threading import get_ident
+from functools import reduce
 from types import TracebackType
 from typing import Generic, Literal, TypeAlias, TypeVar, cast
 
@@ -109,75 +108,73 @@ class BufferStats:
 
 
 # -- waiting --------------------------------------------------------------------------------------
-# One rule keeps wake-ups exact: a waiter sits on one list of the buffer, and whoever takes it off,
-# under the lock, wakes it once the lock is released.
-
-
-class _LoopWaiter:
-    """A coroutine that sleeps until another task, loop or thread wakes it."""
-
-    __slots__ = ("delay", "future", "listed", "loop", "thread")
-
-    def __init__(self, delay: float | None = None) -> None:
-        self.delay = delay
-        self.listed = True
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[None] = self.loop.create_future()
-        self.thread = get_ident()
-
-    def wake(self) -> None:
-        self.listed = False
-        if get_ident() == self.thread:
-            self._finish()
-            return
-        try:
-            self.loop.call_soon_threadsafe(self._finish)
-        except RuntimeError:
-            # The loop was closed under its sleeper, so there is no coroutine left to wake.
-            if not self.loop.is_closed():
-                raise
-
-    def _finish(self) -> None:
-        if not self.future.done() and not self.loop.is_closed():
-            self.future.set_result(None)
-
-    def sleep(self) -> Awaitable[None]:
-        return self.future if self.delay is None else self._sleep_at_most(self.delay)
-
-    async def _sleep_at_most(self, delay: float) -> None:
-        timer = self.loop.call_later(delay, self._finish)
-        try:
-            await self.future
-        finally:
-            timer.cancel()
+# A sleeping coroutine is a future, a sleeping thread a `_ThreadWaiter`. One rule keeps wake-ups
+# exact: a waiter sits on one list of the buffer, and whoever takes it off, under the lock, wakes
+# it once the lock is released.
 
 
 class _ThreadWaiter:
-    """A thread that sleeps until another thread wakes it."""
+    """A thread that sleeps until another thread wakes it, or its time is up."""
 
-    __slots__ = ("delay", "listed", "lock")
+    __slots__ = ("_lock", "_woken", "timeout")
 
-    def __init__(self, delay: float | None = None) -> None:
-        self.delay = delay
-        self.listed = True
-        self.lock = threading.Lock()
-        self.lock.acquire()
+    def __init__(self) -> None:
+        self._woken = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.timeout: float | None = None
+
+    def done(self) -> bool:
+        return self._woken
 
     def wake(self) -> None:
-        self.listed = False
-        self.lock.release()
+        self._woken = True
+        self._lock.release()
 
     def sleep(self) -> None:
-        self.lock.acquire(timeout=-1 if self.delay is None else self.delay)
+        self._lock.acquire(timeout=-1 if self.timeout is None else self.timeout)
 
 
-_Waiter: TypeAlias = _LoopWaiter | _ThreadWaiter
-W = TypeVar("W", _LoopWaiter, _ThreadWaiter)
+_Waiter: TypeAlias = asyncio.Future[None] | _ThreadWaiter
+W = TypeVar("W", asyncio.Future[None], _ThreadWaiter)
+
+
+def _new_future() -> asyncio.Future[None]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _set_alarm(waiter: _Waiter, seconds: float) -> None:
+    """See to it that the waiter wakes up after some time, though nobody wakes it."""
+    if isinstance(waiter, _ThreadWaiter):
+        waiter.timeout = seconds
+    else:
+        waiter.get_loop().call_later(seconds, _finish, waiter)
 
 
 def _wake(waiters: Iterable[_Waiter]) -> None:
+    running = asyncio._get_running_loop()
     for waiter in waiters:
-        waiter.wake()
+        if isinstance(waiter, _ThreadWaiter):
+            waiter.wake()
+        elif (loop := waiter.get_loop()) is running:
+            if not waiter.done():
+                waiter.set_result(None)
+        else:
+            _wake_elsewhere(loop, waiter)
+
+
+def _wake_elsewhere(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    try:
+        loop.call_soon_threadsafe(_finish, future)
+    except RuntimeError:
+        # The loop was closed under its sleeper, so there is no coroutine left to wake.
+        if not loop.is_closed():
+            raise
 
 
 # -- parts ----------------------------------------------------------------------------------------
@@ -271,6 +268,7 @@ class BufferReader(Generic[T]):
     __slots__ = (
         "_bucket",
         "_buffer",
+        "_delay",
         "_dropped",
         "_ending",
         "_items",
@@ -298,6 +296,8 @@ class BufferReader(Generic[T]):
         # Whether the buffer wants to hear of reads: it stands above its low-water mark.
         self._watched = False
         self._waiting: _Waiter | None = None
+        # For how many seconds the rate limit makes that waiter sleep.
+        self._delay: float | None = None
         self._ending: Ending | None = None
         self._joined_at = joined_at
         self._left_at: int | None = None
@@ -344,13 +344,16 @@ class BufferReader(Generic[T]):
                     self._buffer._relieve(self)
                 return item
 
-            taken = self._take(1, _LoopWaiter)
-            if isinstance(taken, _LoopWaiter):
-                await self._sleep(taken)
-            elif taken:
-                return taken[0]
-            else:
+            taken = self._take(1, _new_future)
+            if isinstance(taken, list):
+                if taken:
+                    return taken[0]
                 raise StopAsyncIteration
+            try:
+                await taken
+            except BaseException:
+                self._give_up(taken)
+                raise
 
     def __iter__(self) -> BufferReader[T]:
         return self
@@ -367,12 +370,15 @@ class BufferReader(Generic[T]):
                 return item
 
             taken = self._take(1, _ThreadWaiter)
-            if isinstance(taken, _ThreadWaiter):
-                self._sleep_in_thread(taken)
-            elif taken:
-                return taken[0]
-            else:
+            if isinstance(taken, list):
+                if taken:
+                    return taken[0]
                 raise StopIteration
+            try:
+                taken.sleep()
+            except BaseException:
+                self._give_up(taken)
+                raise
 
     async def next_batch(self) -> list[T]:
         """Wait for at least one item and return all that are there; ``[]`` at the end.
@@ -384,76 +390,82 @@ class BufferReader(Generic[T]):
             Exception: What the producer gave to `StreamBuffer.fail`.
         """
         while True:
-            taken = self._take(None, _LoopWaiter)
+            taken = self._take(None, _new_future)
             if isinstance(taken, list):
                 return taken
-            await self._sleep(taken)
+            try:
+                await taken
+            except BaseException:
+                self._give_up(taken)
+                raise
 
-    async def _sleep(self, waiter: _LoopWaiter) -> None:
-        try:
-            await waiter.sleep()
-        finally:
-            self._waiting = None
-            if waiter.listed:
-                self._buffer._leave(waiter)
-
-    def _sleep_in_thread(self, waiter: _ThreadWaiter) -> None:
-        try:
-            waiter.sleep()
-        finally:
-            self._waiting = None
-            if waiter.listed:
-                self._buffer._leave(waiter)
-
-    def _take(self, most: int | None, waiter_type: type[W]) -> list[T] | W:
+    def _take(self, most: int | None, make_waiter: Callable[[], W]) -> list[T] | W:
         """Take up to ``most`` items; none at the end; a waiter when there is nothing to take."""
         buffer = self._buffer
-        with buffer._lock:
-            taken = self._take_or_enter(most, waiter_type)
-        if self._watched:
-            self._buffer._relieve(self)
-        return taken
+        buffer._acquire()
+        try:
+            if self._items or buffer._ending or self._overflow or self._ending or self._delay:
+                taken = self._take_what_may_be(most)
+                if taken is not None:
+                    return taken
+            waiter = make_waiter()
+            self._enter(waiter)
+            return waiter
+        finally:
+            buffer._release()
+            if self._watched:
+                buffer._relieve(self)
 
-    def _take_or_enter(self, most: int | None, waiter_type: type[W]) -> list[T] | W:
+    def _take_what_may_be(self, most: int | None) -> list[T] | None:
+        """Return items, none at the end, or None if the reader has to wait."""
         buffer = self._buffer
-        held = buffer._paused
-        delay = None
-        if self._ending is None and not held:
+        if self._delay is not None and self._waiting is not None:
+            # The alarm that woke it did not take the waiter off the list.
+            buffer._unlist(self._waiting)
+            self._waiting = None
+            self._delay = None
+        if self._ending is None and not buffer._paused:
             if self._items or self._overflow:
-                count, delay = self._grant(most)
-                if count:
-                    return [self._items.popleft() for _ in range(count)]
-            elif buffer._ending is not None:
+                return self._grant(most)
+            if buffer._ending is not None:
                 buffer._retire(self, buffer._ending)
-        if self._ending is not None:
-            buffer._raise_failure()
-            return []
-        return self._enter(
-            waiter_type(delay), buffer._parked if held or delay is not None else buffer._sleepers
-        )
+        if self._ending is None:
+            return None
+        buffer._raise_failure()
+        return []
 
-    def _grant(self, most: int | None) -> tuple[int, float | None]:
-        """Return how many items may be taken now, or how many seconds the rate limit holds them."""
-        if self._overflow and not self._items:
+    def _grant(self, most: int | None) -> list[T] | None:
+        """Return what may be taken now; or None, and note for how long the rate forbids it."""
+        items = self._items
+        if self._overflow and not items:
             self._unfold()
-        count = len(self._items) if most is None else min(most, len(self._items))
-        if self._bucket is None or count == 0:
-            return count, None
-        count = min(count, self._bucket.available())
-        if count == 0:
-            return 0, self._bucket.delay()
-        self._bucket.spend(count)
-        return count, None
+        count = len(items) if most is None else min(most, len(items))
+        if self._bucket is not None:
+            count = min(count, self._bucket.available())
+            if count == 0:
+                self._delay = self._bucket.delay()
+                return None
+            self._bucket.spend(count)
+        return [items.popleft() for _ in range(count)]
 
-    def _enter(self, waiter: W, waiters: list[_Waiter]) -> W:
-        if self._waiting is not None:
+    def _enter(self, waiter: _Waiter) -> None:
+        if self._waiting is not None and not self._waiting.done():
             raise StreamBufferError(
                 "This reader is already being waited on by another consumer. "
                 "Give each consumer a reader of its own: `buffer.read()`."
             )
         self._waiting = waiter
-        waiters.append(waiter)
-        return waiter
+        if self._delay is not None:
+            _set_alarm(waiter, self._delay)
+            self._buffer._parked.append(waiter)
+        elif self._buffer._paused:
+            self._buffer._parked.append(waiter)
+        else:
+            self._buffer._sleepers.append(waiter)
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        self._waiting = None
+        self._buffer._leave(waiter)
 
     # -- ending --
 
@@ -613,6 +625,41 @@ class StreamBuffer(Generic[T]):
         ['Hello, ', 'world']
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_accumulator",
+        "_acquire",
+        "_appends",
+        "_blocked",
+        "_calling",
+        "_calls",
+        "_capacity",
+        "_ending",
+        "_error",
+        "_high",
+        "_high_water",
+        "_hits",
+        "_lock",
+        "_low_water",
+        "_merge",
+        "_monotonic",
+        "_nothing",
+        "_on_high",
+        "_on_low",
+        "_overflow",
+        "_parked",
+        "_paused",
+        "_promised",
+        "_rate",
+        "_readers",
+        "_release",
+        "_retired",
+        "_room",
+        "_sleepers",
+        "_traceback",
+        "_unclaimed",
+    )
+
     def __init__(
         self,
         capacity: int = 256,
@@ -721,17 +768,18 @@ class StreamBuffer(Generic[T]):
             BufferClosedError: If the stream has ended, also while waiting.
             BufferOverflowError: If the buffer is full and its policy is ``"error"``.
         """
-        if self._room > 1 and self.put_nowait(item):
+        # False from `put_nowait` says that nothing happened only under this policy.
+        if self._room > 1 and (self.put_nowait(item) or self._overflow != "block"):
             return
         while True:
-            waiter = self._put_or_enter(item, _LoopWaiter)
+            waiter = self._put_or_enter(item, _new_future)
             if isinstance(waiter, bool):
                 return
             try:
-                await waiter.sleep()
-            finally:
-                if waiter.listed:
-                    self._leave(waiter)
+                await waiter
+            except BaseException:
+                self._leave(waiter)
+                raise
 
     def put_from_thread(self, item: T, timeout: float | None = None) -> None:
         """Do what `put` does, blocking the calling thread, for at most ``timeout`` seconds.
@@ -743,20 +791,21 @@ class StreamBuffer(Generic[T]):
             BufferClosedError: If the stream has ended, also while waiting.
             BufferOverflowError: If the buffer is full and its policy is ``"error"``.
         """
-        if self._room > 1 and self.put_nowait(item):
+        # False from `put_nowait` says that nothing happened only under this policy.
+        if self._room > 1 and (self.put_nowait(item) or self._overflow != "block"):
             return
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            waiter = self._put_or_enter(item, partial(_ThreadWaiter, left))
+            waiter = self._put_or_enter(item, _ThreadWaiter)
             if isinstance(waiter, bool):
                 return
+            if deadline is not None:
+                waiter.timeout = max(0.0, deadline - time.monotonic())
             try:
                 waiter.sleep()
             finally:
-                if waiter.listed:
-                    self._leave(waiter)
-            if timeout is not None and left == 0.0:
+                self._leave(waiter)
+            if timeout is not None and waiter.timeout == 0.0:
                 raise BufferTimeoutError(
                     f"The buffer had no room for {timeout!r} seconds, because a reader is slow, "
                     f"paused or gone without being closed. Close readers that are not read to "
@@ -913,7 +962,7 @@ class StreamBuffer(Generic[T]):
             )
 
     # -- the slow path of putting; everything from here on is called under the lock, but for
-    # -- `_put_slowly`, `_put_or_enter`, `_leave`, `_relieve`, `_detach` and `_run_calls` --
+    # -- `_put_slowly`, `_put_or_enter`, `_relieve`, `_detach`, `_run_calls` and the sleeping --
 
     def _put_slowly(self, item: T) -> bool:
         return self._put_or_enter(item, None) is True
@@ -1131,7 +1180,7 @@ class StreamBuffer(Generic[T]):
     # -- waiters --
 
     def _leave(self, waiter: _Waiter) -> None:
-        """Called by a waiter that was not woken but cancelled, or whose time is up."""
+        """Called by a waiter that gave up waiting."""
         with self._lock:
             self._unlist(waiter)
 
