@@ -39,14 +39,8 @@ from typing import (
     overload,
 )
 
-from atlas.core.annotations import (
-    ALLOW_NAN,
-    Code,
-    Description,
-    FieldSpec,
-    FrozenDict,
-    RefusedError,
-)
+from atlas.core.annotations import Description, FieldSpec
+from atlas.core.nodes import ALLOW_NAN, Code, FrozenDict, RefusedError
 from atlas.errors import SchemaError, UnknownMessageError, ValidationError
 
 __all__ = [

@@ -474,7 +474,7 @@ class TestValueSemantics:
         order = OrderPlaced("A1", 1.0)
 
         for name in ("total", "_stamp", "unknown"):
-            with pytest.raises(dataclasses.FrozenInstanceError, match="dataclasses.replace"):
+            with pytest.raises(dataclasses.FrozenInstanceError, match=r"dataclasses.replace"):
                 setattr(order, name, 1)
         with pytest.raises(dataclasses.FrozenInstanceError):
             del order.total
@@ -487,7 +487,7 @@ class TestValueSemantics:
         for change in (
             lambda: notes.update(a="c"),
             lambda: notes.pop("a"),
-            lambda: notes.clear(),
+            notes.clear,
             lambda: notes.setdefault("x", "y"),
             lambda: notes.__setitem__("a", "c"),
             lambda: notes.__ior__({"a": "c"}),
