@@ -10,6 +10,7 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   └── MigrationError                       no chain of upcasters leads to today's version
     ├── BusError
     │   ├── BusClosedError (RuntimeError)        the bus no longer accepts messages
+    │   ├── NotAMessageError (TypeError)         what was published is no message
     │   ├── SubscriptionError (TypeError)        this handler cannot be subscribed like this
     │   ├── RecursionLimitError (RecursionError) handlers publish into each other without end
     │   ├── HandlersFailedError                  one or more handlers of a message raised
@@ -32,6 +33,7 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   └── MissingDependencyError (ImportError) an optional package is not installed
     ├── CloseFailedError                         closing one or more things failed
     ├── AppNotRunningError (RuntimeError)        the application is not started, or is closed
+    ├── ConversationBusyError (RuntimeError)     the answer before is still being made
     └── ProviderError                            a model call failed; see its ``kind``
         ├── AuthenticationError (PermissionError)
         ├── PermissionDeniedError (PermissionError)
@@ -70,6 +72,7 @@ __all__ = [
     "ConnectionFailedError",
     "ContentFilteredError",
     "ContextLengthError",
+    "ConversationBusyError",
     "DeadlineExceededError",
     "HandlersFailedError",
     "IncompleteStreamError",
@@ -80,6 +83,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelNotFoundError",
     "NoResponderError",
+    "NotAMessageError",
     "OverloadedError",
     "PermissionDeniedError",
     "ProfileError",
@@ -178,6 +182,10 @@ class BusError(AtlasError):
 
 class BusClosedError(BusError, RuntimeError):
     """The bus is closed and accepts no more messages or subscriptions."""
+
+
+class NotAMessageError(BusError, TypeError):
+    """What was published is no instance of a class made with ``@message``."""
 
 
 class SubscriptionError(BusError, TypeError):
@@ -335,6 +343,10 @@ class CloseFailedError(AtlasError):
 
 class AppNotRunningError(AtlasError, RuntimeError):
     """The application is used before it was started or after it was closed."""
+
+
+class ConversationBusyError(AtlasError, RuntimeError):
+    """A conversation is asked while its answer before is still being made."""
 
 
 # -- providers ------------------------------------------------------------------------------------

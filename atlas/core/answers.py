@@ -1,0 +1,61 @@
+"""One-off answers that come from any thread to a task that waits on its loop."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from atlas.errors import AtlasError, BusClosedError
+
+if TYPE_CHECKING:
+    from atlas.core.receipts import Receipt
+
+__all__ = ["Answer"]
+
+T = TypeVar("T")
+
+_running_loop = asyncio._get_running_loop
+
+
+class Answer(Generic[T]):
+    """A value that arrives once, from any thread. Awaited on the loop it was made for."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: asyncio.Future[T] = loop.create_future()
+        self._turn = [None]
+
+    def give(self, value: T) -> bool:
+        """Deliver the value; False if there was one, or an error, before."""
+        return self._settle(lambda: self._future.done() or self._future.set_result(value))
+
+    def fail(self, error: BaseException) -> bool:
+        """Deliver an error instead of a value."""
+        return self._settle(lambda: self._future.done() or self._future.set_exception(error))
+
+    def fail_with(self, receipt: Receipt[Any]) -> None:
+        """Deliver the errors of a receipt, if there are any."""
+        try:
+            receipt.raise_for_errors()
+        except AtlasError as error:
+            self.fail(error)
+
+    def close(self) -> None:
+        """Deliver that the bus is closed."""
+        self.fail(BusClosedError("The bus was closed while a task waited for a message on it."))
+
+    def _settle(self, settle: Callable[[], object]) -> bool:
+        try:
+            self._turn.pop()  # one caller gets it
+        except IndexError:
+            return False
+        if _running_loop() is self._loop:
+            settle()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(settle)
+        return True
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._future.__await__()

@@ -1,0 +1,176 @@
+"""Who caused what: the cause that is current in this context, scopes, and the tree of a run.
+
+While a handler runs, the stamp of the message it handles is *current* in its context, so that
+whatever it publishes (also from tasks it starts) is linked to it. A scope puts something into the
+context for messages that no handler publishes. Stamps hold origins (small tuples), never messages:
+a chain of causes keeps nothing alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from atlas.core.messages import FrozenDict, Message, Origin, Stamp
+from atlas.errors import ValidationError
+
+__all__ = [
+    "CURRENT",
+    "NO_HEADERS",
+    "NO_SCOPE",
+    "Scope",
+    "causal_tree",
+    "cause_of",
+    "caused_by",
+    "correlation_of",
+    "frozen_headers",
+    "inner_scope",
+    "origin_of",
+]
+
+NO_HEADERS: Mapping[str, str] = FrozenDict()
+
+
+class Scope:
+    """What `EventBus.scope` adds to the messages published inside it. Immutable."""
+
+    __slots__ = ("cause", "correlation", "headers", "on_stamped", "run", "source")
+
+    def __init__(
+        self,
+        cause: Stamp | None = None,
+        *,
+        run: str | None = None,
+        correlation: Origin | None = None,
+        source: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        on_stamped: Callable[[Origin], object] | None = None,
+    ) -> None:
+        self.cause = cause
+        self.run = run
+        self.correlation = correlation
+        self.source = source
+        self.headers = headers
+        self.on_stamped = on_stamped
+
+
+NO_SCOPE = Scope()
+
+CURRENT: ContextVar[Stamp | Scope | None] = ContextVar("atlas_cause", default=None)
+"""The stamp of the message being handled in this context, or a scope, or nothing."""
+
+
+@contextmanager
+def caused_by(message: Message) -> Iterator[None]:
+    """Make a published message the cause of what is published inside the ``with`` block.
+
+    As if a handler of ``message`` ran: correlation and run are handed on too. Tasks started inside
+    the block stay under it.
+    """
+    token = CURRENT.set(message._stamp)
+    try:
+        yield
+    finally:
+        CURRENT.reset(token)
+
+
+def cause_of(current: Stamp | Scope | None) -> Stamp | None:
+    """Return the stamp of the message being handled, looking through a scope."""
+    return current.cause if isinstance(current, Scope) else current
+
+
+def origin_of(reference: Message | str, argument: str) -> Origin:
+    """Return the origin of a published message, or take ``reference`` as an id as it is.
+
+    Raises:
+        ValidationError: The message was never published, so it has no id to refer to.
+    """
+    if isinstance(reference, str):
+        return reference
+    if isinstance(reference, Message) and reference._stamp is not None:
+        return reference._stamp[0]
+    raise ValidationError("publish", argument, reference, "a published message, or its id")
+
+
+def correlation_of(reference: Message | str) -> Origin:
+    """Return what a published message correlates with, or take ``reference`` as an id as it is."""
+    if isinstance(reference, Message) and reference._stamp is not None:
+        return reference._stamp[2]
+    return origin_of(reference, "correlation")
+
+
+def frozen_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a read-only copy of headers, checked.
+
+    Raises:
+        ValidationError: A name or a value is no string.
+    """
+    for name, text in headers.items():
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise ValidationError("publish", "headers", {name: text}, "strings by strings")
+    return FrozenDict(headers)
+
+
+def inner_scope(
+    *,
+    run: str | None = None,
+    correlation: Message | str | None = None,
+    source: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    on_stamped: Callable[[Origin], object] | None = None,
+) -> Scope:
+    """Return the scope that is current when these are given inside the one that is current now."""
+    current = CURRENT.get()
+    outer = current if isinstance(current, Scope) else NO_SCOPE
+    return Scope(
+        cause_of(current),
+        run=outer.run if run is None else run,
+        correlation=outer.correlation if correlation is None else correlation_of(correlation),
+        source=outer.source if source is None else source,
+        headers=frozen_headers({**outer.headers, **(headers or {})}),
+        on_stamped=on_stamped,
+    )
+
+
+def causal_tree(messages: Iterable[Message]) -> str:
+    """Draw published messages as a tree, each below the one that caused it, in published order.
+
+    A message whose cause is not among ``messages`` starts a tree of its own.
+
+    Args:
+        messages: Published messages, in any order.
+
+    Returns:
+        One line per message (name, sequence, short id, source), no newline at the end.
+    """
+    stamped = [item for item in messages if item._stamp is not None]
+    stamped.sort(key=_order)
+    known = {item.meta.id for item in stamped}
+    children: dict[str | None, list[Message]] = {}
+    for item in stamped:
+        cause = item.meta.causation
+        children.setdefault(cause if cause in known else None, []).append(item)
+    return "\n".join(_lines(children, None, ""))
+
+
+def _lines(
+    children: Mapping[str | None, list[Message]], parent: str | None, indent: str
+) -> Iterator[str]:
+    siblings = children.get(parent, [])
+    for item in siblings:
+        last = item is siblings[-1]
+        branch, below = ("", "") if parent is None else ("└─ ", "   ") if last else ("├─ ", "│  ")
+        yield f"{indent}{branch}{_label(item)}"
+        yield from _lines(children, item.meta.id, indent + below)
+
+
+def _label(item: Message) -> str:
+    meta = item.meta
+    text = f"{meta.name} #{meta.sequence}" if meta.sequence is not None else meta.name
+    return f"{text} from {meta.source}" if meta.source else text
+
+
+def _order(item: Message) -> tuple[int, int, str]:
+    meta = item.meta
+    return meta.time_ns or 0, meta.sequence or 0, meta.id or ""

@@ -1,0 +1,1194 @@
+"""The event bus: publish typed messages, from anywhere, to whoever subscribed.
+
+Guarantees, each with a test of its name in ``tests/core/test_event_bus*.py``:
+
+- **Plain handlers** run in the publisher's thread, by priority and then in the order subscribed, and
+  are through before `publish` returns. What they publish is delivered at once (depth first).
+- **Async handlers** run on the loop they were subscribed on, else on the publisher's running loop, else
+  on the bus's own. Each subscription handles one message at a time, in the order its publisher
+  published them, and never holds up another subscription.
+- **Failure**: a failing handler stops nobody. It becomes `HandlerFailed` (``bus.handler_failed``) and
+  shows in the receipt. Every message accepted ends handled, failed, or given up with an error.
+- **Threads and loops**: everything may be called from any thread, with or without a loop, unless its
+  docstring says otherwise. `publish` never blocks and takes no lock.
+- **Causes**: what a handler publishes, also from tasks it starts, is linked to what it handles.
+
+How it is done: receivers register in `blinker` signals, one per class or pattern; a change drops the
+*routes* (tuples of handlers per message class) it concerns, and the next message rebuilds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import secrets
+import sys
+import threading
+import traceback
+import weakref
+from asyncio import AbstractEventLoop, CancelledError
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextvars import copy_context
+from typing import Any, Literal, TypeVar, cast, overload
+
+import blinker
+
+from atlas.core.answers import Answer
+from atlas.core.causality import (
+    CURRENT,
+    NO_HEADERS,
+    NO_SCOPE,
+    Scope,
+    causal_tree,
+    cause_of,
+    correlation_of,
+    frozen_headers,
+    inner_scope,
+    origin_of,
+)
+from atlas.core.clock import SystemClock
+from atlas.core.lanes import Group, Lane, ObserverLane, Port
+from atlas.core.messages import Command, Event, Message, Origin, Stamp, message, stamped_copy
+from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled
+from atlas.core.streams import MessageStream, StreamOverflow
+from atlas.core.subscriptions import (
+    Mode,
+    ObserverOverflow,
+    Options,
+    Selector,
+    Subscription,
+    check_handler,
+    handler_name,
+    matches,
+    selectors_of,
+)
+from atlas.errors import (
+    AtlasError,
+    BufferOverflowError,
+    BusClosedError,
+    NoResponderError,
+    NotAMessageError,
+    RecursionLimitError,
+    WaitTimeoutError,
+)
+from atlas.typing import Clock
+
+__all__ = [
+    "EventBus",
+    "HandlerFailed",
+    "History",
+    "MessageStream",
+    "Middleware",
+    "Receipt",
+    "Selector",
+    "Subscription",
+]
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R")
+AnswerT = TypeVar("AnswerT")
+
+Middleware = Callable[[Message], "Message | None"]
+"""Sees every message before it is stamped; returns it, another one, or None to drop it."""
+
+RELIABLE_CAPACITY = 65_536
+OBSERVER_CAPACITY = 1_024
+
+_log = logging.getLogger("atlas.bus")
+_running_loop = asyncio._get_running_loop
+_current_cause = CURRENT.get
+_enter = CURRENT.set
+_leave = CURRENT.reset
+# the slot's own setter: messages are frozen, and this is several times faster than object.__setattr__
+_set_stamp = cast("Callable[[Message, Stamp], None]", Message.__dict__["_stamp"].__set__)
+
+
+@message("bus.handler_failed")
+class HandlerFailed(Event):
+    """A handler raised. Caused by the message it was handling."""
+
+    handler: str
+    failed: str
+    failed_id: str
+    error_type: str
+    error: str
+    traceback: str
+
+
+class _Route:
+    """Where messages of one class go. Replaced, never changed, when subscriptions change."""
+
+    __slots__ = ("all", "groups", "handlers", "lanes", "observers", "owners")
+
+    def __init__(self, subscriptions: list[Subscription[Any]]) -> None:
+        plain = [
+            one for one in subscriptions if not one.is_async and one.options.mode == "reliable"
+        ]
+        self.all = tuple(subscriptions)
+        self.owners = tuple(plain)
+        self.handlers = tuple(one.call for one in plain)
+        self.lanes = tuple(
+            one for one in subscriptions if one.is_async and one.options.mode == "reliable"
+        )
+        self.observers = tuple(one for one in subscriptions if one.options.mode == "observer")
+        self.groups: dict[AbstractEventLoop | None, tuple[Group, ...]] = {}
+
+
+_NO_ONE = Options()
+
+
+class History:
+    """The last messages of a bus, oldest first. Iterating takes a snapshot; any thread may.
+
+    Attributes:
+        capacity: How many messages are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._kept: deque[Message] = deque(maxlen=capacity)
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.since(0))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def since(self, sequence: int) -> tuple[Message, ...]:
+        """Return what is kept from this sequence number on, in order of sequence."""
+        kept = [item for item in self._snapshot() if _sequence(item) >= sequence]
+        kept.sort(key=_sequence)
+        return tuple(kept)
+
+    @property
+    def evicted(self) -> int:
+        """How many messages have been published and are kept no longer."""
+        kept = self._snapshot()
+        return max(map(_sequence, kept)) - len(kept) if kept else 0
+
+    def find(self, message_id_: str) -> Message | None:
+        """Return the message with this id, None when it is not (any more) kept."""
+        return next((item for item in self._snapshot() if item.meta.id == message_id_), None)
+
+    def _snapshot(self) -> list[Message]:
+        while True:
+            try:
+                return list(self._kept)
+            except RuntimeError:  # another thread published meanwhile
+                continue
+
+
+def _sequence(item: Message) -> int:
+    stamp = item._stamp
+    assert stamp is not None
+    return cast("int", stamp[0][1])
+
+
+class EventBus:
+    """An in-process bus for typed messages. One object; no globals; no loop needed.
+
+    Close it with `close` or `aclose`, or use it in a ``with`` or ``async with`` statement, if it
+    has async handlers; a bus with plain handlers holds nothing that must be closed.
+
+    Args:
+        name: Shown in errors and thread names.
+        history: How many messages to keep for `history` and `replay`; 0 keeps none.
+        clock: Where the time in stamps comes from.
+        middleware: Callables that see every message before it is stamped, in this order; each
+            returns the message, another one, or None to drop it. One that raises makes `publish`
+            raise.
+        max_depth: How deep messages may be published inside handlers of messages published inside
+            handlers before `RecursionLimitError`. Async chains that do not await each other are
+            not nested and have no limit.
+        on_unhandled: Called with each message that nobody is subscribed to.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "bus",
+        history: int = 1024,
+        clock: Clock | None = None,
+        middleware: Iterable[Middleware] = (),
+        max_depth: int = 64,
+        on_unhandled: Callable[[Message], object] | None = None,
+    ) -> None:
+        self.name = name
+        self.history = History(history)
+        self._clock = SystemClock() if clock is None else clock
+        self._middleware = tuple(middleware)
+        self._max_depth = max_depth
+        self._on_unhandled = on_unhandled
+        self._identity = secrets.randbits(30)
+        self._lock = threading.RLock()  # guards subscriptions, routes and ports; not publishing
+        self._order = itertools.count()
+        self._signals: dict[type[Message] | str, blinker.Signal] = {}
+        self._foreign: dict[tuple[type[Message] | str, object], Subscription[Any]] = {}
+        self._routes: dict[type[Message], _Route] = {}
+        self._ports: dict[AbstractEventLoop, Port] = {}
+        self._own: Port | None = None
+        self._own_thread: threading.Thread | None = None
+        self._expired: deque[weakref.ref[Subscription[Any]]] = deque()
+        self._streams: set[MessageStream[Any]] = set()
+        self._closers: set[Callable[[], None]] = set()
+        self._answers: dict[Origin, Answer[Any]] = {}
+        self._awaited: dict[Origin, list[Pending[Any]]] = {}
+        self._state: Literal["open", "closing", "closed"] = "open"
+        # what publish touches, bound once
+        self._time_ns = self._clock.time_ns
+        self._next = itertools.count(1).__next__
+        self._keep = self.history._kept.append
+        self._hooked = bool(self._middleware)
+
+    # -- publishing -------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        message: M,
+        *,
+        headers: Mapping[str, str] | None = None,
+        source: str | None = None,
+        run: str | None = None,
+        correlation: Message | str | None = None,
+        causation: Message | str | None = None,
+    ) -> Receipt[M]:
+        """Stamp a message and deliver it. Any thread, with or without a loop; never blocks.
+
+        Plain handlers have run when it returns; async ones are on their way: await the receipt, or
+        its ``wait()``, to know them done. A message that was published before is copied, so that
+        each publication has its own stamp.
+
+        Args:
+            message: The message.
+            headers: Annotations for it, over those of the scope.
+            source: Who publishes, over that of the scope.
+            run: The run it belongs to; default: that of the message being handled, or of the scope.
+            correlation: A message (or its id) of the conversation it belongs to; default: that
+                of the message being handled, or of the scope, else the message itself.
+            causation: The message (or its id) that caused it; default: the one being handled.
+
+        Returns:
+            The receipt; its ``message`` is the stamped one.
+
+        Raises:
+            NotAMessageError: It is no message.
+            BusClosedError: The bus is closed.
+            RecursionLimitError: Handlers publish into each other without end. Only raised inside
+                handlers; it unwinds them all, and ends up in the outermost receipt.
+        """
+        try:
+            route = self._routes[type(message)]
+        except KeyError:
+            route = self._route(message)
+        cause = _current_cause()
+        if (
+            message._stamp is None
+            and headers is source is run is correlation is causation is None
+            and not self._hooked
+            and (cause is None or type(cause) is tuple)
+        ):
+            origin = (self._identity, self._next(), self._time_ns())
+            if cause is None:
+                stamp: Stamp = (origin, None, origin, None, None, NO_HEADERS, 0)
+            else:
+                depth = cause[6] + 1
+                if depth > self._max_depth:
+                    depth = self._nesting(message, cause)
+                stamp = (origin, cause[0], cause[2], cause[3], None, NO_HEADERS, depth)
+        else:
+            passed = self._pass_middleware(message)
+            if passed is None:
+                return _dropped(message)
+            message = cast("M", passed)
+            route = self._routes.get(type(message)) or self._route(message)
+            stamp = self._stamp(message, headers, source, run, correlation, causation)
+            if message._stamp is not None:
+                message = stamped_copy(message, None)
+        _set_stamp(message, stamp)
+        self._keep(message)
+
+        if route.observers:
+            self._offer(message, route)
+        if route.lanes:
+            receipt = self._post(message, route)
+        else:
+            receipt = Receipt()
+            receipt.message = message
+        if route.handlers:
+            token = _enter(stamp)
+            handlers = iter(route.handlers)
+            try:
+                for handler in handlers:
+                    handler(message)
+            except (Exception, CancelledError) as error:
+                return self._go_on(receipt, route, handlers, error)
+            finally:
+                _leave(token)
+        return receipt
+
+    def _go_on(
+        self,
+        receipt: Receipt[M],
+        route: _Route,
+        handlers: Iterator[Callable[[Any], object]],
+        error: BaseException | None,
+    ) -> Receipt[M]:
+        """Note a failure, run the handlers after it, and return a receipt that knows."""
+        message = receipt.message
+        known = receipt if isinstance(receipt, Pending | Joint) else Settled(message)
+        while error is not None:
+            at = len(route.handlers) - handlers.__length_hint__() - 1  # type: ignore[attr-defined]
+            if isinstance(error, RecursionLimitError) and message._stamp[6] > 0:  # type: ignore[index]
+                raise error.with_traceback(None)  # or the log would repeat every level
+            known.fail(error)
+            self._failed(route.owners[at], message, error)
+            error = None
+            try:
+                for handler in handlers:
+                    handler(message)
+            except (Exception, CancelledError) as next_error:
+                error = next_error
+        return known
+
+    def _pass_middleware(self, message: Message) -> Message | None:
+        passed: Message | None = message
+        for step in self._middleware:
+            passed = step(cast("Message", passed))
+            if passed is None:
+                return None
+        return passed
+
+    def _stamp(
+        self,
+        message: Message,
+        headers: Mapping[str, str] | None,
+        source: str | None,
+        run: str | None,
+        correlation: Message | str | None,
+        causation: Message | str | None,
+    ) -> Stamp:
+        """Work out the stamp of a message for which something was given, or a scope is open."""
+        current = _current_cause()
+        scope = current if isinstance(current, Scope) else NO_SCOPE
+        cause = cause_of(current)
+        depth = 0 if cause is None else cause[6] + 1
+        if cause is not None and depth > self._max_depth:
+            depth = self._nesting(message, cause)
+        by = None if cause is None else cause[0]
+        if causation is not None:
+            by = origin_of(causation, "causation")
+            cause = causation._stamp if isinstance(causation, Message) else cause
+        together = None if cause is None else cause[2]
+        if correlation is not None:
+            together = correlation_of(correlation)
+        elif scope.correlation is not None:
+            together = scope.correlation
+        if run is None:
+            run = scope.run if scope.run is not None or cause is None else cause[3]
+        source = scope.source if source is None else source
+        if scope.headers or headers:
+            headers = frozen_headers({**scope.headers, **(headers or {})})
+        else:
+            headers = NO_HEADERS
+        origin = (self._identity, self._next(), self._time_ns())
+        if scope.on_stamped is not None:
+            scope.on_stamped(origin)
+        return (origin, by, together or origin, run, source, headers, depth)
+
+    def _nesting(self, message: Message, cause: Stamp) -> int:
+        """Return how deep this publish really is, by the stack; refuse if that is too deep.
+
+        The depth in stamps also grows along tasks that handlers start, which are not nested.
+        """
+        frame = sys._getframe(1)
+        depth = 0
+        mine = {EventBus.publish.__code__, Port._go.__code__, Port._handle.__code__}
+        while frame is not None:
+            depth += frame.f_code in mine
+            frame = frame.f_back  # type: ignore[assignment]
+        if depth <= self._max_depth:
+            return depth - 1
+        chain = self._chain(cause)
+        shown = " -> ".join(["...", *chain[-9:], message.message_name])
+        raise RecursionLimitError(
+            f"Handlers publish into each other without end: {self._max_depth} messages deep: "
+            f"{shown}. Break the circle, publish from an async handler without awaiting it, or "
+            f"raise `max_depth` of the bus.",
+            chain=(*chain, message.message_name),
+        )
+
+    def _chain(self, cause: Stamp) -> list[str]:
+        """Return the names of a cause and the causes of it, oldest first, as far as kept."""
+        kept = {item._stamp[0]: item for item in self.history._snapshot() if item._stamp}
+        names: list[str] = []
+        origin: Origin | None = cause[0]
+        while origin is not None and origin in kept:
+            item = kept[origin]
+            names.append(item.message_name)
+            origin = item._stamp[1] if item._stamp else None
+        names.reverse()
+        return names
+
+    def _failed(
+        self, subscription: Subscription[Any], message: Message, error: BaseException
+    ) -> None:
+        """Make a failure known: an event if that can help, else the log."""
+        subscription.failures += 1
+        if isinstance(message, HandlerFailed) or self._state == "closed":
+            self._log_failure(subscription, message, error)
+            return
+        event = HandlerFailed(
+            handler=subscription.name,
+            failed=message.message_name,
+            failed_id=message.meta.id or "",
+            error_type=f"{type(error).__module__}.{type(error).__qualname__}",
+            error=str(error),
+            traceback="".join(traceback.format_exception(error)),
+        )
+        token = _enter(message._stamp)
+        try:
+            receipt = self.publish(event, source=self.name)
+        except BusClosedError:
+            self._log_failure(subscription, message, error)
+            return
+        finally:
+            _leave(token)
+        if not self._route(receipt.message).all:
+            self._log_failure(subscription, message, error)
+
+    def _log_failure(
+        self, subscription: Subscription[Any], message: Message, error: BaseException
+    ) -> None:
+        _log.error("%s failed on %r", subscription.name, message, exc_info=error)
+
+    # -- delivering to lanes ----------------------------------------------------------------------
+
+    def _post(self, message: M, route: _Route) -> Receipt[M]:
+        running = _running_loop()
+        try:
+            groups = route.groups[running]
+        except KeyError:
+            groups = self._groups(route, running)
+        if len(groups) == 1:
+            receipt: Pending[M] = Pending()
+            receipt.message = message
+            receipt.context = copy_context()
+            receipt.group = group = groups[0]
+            group.port.post(receipt)
+            return receipt
+        parts = []
+        for group in groups:
+            part: Pending[M] = Pending()
+            part.message = message
+            part.context = copy_context()
+            part.group = group
+            parts.append(part)
+            group.port.post(part)
+        return Joint(message, parts)
+
+    def _groups(self, route: _Route, running: AbstractEventLoop | None) -> tuple[Group, ...]:
+        with self._lock:
+            by_port: dict[Port, list[Lane]] = {}
+            for subscription in route.lanes:
+                port = self._port(subscription.options.loop or running)
+                by_port.setdefault(port, []).append(self._lane(subscription, port))
+            groups = tuple(Group(port, tuple(lanes)) for port, lanes in by_port.items())
+            route.groups[running] = groups
+            return groups
+
+    def _lane(self, subscription: Subscription[Any], port: Port) -> Lane:
+        lanes = subscription._lanes
+        if isinstance(lanes, Lane):
+            if lanes.port is port:
+                return lanes
+            subscription._lanes = lanes = {lanes.port: lanes}
+        if lanes is not None and port in lanes:
+            return lanes[port]
+        capacity = subscription.options.capacity or RELIABLE_CAPACITY
+        port.limit = max(port.limit, capacity)
+        lane = Lane(subscription, port, subscription.call, capacity)
+        if lanes is None:
+            subscription._lanes = lane
+        else:
+            lanes[port] = lane
+        return lane
+
+    def _offer(self, message: Message, route: _Route) -> None:
+        for subscription in route.observers:
+            lane = subscription._lanes
+            assert isinstance(lane, ObserverLane)
+            where = subscription.options.where
+            try:
+                if where is None or where(message):
+                    lane.offer(message)
+            except Exception as error:  # noqa: BLE001  a failing predicate stops nobody
+                self._failed(subscription, message, error)
+
+    def _deliver_directly(self, subscription: Subscription[Any], message: Message) -> None:
+        """Hand a message to one subscription, as `blinker.Signal.send` asks for."""
+        if message._stamp is None:
+            message = stamped_copy(message, self._stamp(message, None, None, None, None, None))
+        route = _Route([subscription])
+        if route.observers:
+            self._offer(message, route)
+        if route.lanes:
+            self._post(message, route)
+        for handler in route.handlers:
+            handler(message)
+
+    # -- routes -----------------------------------------------------------------------------------
+
+    def _route(self, message: Message) -> _Route:
+        """Return, making it if need be, the route of a message's class."""
+        cls = type(message)
+        with self._lock:
+            if self._state != "open":
+                self._refuse_closed(message)
+            route = self._routes.get(cls)
+            if route is None:
+                if not isinstance(message, Message) or "message_name" not in cls.__dict__:
+                    raise NotAMessageError(
+                        f"{message!r} is no message but a {cls.__module__}.{cls.__qualname__}; "
+                        f"publish an instance of a class that derives from Event or Command and is "
+                        f"decorated with @message."
+                    )
+                route = _Route(self._receivers(cls))
+                if not route.all and self._on_unhandled is not None:
+                    route.handlers = (self._on_unhandled,)
+                    route.owners = (self._subscription((cls,), self._on_unhandled, 0, _NO_ONE),)
+                if self._state == "open":
+                    self._routes[cls] = route
+            return route
+
+    def _refuse_closed(self, message: object) -> None:
+        if self._state == "closing" and cause_of(_current_cause()) is not None:
+            return  # what handlers in flight publish is still delivered
+        raise BusClosedError(
+            f"{self.name!r} is closed and accepts no more messages; {message!r} was not published."
+        )
+
+    def _receivers(self, cls: type[Message]) -> list[Subscription[Any]]:
+        found: dict[Subscription[Any], None] = {}
+        for part, signal in self._signals.items():
+            if not matches(part, cls):
+                continue
+            for key, receiver in list(signal.receivers.items()):
+                if isinstance(receiver, Subscription):
+                    found[receiver] = None
+                elif key in signal._by_sender[0]:  # connected for any sender
+                    found[self._adopted(part, key, receiver)] = None
+        return sorted(found, key=lambda one: (-one.priority, one.order))
+
+    def _adopted(
+        self,
+        part: type[Message] | str,
+        key: object,
+        receiver: Callable[..., object] | weakref.ref[Callable[..., object]],
+    ) -> Subscription[Any]:
+        """Return the subscription that stands for a receiver connected with blinker itself."""
+        known = self._foreign.get((part, key))
+        if known is None:
+            target = receiver() if isinstance(receiver, weakref.ref) else receiver
+            options = Options(weak=isinstance(receiver, weakref.ref))
+            known = self._subscription((part,), cast("Callable[..., object]", target), 0, options)
+            self._foreign[part, key] = known
+        return known
+
+    def _forget_routes(self, parts: Iterable[type[Message] | str]) -> None:
+        for cls in [cls for cls in self._routes if any(matches(part, cls) for part in parts)]:
+            route = self._routes.pop(cls)
+            for groups in route.groups.values():
+                for group in groups:
+                    group.refresh()
+
+    def signal(self, part: type[M] | str) -> blinker.Signal:
+        """Return the `blinker.Signal` in which receivers of a class or pattern register.
+
+        A receiver connected to it directly receives every message selected, as its sender, at
+        priority 0. A message sent through it reaches the subscriptions to just this part, without
+        being stamped into the history.
+        """
+        with self._lock:
+            (checked,) = selectors_of(part)
+            signal = self._signals.get(checked)
+            if signal is None:
+                self._signals[checked] = signal = blinker.Signal(f"{self.name}: {checked}")
+
+                def changed(_: object, **__: object) -> None:
+                    with self._lock:
+                        self._forget_routes((checked,))
+
+                signal.receiver_connected.connect(changed, weak=False)
+                signal.receiver_disconnected.connect(changed, weak=False)
+            return signal
+
+    # -- subscribing ------------------------------------------------------------------------------
+
+    @overload
+    def on(
+        self,
+        selector: type[M] | tuple[type[M], ...],
+        *,
+        where: Callable[[M], object] | None = None,
+        priority: int = 0,
+        once: bool = False,
+        mode: Mode = "reliable",
+        capacity: int | None = None,
+        overflow: ObserverOverflow = "merge",
+        merge: Callable[[M, M], M | None] | None = None,
+        droppable: Callable[[M], bool] | None = None,
+        loop: AbstractEventLoop | None = None,
+        name: str | None = None,
+    ) -> Callable[[Callable[[M], R]], Callable[[M], R]]: ...
+    @overload
+    def on(
+        self,
+        selector: Selector,
+        *,
+        # Any: a pattern does not say which classes it selects
+        where: Callable[[Any], object] | None = None,
+        priority: int = 0,
+        once: bool = False,
+        mode: Mode = "reliable",
+        capacity: int | None = None,
+        overflow: ObserverOverflow = "merge",
+        merge: Callable[[Any, Any], Any] | None = None,
+        droppable: Callable[[Any], bool] | None = None,
+        loop: AbstractEventLoop | None = None,
+        name: str | None = None,
+    ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]: ...
+    def on(
+        self, selector: Selector, **options: Any
+    ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]:
+        """Subscribe the decorated function; see `subscribe` for the options. Returns it unchanged."""
+
+        def decorate(handler: Callable[[Any], R]) -> Callable[[Any], R]:
+            self.subscribe(selector, handler, **options)
+            return handler
+
+        return decorate
+
+    @overload
+    def subscribe(
+        self,
+        selector: type[M] | tuple[type[M], ...],
+        handler: Callable[[M], object],
+        *,
+        where: Callable[[M], object] | None = None,
+        priority: int = 0,
+        once: bool = False,
+        weak: bool = False,
+        mode: Mode = "reliable",
+        capacity: int | None = None,
+        overflow: ObserverOverflow = "merge",
+        merge: Callable[[M, M], M | None] | None = None,
+        droppable: Callable[[M], bool] | None = None,
+        loop: AbstractEventLoop | None = None,
+        name: str | None = None,
+    ) -> Subscription[M]: ...
+    @overload
+    def subscribe(
+        self,
+        selector: Selector,
+        # Any: a pattern does not say which classes it selects
+        handler: Callable[[Any], object],
+        *,
+        where: Callable[[Any], object] | None = None,
+        priority: int = 0,
+        once: bool = False,
+        weak: bool = False,
+        mode: Mode = "reliable",
+        capacity: int | None = None,
+        overflow: ObserverOverflow = "merge",
+        merge: Callable[[Any, Any], Any] | None = None,
+        droppable: Callable[[Any], bool] | None = None,
+        loop: AbstractEventLoop | None = None,
+        name: str | None = None,
+    ) -> Subscription[Any]: ...
+    def subscribe(
+        self,
+        selector: Selector,
+        handler: Callable[[Any], object],
+        *,
+        where: Callable[[Any], object] | None = None,
+        priority: int = 0,
+        once: bool = False,
+        weak: bool = False,
+        mode: Mode = "reliable",
+        capacity: int | None = None,
+        overflow: ObserverOverflow = "merge",
+        merge: Callable[[Any, Any], Any] | None = None,
+        droppable: Callable[[Any], bool] | None = None,
+        loop: AbstractEventLoop | None = None,
+        name: str | None = None,
+    ) -> Subscription[Any]:
+        """Have a plain or an async callable receive the messages selected. Any thread.
+
+        Args:
+            selector: A message class (its subclasses included), a pattern over message names
+                (``*``: one segment, ``**``: any number), or a tuple of those. A message that
+                several parts select arrives once.
+            handler: Called with the message. Held strongly, unless ``weak``.
+            where: Only messages for which this is true arrive. For plain handlers and observers it
+                is evaluated in the publisher's thread, for async ones on their loop.
+            priority: Higher comes first; equal ones come in the order subscribed.
+            once: End after the first message, also when several threads publish at once.
+            weak: Do not keep the handler (a bound method, say) alive. Lambdas and inner functions
+                are refused, for they would vanish at once.
+            mode: ``"reliable"``: receipts wait for it, and publishers that await go at its pace.
+                ``"observer"``: it has a lane of its own and slows nobody; when the lane is full,
+                messages are merged or dropped, by ``overflow``. A plain observer runs on the bus's
+                own loop, unless ``loop`` is given.
+            capacity: How many messages may wait: 65,536 for a reliable handler, 1,024 for an
+                observer by default. A reliable one that is full fails what nobody awaits.
+            overflow: What a full observer does: ``"merge"`` merges what merges, drops what
+                ``droppable`` names, and keeps everything else (up to 65,536); ``"drop_oldest"``
+                and ``"drop_newest"`` drop (only what ``droppable`` names, if given).
+            merge: Returns one message for two that follow each other, None if they do not merge.
+            droppable: Whether a message may be dropped.
+            loop: The event loop of an async handler; default: the one running here, else that of
+                the publisher, else the bus's own.
+            name: For errors and metrics; default: the handler's qualified name.
+
+        Raises:
+            SubscriptionError: Such a subscription cannot be made; the text says why.
+            BusClosedError: The bus is closed.
+        """
+        is_plain = (
+            where is None
+            and not (once or weak)
+            and mode == "reliable"
+            and capacity is None
+            and name is None
+        )
+        if loop is None and (mode == "observer" or not is_plain or check_handler(handler)):
+            loop = _running_loop()
+        options = (
+            _NO_ONE
+            if is_plain and loop is None
+            else Options(
+                where=where,
+                once=once,
+                weak=weak,
+                mode=mode,
+                capacity=capacity,
+                overflow=overflow,
+                merge=merge,
+                droppable=droppable,
+                loop=loop,
+                name=name,
+            )
+        )
+        parts = selectors_of(selector)
+        with self._lock:
+            if self._state == "closed":
+                raise BusClosedError(
+                    f"{self.name!r} is closed; {handler_name(handler)} cannot be subscribed."
+                )
+            subscription = self._subscription(parts, handler, priority, options)
+            if mode == "observer":
+                subscription._lanes = self._observer_lane(subscription)
+            for part in parts:
+                self.signal(part).connect(subscription, weak=False)
+        self._forget_expired()
+        return subscription
+
+    def _subscription(
+        self,
+        parts: tuple[type[Message] | str, ...],
+        handler: Callable[..., object],
+        priority: int,
+        options: Options,
+    ) -> Subscription[Any]:
+        return Subscription(
+            self, parts, handler, priority=priority, order=next(self._order), options=options
+        )
+
+    def _observer_lane(self, subscription: Subscription[Any]) -> ObserverLane:
+        options = subscription.options
+        own = not subscription.is_async
+        port = self._port(None if own else options.loop)
+        may_drop = options.droppable
+        if may_drop is None:
+            always = options.overflow != "merge"
+
+            def may_drop(_: Message) -> bool:
+                return always
+
+        return ObserverLane(
+            subscription,
+            port,
+            subscription.call if subscription.is_async else _in_a_coroutine(subscription.call),
+            options.capacity or OBSERVER_CAPACITY,
+            limit=RELIABLE_CAPACITY,
+            newest_goes=options.overflow == "drop_newest",
+            droppable=may_drop,
+            merge=options.merge,
+        )
+
+    def _unsubscribe(self, subscription: Subscription[Any]) -> None:
+        with self._lock:
+            if not subscription.is_open:
+                return
+            subscription.is_open = False
+            for part in subscription.selectors:
+                signal = self._signals.get(part)
+                if signal is not None:
+                    signal.disconnect(subscription)
+        lanes = subscription._lanes
+        for lane in lanes.values() if isinstance(lanes, dict) else (lanes,):
+            if isinstance(lane, ObserverLane):
+                lane.clear()
+
+    def _forget_later(self, reference: weakref.ref[Subscription[Any]]) -> None:
+        """Note that a weakly held handler is gone. Runs in garbage collection: takes no lock."""
+        self._expired.append(reference)
+
+    def _forget_expired(self) -> None:
+        while self._expired:
+            subscription = self._expired.popleft()()
+            if subscription is not None:
+                subscription.close()
+
+    # -- ports ------------------------------------------------------------------------------------
+
+    def _port(self, loop: AbstractEventLoop | None) -> Port:
+        if loop is None:
+            return self._own_port()
+        port = self._ports.get(loop)
+        if port is None:
+            for old in [old for old in self._ports if old.is_closed()]:
+                del self._ports[old]
+            self._ports[loop] = port = self._new_port(loop)
+        return port
+
+    def _new_port(self, loop: AbstractEventLoop) -> Port:
+        return Port(loop, self._failed, self._awaited, RELIABLE_CAPACITY)
+
+    def _own_port(self) -> Port:
+        """Return the port of the bus's own loop, starting its thread if need be."""
+        if self._own is None:
+            loop = asyncio.new_event_loop()
+            self._own = self._ports[loop] = self._new_port(loop)
+            self._own_thread = threading.Thread(
+                target=_run_loop, args=(loop,), name=f"atlas-{self.name}", daemon=True
+            )
+            self._own_thread.start()
+            weakref.finalize(self, _stop_loop, loop)
+        return self._own
+
+    # -- waiting ----------------------------------------------------------------------------------
+
+    @overload
+    def stream(
+        self,
+        selector: type[M] | tuple[type[M], ...],
+        *,
+        where: Callable[[M], object] | None = None,
+        capacity: int = 256,
+        overflow: StreamOverflow = "block",
+    ) -> MessageStream[M]: ...
+    @overload
+    def stream(
+        self,
+        selector: Selector,
+        *,
+        where: Callable[[Any], object] | None = None,
+        capacity: int = 256,
+        overflow: StreamOverflow = "block",
+    ) -> MessageStream[Any]: ...
+    def stream(
+        self,
+        selector: Selector,
+        *,
+        where: Callable[[Any], object] | None = None,
+        capacity: int = 256,
+        overflow: StreamOverflow = "block",
+    ) -> MessageStream[Any]:
+        """Return the messages selected as an async context manager and iterator.
+
+        Args:
+            selector: See `subscribe`.
+            where: Only messages for which this is true arrive.
+            capacity: How many messages may wait to be read.
+            overflow: What happens to one more: ``"block"``: its receipt waits until it has room, so
+                that publishers who await go at the reader's pace; ``"drop_oldest"``;
+                ``"drop_newest"``; ``"latest"``: only the newest is kept; ``"error"``: the stream
+                ends with `BufferOverflowError`.
+        """
+        selectors_of(selector)
+        return MessageStream(self, selector, where, capacity, overflow)
+
+    @overload
+    async def wait_for(
+        self,
+        selector: type[M] | tuple[type[M], ...],
+        *,
+        where: Callable[[M], object] | None = None,
+        timeout: float | None = None,
+    ) -> M: ...
+    @overload
+    async def wait_for(
+        self,
+        selector: Selector,
+        *,
+        where: Callable[[Any], object] | None = None,
+        timeout: float | None = None,
+    ) -> Any: ...
+    async def wait_for(
+        self,
+        selector: Selector,
+        *,
+        where: Callable[[Any], object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  one call says all; see WaitTimeoutError
+    ) -> Any:
+        """Return the next message selected that is published from now on.
+
+        Args:
+            selector: See `subscribe`.
+            where: Only a message for which this is true counts.
+            timeout: Seconds to wait at most; None waits as long as it takes.
+
+        Raises:
+            WaitTimeoutError: None came in time.
+            BusClosedError: The bus was closed meanwhile.
+        """
+        future: Answer[Any] = Answer(asyncio.get_running_loop())
+        with self.subscribe(selector, future.give, where=where, once=True, name="wait_for"):
+            self._closers.add(future.close)
+            try:
+                async with asyncio.timeout(timeout):
+                    return await future
+            except TimeoutError as error:
+                raise WaitTimeoutError(
+                    f"No message selected by {selector!r} came within {timeout} seconds.",
+                    timeout=timeout or 0.0,
+                ) from error
+            finally:
+                self._closers.discard(future.close)
+
+    async def request(
+        self,
+        message: Command[AnswerT],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  one call says all; see WaitTimeoutError
+    ) -> AnswerT:
+        """Publish a command and return the answer somebody gives with `reply`.
+
+        Args:
+            message: The command.
+            timeout: Seconds to wait at most; None waits as long as it takes.
+
+        Raises:
+            NoResponderError: Nobody is subscribed to it.
+            HandlersFailedError: Its handlers have ended, one failed, and none answered.
+            WaitTimeoutError: No answer came in time.
+            BusClosedError: The bus was closed meanwhile.
+        """
+        if not self._route(message).all:
+            raise NoResponderError(
+                f"Nobody answers {message!r}: no handler is subscribed to {message.message_name!r}."
+            )
+        answer = Answer(asyncio.get_running_loop())
+        self._closers.add(answer.close)
+        token = _enter(
+            inner_scope(on_stamped=lambda origin: self._answers.__setitem__(origin, answer))
+        )
+        try:
+            receipt = self.publish(message)
+        finally:
+            _leave(token)
+        receipt.when_done(lambda: answer.fail_with(receipt))
+        try:
+            async with asyncio.timeout(timeout):
+                return cast("AnswerT", await answer)
+        except TimeoutError as error:
+            if isinstance(error, AtlasError):
+                raise
+            raise WaitTimeoutError(
+                f"Nobody answered {message!r} within {timeout} seconds.", timeout=timeout or 0.0
+            ) from error
+        finally:
+            self._closers.discard(answer.close)
+            self._answers.pop(origin_of(receipt.message, "request"), None)
+
+    def reply(self, request: Command[AnswerT], answer: AnswerT) -> bool:
+        """Answer a command. Any thread.
+
+        Args:
+            request: The command, as the handler received it.
+            answer: The answer. If it is itself a message, it is published, caused by the request.
+
+        Returns:
+            Whether somebody still waits for it. Only the first answer counts.
+        """
+        origin = origin_of(request, "request")
+        if isinstance(answer, Message):
+            answer = self.publish(answer, causation=request).message
+        waiter = self._answers.pop(origin, None)
+        return waiter is not None and waiter.give(answer)
+
+    # -- scopes, history --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def scope(
+        self,
+        *,
+        run: str | None = None,
+        correlation: Message | str | None = None,
+        source: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[None]:
+        """Give the messages published inside the ``with`` block a run, source, and so on.
+
+        Scopes nest; what the inner one leaves out comes from the outer one. A scope follows the
+        context: tasks started inside it are in it. Run and correlation are handed on to what
+        handlers of these messages publish; source and headers are not.
+        """
+        inner = inner_scope(run=run, correlation=correlation, source=source, headers=headers)
+        token = _enter(inner)
+        try:
+            yield
+        finally:
+            _leave(token)
+
+    def replay(self, handler: Callable[[Message], object], *, since: int = 0) -> int:
+        """Call a plain handler with what the history keeps, in order; return how many."""
+        kept = self.history.since(since)
+        for item in kept:
+            handler(item)
+        return len(kept)
+
+    def tree(self, run: str | None = None) -> str:
+        """Return what the history keeps (of one run, if given) as a tree of causes, for people."""
+        return causal_tree(item for item in self.history if run is None or item.meta.run == run)
+
+    # -- ending -----------------------------------------------------------------------------------
+
+    async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Wait until nothing waits and nothing runs on any loop of the bus. Not from a handler.
+
+        Raises:
+            WaitTimeoutError: It did not come to that within ``timeout`` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while busy := [port for port in list(self._ports.values()) if not port.is_idle]:
+                    for port in busy:
+                        await _idle(port)
+        except TimeoutError as error:
+            raise WaitTimeoutError(
+                f"{self.name!r} still had handlers running after {timeout} seconds.",
+                timeout=timeout or 0.0,
+            ) from error
+
+    async def aclose(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Take no more messages, let handlers end, then close.
+
+        What handlers in flight publish is still delivered.
+
+        Args:
+            timeout: Seconds after which handlers still running are cancelled, and messages still
+                waiting fail; None gives them as long as they take.
+        """
+        with self._lock:
+            if self._state == "open":
+                self._state = "closing"
+                self._routes.clear()
+        with contextlib.suppress(WaitTimeoutError):
+            await self.drain(timeout)
+        tasks = self._tasks_here()
+        self.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def close(self) -> None:
+        """Close at once: handlers running are cancelled, messages waiting fail. Any thread."""
+        with self._lock:
+            if self._state == "closed":
+                return
+            self._state = "closed"
+            self._routes.clear()
+            ports = list(self._ports.values())
+        for closer in list(self._closers):
+            closer()
+        for stream in list(self._streams):
+            stream._close()
+        for port in ports:
+            _on_loop(port.loop, port.cancel)
+        if self._own is not None:
+            _stop_loop(self._own.loop)
+            if self._own_thread is not None and self._own_thread is not threading.current_thread():
+                self._own_thread.join()
+
+    def _tasks_here(self) -> list[Awaitable[None]]:
+        port = self._ports.get(asyncio.get_running_loop())
+        return [] if port is None else list(port.tasks)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the bus is closed."""
+        return self._state == "closed"
+
+    def __enter__(self) -> EventBus:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> EventBus:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<EventBus {self.name!r}, {self._state}, {len(self.history)} messages kept>"
+
+
+def _dropped(message: M) -> Receipt[M]:
+    receipt: Receipt[M] = Dropped()
+    receipt.message = message
+    return receipt
+
+
+def _in_a_coroutine(call: Callable[[Any], object]) -> Callable[[Message], Awaitable[object]]:
+    async def handle(message: Message) -> None:
+        call(message)
+
+    return handle
+
+
+def _run_loop(loop: AbstractEventLoop) -> None:
+    """The thread of a bus's own loop. Knows nothing of the bus, which may be forgotten unclosed."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _stop_loop(loop: AbstractEventLoop) -> None:
+    with contextlib.suppress(RuntimeError):  # it may be closed already
+        loop.call_soon_threadsafe(loop.stop)
+
+
+def _on_loop(loop: AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Call something in a loop's thread; here, if the loop is not running."""
+    if loop is _running_loop() or not loop.is_running():
+        call()
+    else:
+        loop.call_soon_threadsafe(call)
+
+
+async def _idle(port: Port) -> None:
+    waiting: Answer[None] = Answer(asyncio.get_running_loop())
+    _on_loop(port.loop, lambda: port.when_idle(lambda: waiting.give(None)))
+    await waiting

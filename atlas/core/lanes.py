@@ -1,0 +1,721 @@
+"""Lanes and ports: how asynchronous handlers get their messages, in order, on their own loops.
+
+A *lane* is the queue of one subscription on one event loop: one message at a time, in the order
+published. A *port* is one event loop as one bus sees it: its inbox (filled from any thread, emptied
+in the loop's thread) and the lanes there.
+
+Messages take the short way when they can. While no handler is suspended, the handlers of a message
+run one after another in one coroutine (*express*): either in the task that awaits the receipt, or in
+a runner that empties the inbox; no lane is touched. The moment a handler suspends, the loop comes to
+`Port.wake`, which was scheduled when the message was posted: it breaks the express off, and what had
+not begun is distributed to the lanes and goes on in another runner. So there is one task per
+suspended handler, one wake per burst, and a slow handler holds up nobody but its own lane.
+
+Everything here runs in the loop's thread, except where the docstring says "any thread".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from asyncio import AbstractEventLoop, CancelledError
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, Token
+from operator import length_hint
+from typing import Any
+
+from atlas.core.causality import CURRENT, cause_of
+from atlas.core.messages import Message, Origin, Stamp, stamp
+from atlas.core.receipts import Pending
+from atlas.errors import BufferOverflowError, SubscriptionError
+
+__all__ = ["Group", "Lane", "ObserverLane", "Port"]
+
+AsyncHandler = Callable[[Message], Awaitable[object]]
+
+_running_loop = asyncio._get_running_loop
+
+
+class Lane:
+    """The queue of one subscription on one loop.
+
+    It is ``busy`` from when something is to be run until the queue is empty again. ``running`` is
+    what its handler is at: more than one stamp only while messages overtake (`Port._overtake`).
+    """
+
+    __slots__ = ("busy", "capacity", "handler", "port", "queue", "running", "subscription")
+
+    def __init__(self, subscription: Any, port: Port, handler: AsyncHandler, capacity: int) -> None:
+        self.subscription = subscription
+        self.port = port
+        self.handler = handler
+        self.capacity = capacity
+        self.queue: deque[Any] = deque()
+        self.busy = False
+        self.running: list[Stamp] = []
+
+    @property
+    def depth(self) -> int:
+        """How many messages wait, the one being handled not counted."""
+        return len(self.queue)
+
+    def clear(self) -> None:
+        """Give up what waits; its receipts count it as ended."""
+        while self.queue:
+            self.queue.popleft().finish_one()
+
+
+class ObserverLane(Lane):
+    """The queue of an observer: filled by the publisher's thread, bounded by a policy.
+
+    When it is full, a message is first merged into the newest one waiting, if the two merge; else
+    dropped, or takes the place of one dropped, if the policy and the message allow; else it is kept
+    beyond the capacity, up to ``limit``. Beyond that it is refused with an error.
+    """
+
+    __slots__ = (
+        "called",
+        "droppable",
+        "dropped",
+        "limit",
+        "lock",
+        "merge",
+        "merged",
+        "newest_goes",
+    )
+
+    def __init__(
+        self,
+        subscription: Any,
+        port: Port,
+        handler: AsyncHandler,
+        capacity: int,
+        *,
+        limit: int,
+        newest_goes: bool,
+        droppable: Callable[[Message], bool],
+        merge: Callable[[Any, Any], Message | None] | None,
+    ) -> None:
+        super().__init__(subscription, port, handler, capacity)
+        self.limit = max(limit, capacity)
+        self.newest_goes = newest_goes
+        self.droppable = droppable
+        self.merge = merge
+        self.lock = threading.Lock()
+        self.called = False
+        self.dropped = 0
+        self.merged = 0
+
+    def offer(self, message: Message) -> None:
+        """Take a message in, by policy. Any thread.
+
+        Raises:
+            BufferOverflowError: The lane is at its limit and nothing in it may be dropped.
+        """
+        with self.lock:
+            queue = self.queue
+            if len(queue) < self.capacity:
+                queue.append(message)
+            else:
+                self._squeeze_in(message)
+        if not self.called:
+            self.called = True
+            self.port.call(self)
+
+    def _squeeze_in(self, message: Message) -> None:
+        queue = self.queue
+        if self.merge is not None and queue:
+            both = self.merge(queue[-1], message)
+            if both is not None:
+                if both._stamp is None and message._stamp is not None:
+                    stamp(both, message._stamp)
+                queue[-1] = both
+                self.merged += 1
+                return
+        if self.newest_goes and self.droppable(message):
+            self.dropped += 1
+            return
+        victim = None if self.newest_goes else self._oldest_droppable()
+        if victim is not None:
+            del queue[victim]
+            self.dropped += 1
+        elif len(queue) >= self.limit:
+            raise BufferOverflowError(
+                f"{self.subscription.name} has {self.limit} messages waiting that may not be "
+                f"dropped, and takes no more. Say with `merge` or `droppable` which may be.",
+                capacity=self.limit,
+            )
+        queue.append(message)
+
+    def _oldest_droppable(self) -> int | None:
+        for index, waiting in enumerate(self.queue):
+            if self.droppable(waiting):
+                return index
+        return None
+
+    def take(self) -> Message | None:
+        """Return the next message, None when there is none."""
+        with self.lock:
+            return self.queue.popleft() if self.queue else None
+
+    def clear(self) -> None:
+        """Give up what waits."""
+        with self.lock:
+            self.queue.clear()
+
+
+class Group:
+    """The lanes of one message class on one port, in order, with their handlers side by side."""
+
+    __slots__ = ("handlers", "lanes", "port")
+
+    def __init__(self, port: Port, lanes: tuple[Lane, ...]) -> None:
+        self.port = port
+        self.lanes = lanes
+        self.handlers = tuple(lane.handler for lane in lanes)
+
+    def refresh(self) -> None:
+        """Make messages already on their way skip subscriptions that are closed."""
+        self.handlers = tuple(
+            lane.handler if lane.subscription.is_open else _skip for lane in self.lanes
+        )
+
+
+async def _skip(message: Message) -> None:
+    pass
+
+
+class Port:
+    """One event loop as one bus sees it. See the module's docstring."""
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        failed: Callable[[Any, Message, BaseException], None],
+        awaited: dict[Origin, list[Pending[Any]]],
+        limit: int,
+    ) -> None:
+        self.loop = loop
+        self.failed = failed
+        self.limit = limit
+        self.inbox: deque[Pending[Any]] = deque()
+        self.called: deque[ObserverLane] = deque()
+        self.handed: deque[Lane] = deque()
+        self.woken = False
+        self.busy = 0
+        self.express: Pending[Any] | None = None
+        self.runs: dict[int, deque[Lane]] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.idle_waiters: list[Callable[[], object]] = []
+        self.awaited = awaited
+
+    # -- any thread -------------------------------------------------------------------------------
+
+    def post(self, receipt: Pending[Any]) -> None:
+        """Take a message in for the lanes of its group. Any thread; never blocks."""
+        if len(self.inbox) >= self.limit:
+            self._refuse(receipt)
+            return
+        self.inbox.append(receipt)
+        if not self.woken:
+            self._call_wake()
+
+    def call(self, lane: ObserverLane) -> None:
+        """Have an observer's lane emptied. Any thread; never blocks."""
+        self.called.append(lane)
+        if not self.woken:
+            self._call_wake()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs here. Any thread, for a moment's truth."""
+        return not (
+            self.inbox or self.called or self.handed or self.busy or self.express or self.tasks
+        )
+
+    def _call_wake(self) -> None:
+        self.woken = True
+        try:
+            if _running_loop() is self.loop:
+                self.loop.call_soon(self.wake, context=Context())
+            else:
+                self.loop.call_soon_threadsafe(self.wake, context=Context())
+        except RuntimeError:
+            self.woken = False
+            if not self.loop.is_closed():
+                raise
+            self.abandon("its event loop is closed")
+
+    def _refuse(self, receipt: Pending[Any]) -> None:
+        text = (
+            f"{{}} has {self.limit} messages waiting for its event loop, its limit, and takes no "
+            f"more. Await the receipts to publish no faster than it handles, or subscribe it with "
+            f"a larger capacity."
+        )
+        for lane in receipt.group.lanes:
+            error = BufferOverflowError(text.format(lane.subscription.name), capacity=self.limit)
+            receipt.fail(error)
+            self.failed(lane.subscription, receipt.message, error)
+        receipt.finish()
+
+    def abandon(self, why: str) -> None:
+        """Fail everything that waits here: no loop will ever run it. Any thread."""
+        waiting = [(receipt, receipt.group.lanes) for receipt in _emptied(self.inbox)]
+        for receipt, lanes in waiting:
+            for lane in lanes:
+                self._lost(lane, receipt, why)
+            receipt.finish()
+        self.called.clear()
+        for run in list(self.runs.values()):
+            self.handed.extend(run)
+            run.clear()
+        for lane in _emptied(self.handed):
+            self._give_up(lane, why)
+
+    def _give_up(self, lane: Lane, why: str) -> None:
+        if isinstance(lane, ObserverLane):
+            lane.clear()
+        else:
+            for receipt in _emptied(lane.queue):
+                self._lost(lane, receipt, why)
+                receipt.finish_one()
+        self._free(lane)
+
+    def _lost(self, lane: Lane, receipt: Pending[Any], why: str) -> None:
+        if not lane.subscription.is_open:
+            return
+        error = SubscriptionError(
+            f"{lane.subscription.name} could not handle {receipt.message!r}: {why}. Subscribe it "
+            f"on a loop that runs for as long as the subscription is open, or close it before."
+        )
+        receipt.fail(error)
+        self.failed(lane.subscription, receipt.message, error)
+
+    # -- the loop's thread ------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Start a runner for all that waits. Called by the loop: so whatever ran is suspended."""
+        self.woken = False
+        if self.express is not None:
+            self._break_express()
+        ready: deque[Lane] = deque()
+        for run in self.runs.values():
+            ready.extend(run)
+            run.clear()
+        ready.extend(_emptied(self.handed))
+        for lane in _emptied(self.called):
+            lane.called = False
+            if not lane.busy and lane.queue:
+                self._occupy(lane)
+                ready.append(lane)
+        if self.busy:
+            for receipt in _emptied(self.inbox):
+                self._distribute(receipt, ready)
+        if ready or self.inbox:
+            self._start(self._run(ready))
+        else:
+            self._report_idle()
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = self.loop.create_task(work, context=Context())
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+        self._report_idle()
+
+    async def _run(self, ready: deque[Lane]) -> None:
+        self.runs[id(ready)] = ready
+        if not self.woken:
+            self._call_wake()
+        try:
+            many = len(self.inbox)
+            while many and self.inbox and not self.busy and self.express is None:
+                many -= 1
+                receipt = self.inbox.popleft()
+                await _Within(receipt.context, self._go(receipt))
+            while ready:
+                await self._drain(ready.popleft())
+        except CancelledError:
+            self.abandon("its event loop is shutting down")
+            raise
+        finally:
+            del self.runs[id(ready)]
+
+    def _distribute(
+        self, receipt: Pending[Any], ready: deque[Lane], *, is_awaited: bool = False
+    ) -> None:
+        lanes = receipt.group.lanes
+        receipt.claimed = True
+        receipt.remaining = len(lanes)
+        for lane in lanes:
+            if len(lane.queue) >= lane.capacity and not is_awaited:
+                self._overflow(lane, receipt)
+                continue
+            lane.queue.append(receipt)
+            if not lane.busy:
+                self._occupy(lane)
+                ready.append(lane)
+
+    def _overflow(self, lane: Lane, receipt: Pending[Any]) -> None:
+        error = BufferOverflowError(
+            f"{lane.subscription.name} has {lane.capacity} messages waiting, its capacity, and "
+            f"takes no more that nobody awaits. Await the receipts to publish no faster than it "
+            f"handles, subscribe it with a larger capacity, or as an observer.",
+            capacity=lane.capacity,
+        )
+        receipt.fail(error)
+        self.failed(lane.subscription, receipt.message, error)
+        receipt.finish_one()
+
+    def _occupy(self, lane: Lane) -> None:
+        lane.busy = True
+        self.busy += 1
+
+    def _free(self, lane: Lane) -> None:
+        if lane.busy:
+            lane.busy = False
+            self.busy -= 1
+
+    def _release(self, lane: Lane) -> None:
+        if lane.queue:
+            self.handed.append(lane)
+            if not self.woken:
+                self._call_wake()
+        else:
+            self._free(lane)
+
+    async def _drain(self, lane: Lane) -> None:
+        many = len(lane.queue)
+        try:
+            if isinstance(lane, ObserverLane):
+                while many and (message := lane.take()) is not None:
+                    many -= 1
+                    await _Within(Context(), self._observe(lane, message))
+            else:
+                while many and lane.queue:
+                    many -= 1
+                    receipt = lane.queue.popleft()
+                    await _Within(receipt.context.copy(), self._deliver(lane, receipt))
+        finally:
+            self._release(lane)
+
+    # -- running handlers -------------------------------------------------------------------------
+
+    async def _go(self, receipt: Pending[Any]) -> None:
+        """Run all handlers of a message in one go, as far as nothing suspends."""
+        receipt.claimed = True
+        receipt.handlers = handlers = iter(receipt.group.handlers)
+        message = receipt.message
+        self.express = receipt
+        token = CURRENT.set(message._stamp)
+        try:
+            for handler in handlers:
+                await handler(message)
+        except BaseException as error:
+            await self._go_on(receipt, error, token)
+        CURRENT.reset(token)
+        if self.express is receipt:
+            self.express = None
+            receipt.finish()
+        else:
+            await self._finish_broken(receipt)
+
+    async def _go_on(
+        self, receipt: Pending[Any], error: BaseException | None, token: Token[Any]
+    ) -> None:
+        """Note a failure and run the handlers after it; or stop, if the task has to end."""
+        message = receipt.message
+        while error is not None:
+            self._note(self._lane_at(receipt), receipt, error)
+            if _ends_the_task(error):
+                _leave(token, error)
+                self._stop_going(receipt)
+                raise error
+            error = None
+            try:
+                for handler in receipt.handlers:
+                    await handler(message)
+            except BaseException as next_error:
+                error = next_error
+
+    def _lane_at(self, receipt: Pending[Any]) -> Lane:
+        if receipt.broken is not None:
+            return receipt.broken
+        lanes = receipt.group.lanes
+        return lanes[len(lanes) - length_hint(receipt.handlers) - 1]
+
+    def _note(self, lane: Lane, receipt: Pending[Any], error: BaseException) -> None:
+        receipt.fail(error)
+        if not isinstance(error, GeneratorExit):  # then nothing may be run any more
+            self.failed(lane.subscription, receipt.message, error)
+
+    def _stop_going(self, receipt: Pending[Any]) -> None:
+        if self.express is receipt:
+            self._break_express()
+        lane, receipt.broken = receipt.broken, None
+        assert lane is not None
+        lane.running.remove(receipt.message._stamp)
+        self._hand_over(receipt.reserved)
+        self._release(lane)
+        receipt.finish_one()
+
+    def _hand_over(self, reserved: deque[Lane]) -> None:
+        del self.runs[id(reserved)]
+        self.handed.extend(_emptied(reserved))
+        if self.handed and not self.woken:
+            self._call_wake()
+
+    def _break_express(self) -> None:
+        """Turn a message that runs in one go into one that is in its lanes, from here on."""
+        receipt = self.express
+        assert receipt is not None
+        self.express = None
+        lanes = receipt.group.lanes
+        at = len(lanes) - length_hint(receipt.handlers) - 1
+        rest = lanes[at + 1 :]
+        for _ in receipt.handlers:  # so that the loop over them ends with the handler it is at
+            pass
+        receipt.broken = lane = lanes[at]
+        receipt.remaining = 1 + len(rest)
+        receipt.reserved = deque(rest)
+        self.runs[id(receipt.reserved)] = receipt.reserved
+        lane.running.append(receipt.message._stamp)
+        for one in lanes[at:]:
+            self._occupy(one)
+        for one in rest:
+            one.queue.append(receipt)
+
+    async def _finish_broken(self, receipt: Pending[Any]) -> None:
+        lane, receipt.broken = receipt.broken, None
+        assert lane is not None
+        lane.running.remove(receipt.message._stamp)
+        self._release(lane)
+        receipt.finish_one()
+        await self._deliver_reserved(receipt, receipt.reserved)
+        self._report_idle()
+
+    async def _deliver_reserved(self, receipt: Pending[Any], reserved: deque[Lane]) -> None:
+        """Run a message on lanes that were idle and are kept for it, until `wake` takes them."""
+        try:
+            while reserved:
+                lane = reserved.popleft()
+                lane.queue.popleft()
+                try:
+                    await self._deliver(lane, receipt)
+                finally:
+                    self._release(lane)
+        finally:
+            self._hand_over(reserved)
+
+    async def _deliver(self, lane: Lane, receipt: Pending[Any]) -> None:
+        """Run one handler of a message."""
+        message = receipt.message
+        try:
+            if lane.subscription.is_open:
+                await self._handle(lane, message, receipt)
+        finally:
+            receipt.finish_one()
+
+    async def _handle(self, lane: Lane, message: Message, receipt: Pending[Any]) -> None:
+        stamp = message._stamp
+        assert stamp is not None
+        lane.running.append(stamp)
+        token = CURRENT.set(stamp)
+        try:
+            await lane.handler(message)
+        except BaseException as error:
+            self._note(lane, receipt, error)
+            if _ends_the_task(error):
+                _leave(token, error)
+                raise
+        finally:
+            lane.running.remove(stamp)
+        CURRENT.reset(token)
+
+    async def _observe(self, lane: ObserverLane, message: Message) -> None:
+        if not lane.subscription.is_open:
+            return
+        CURRENT.set(message._stamp)
+        try:
+            await lane.handler(message)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.failed(lane.subscription, message, error)
+            if _ends_the_task(error):
+                raise
+
+    # -- awaiting ---------------------------------------------------------------------------------
+
+    async def join(self, receipt: Pending[Any]) -> None:
+        """Return when the message is handled; handle it here, as far as that is possible.
+
+        Any thread and loop; trio and other loops than asyncio's cannot wait here.
+        """
+        if not receipt.claimed and _running_loop() is self.loop:
+            if len(self.inbox) == 1 and not self.busy and self.express is None:
+                self.inbox.popleft()
+                await self._go(receipt)
+            else:
+                await self._join_in_lanes(receipt)
+        if not receipt.finished:
+            await self._wait(receipt)
+
+    async def _join_in_lanes(self, receipt: Pending[Any]) -> None:
+        if self.express is not None:
+            self._break_express()
+        waiting = _emptied(self.inbox)
+        if waiting != [receipt]:  # what others published first is not run here: their lanes do
+            for one in waiting:
+                self._distribute(one, self.handed, is_awaited=one is receipt)
+            return
+        receipt.claimed = True
+        receipt.remaining = len(receipt.group.lanes)
+        reserved: deque[Lane] = deque()
+        for lane in receipt.group.lanes:
+            lane.queue.append(receipt)
+            if not lane.busy:
+                self._occupy(lane)
+                reserved.append(lane)
+        self.runs[id(reserved)] = reserved
+        await self._deliver_reserved(receipt, reserved)
+        self._report_idle()
+
+    async def _wait(self, receipt: Pending[Any]) -> None:
+        me = cause_of(CURRENT.get())
+        if me is None:
+            await _until_done(receipt)
+            return
+        waiting = self.awaited.setdefault(me[0], [])
+        waiting.append(receipt)
+        self._let_overtake()
+        try:
+            await _until_done(receipt)
+        finally:
+            waiting.remove(receipt)
+            if not waiting:
+                self.awaited.pop(me[0], None)
+
+    def _let_overtake(self) -> None:
+        """Find messages that wait behind a handler which (in the end) waits for them."""
+        for origin, receipts in list(self.awaited.items()):
+            for receipt in receipts:
+                port = receipt.group.port
+                for lane in receipt.group.lanes:
+                    if lane.busy and self._waits_for(lane, origin, set()):
+                        port.loop.call_soon_threadsafe(
+                            port._overtake, lane, receipt, context=Context()
+                        )
+
+    def _overtake(self, lane: Lane, receipt: Pending[Any]) -> None:
+        """Handle a message beside the one its lane is at, and before those queued earlier."""
+        if self.inbox:
+            self.wake()
+        if receipt in lane.queue:
+            lane.queue.remove(receipt)
+            self._start(self._overtaking(lane, receipt))
+
+    async def _overtaking(self, lane: Lane, receipt: Pending[Any]) -> None:
+        await _Within(receipt.context.copy(), self._deliver(lane, receipt))
+
+    def _waits_for(self, lane: Lane, me: Origin, seen: set[Origin]) -> bool:
+        """Whether what a lane is at cannot end before the handler of ``me`` goes on."""
+        for stamp in lane.running:
+            if stamp[0] == me:
+                return True
+            if stamp[0] in seen:
+                continue
+            seen.add(stamp[0])
+            for receipt in self.awaited.get(stamp[0], ()):
+                if any(self._waits_for(other, me, seen) for other in receipt.group.lanes):
+                    return True
+        return False
+
+    # -- ending -----------------------------------------------------------------------------------
+
+    def _report_idle(self) -> None:
+        if self.idle_waiters and self.is_idle:
+            waiters, self.idle_waiters = self.idle_waiters, []
+            for waiter in waiters:
+                waiter()
+
+    def when_idle(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` in the loop's thread when nothing waits and nothing runs here."""
+        self.idle_waiters.append(callback)
+        self._report_idle()
+
+    def cancel(self) -> None:
+        """Cancel what runs and fail what waits."""
+        self.abandon("the bus is closed")
+        for task in self.tasks:
+            task.cancel()
+
+
+class _Within:
+    """Awaits a coroutine step by step inside a context of its own, in the awaiting task."""
+
+    __slots__ = ("context", "coroutine")
+
+    def __init__(self, context: Context, coroutine: Coroutine[object, object, None]) -> None:
+        self.context = context
+        self.coroutine = coroutine
+
+    def __await__(self) -> Generator[object, object, None]:
+        run = self.context.run
+        coroutine = self.coroutine
+        try:
+            yielded = run(coroutine.send, None)
+            while True:
+                try:
+                    sent = yield yielded
+                except GeneratorExit:
+                    run(coroutine.close)
+                    raise
+                except BaseException as error:
+                    yielded = run(coroutine.throw, error)
+                else:
+                    yielded = run(coroutine.send, sent)
+        except StopIteration:
+            return
+
+
+def _ends_the_task(error: BaseException) -> bool:
+    """Whether an error is more than its handler's own: a cancellation of the task, or worse."""
+    if isinstance(error, CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return not isinstance(error, Exception)
+
+
+def _leave(token: Token[Any], error: BaseException) -> None:
+    """Restore the cause, unless the coroutine is being closed, maybe in a foreign context."""
+    if not isinstance(error, GeneratorExit):
+        CURRENT.reset(token)
+
+
+async def _until_done(receipt: Pending[Any]) -> None:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def tell() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def ended() -> None:
+        if _running_loop() is loop:
+            tell()
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(tell)
+
+    receipt.when_done(ended)
+    await future
+
+
+def _emptied(queue: deque[Any]) -> list[Any]:
+    """Take everything out of a queue that other threads may be filling."""
+    return [queue.popleft() for _ in range(len(queue))]

@@ -1,0 +1,304 @@
+"""Receipts: what `EventBus.publish` hands back, and how to wait for the handlers.
+
+`Receipt` itself is the receipt of a message that needed plain handlers only, none of which failed:
+it is made for every publish and therefore holds nothing but the message. The subclasses here hold
+more; users see one type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from asyncio import AbstractEventLoop
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextvars import Context
+from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeVar
+
+from atlas.core.messages import Message
+from atlas.errors import BusError, HandlersFailedError, RecursionLimitError, WaitTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from atlas.core.lanes import Group, Lane
+
+__all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled"]
+
+M_co = TypeVar("M_co", bound=Message, covariant=True)
+
+_running_loop = asyncio._get_running_loop
+
+
+class Receipt(Generic[M_co]):
+    """What became of one published message. Awaitable, from any loop, any number of times.
+
+    Awaiting (or `wait`) ends when every reliable handler of the message has ended, however it
+    ended; it does not raise what handlers raised (see `errors` and `raise_for_errors`), with one
+    exception: a `RecursionLimitError`, because then the message was not handled to the end.
+    Awaited on the loop its async handlers belong to, idle handlers run in the awaiting task:
+    started in priority order, one after another until one suspends; from there the rest go on
+    side by side. Cancelling that task cancels the handler running in it and no other.
+
+    Attributes:
+        message: The message as it was published (stamped).
+    """
+
+    __slots__ = ("message",)
+
+    message: M_co
+
+    @property
+    def done(self) -> bool:
+        """Whether every reliable handler has ended."""
+        return True
+
+    @property
+    def dropped(self) -> bool:
+        """Whether a middleware dropped the message, so that nobody received it."""
+        return False
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What handlers have raised so far, in the order in which they failed."""
+        return ()
+
+    def raise_for_errors(self) -> Self:
+        """Return the receipt if no handler has failed so far.
+
+        Raises:
+            HandlersFailedError: At least one failed; ``errors`` has all, ``__cause__`` the first.
+        """
+        errors = self.errors
+        if errors:
+            names = ", ".join(repr(error) for error in errors)
+            raise HandlersFailedError(
+                f"{len(errors)} handler(s) of {self.message!r} failed: {names}.", errors=errors
+            ) from errors[0]
+        return self
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Block this thread until every reliable handler has ended.
+
+        Args:
+            timeout: Seconds to wait at most; None waits as long as it takes.
+
+        Raises:
+            WaitTimeoutError: Time is up. The handlers go on.
+            BusError: This thread runs the loop that has to run the handlers, which would wait for
+                itself; ``await`` the receipt there instead.
+        """
+        if not self.done:
+            self._refuse_deadlock()
+            ended = threading.Event()
+            self.when_done(ended.set)
+            if not ended.wait(timeout):
+                self._time_is_up(timeout or 0.0)
+        return self._checked()
+
+    def when_done(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once when every reliable handler has ended; at once if they have.
+
+        It is called in the thread that ends the last handler and must not block or raise.
+        """
+        callback()
+
+    def __await__(self) -> Generator[object, None, Self]:
+        return self
+        yield  # makes this a generator function
+
+    def __repr__(self) -> str:
+        state = "done" if self.done else "pending"
+        return f"<Receipt of {type(self.message).__name__}: {state}, {len(self.errors)} errors>"
+
+    def _refuse_deadlock(self) -> None:
+        return
+
+    def _checked(self) -> Self:
+        for error in self.errors:
+            if isinstance(error, RecursionLimitError):
+                raise error
+        return self
+
+    def _time_is_up(self, timeout: float) -> NoReturn:
+        raise WaitTimeoutError(
+            f"The handlers of {self.message!r} have not all ended within {timeout} seconds.",
+            timeout=timeout,
+        )
+
+    def _loops(self) -> Iterator[AbstractEventLoop]:
+        return iter(())
+
+
+class Dropped(Receipt[M_co]):
+    """The receipt of a message that a middleware dropped."""
+
+    __slots__ = ()
+
+    @property
+    def dropped(self) -> bool:
+        """Whether a middleware dropped the message: it did."""
+        return True
+
+
+class Settled(Receipt[M_co]):
+    """The receipt of a message whose plain handlers are through, at least one of them failed."""
+
+    __slots__ = ("failures",)
+
+    def __init__(self, message: M_co) -> None:
+        self.message = message
+        self.failures: list[BaseException] = []
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What handlers have raised, in the order in which they failed."""
+        return tuple(self.failures)
+
+    def fail(self, error: BaseException) -> None:
+        """Note that a handler failed."""
+        self.failures.append(error)
+
+    def __await__(self) -> Generator[object, None, Self]:
+        return self._checked()
+        yield  # makes this a generator function
+
+
+_waiting = threading.Lock()
+"""Guards only the creation of a receipt's list of waiters; never held while anything runs."""
+
+
+class Pending(Receipt[M_co]):
+    """The receipt of a message with async handlers on one loop.
+
+    It is at once what waits in the port's inbox and in the lanes. No ``__slots__`` here: class
+    attributes are the defaults, so that making one sets three attributes only.
+    """
+
+    group: Group
+    context: Context
+    claimed = False
+    finished = False
+    remaining = 0
+    failures: list[BaseException] | None = None
+    waiters: deque[Callable[[], object]] | None = None
+    # while it runs in one go (see `lanes.Port`): the handlers still to come, the lane where it
+    # was broken off, and the lanes it has still to run itself
+    handlers: Iterator[Callable[[Message], Awaitable[object]]]
+    broken: Lane | None = None
+    reserved: deque[Lane]
+
+    @property
+    def done(self) -> bool:
+        """Whether every reliable handler has ended."""
+        return self.finished
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What handlers have raised so far, in the order in which they failed."""
+        return () if self.failures is None else tuple(self.failures)
+
+    def fail(self, error: BaseException) -> None:
+        """Note that a handler failed."""
+        if self.failures is None:
+            with _waiting:
+                if self.failures is None:
+                    self.failures = []
+        self.failures.append(error)
+
+    def finish_one(self) -> None:
+        """Note that one handler has ended. In the loop's thread only."""
+        self.remaining -= 1
+        if self.remaining == 0:
+            self.finish()
+
+    def finish(self) -> None:
+        """Note that the last handler has ended, and wake who waits."""
+        self.finished = True
+        if self.waiters is not None:
+            _call_all(self.waiters)
+
+    def when_done(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once when every reliable handler has ended; at once if they have."""
+        if self.waiters is None:
+            with _waiting:
+                if self.waiters is None:
+                    self.waiters = deque()
+        self.waiters.append(callback)
+        if self.finished:
+            _call_all(self.waiters)
+
+    def __await__(self) -> Generator[object, None, Self]:
+        if not self.finished:
+            yield from self.group.port.join(self).__await__()
+        if self.failures is not None:
+            self._checked()
+        return self
+
+    def _refuse_deadlock(self) -> None:
+        here = _running_loop()
+        if here is not None and any(loop is here for loop in self._loops()):
+            raise BusError(
+                f"wait() on the receipt of {self.message!r} would block the very event loop that "
+                f"has to run its handlers. Use `await receipt` there."
+            )
+
+    def _loops(self) -> Iterator[AbstractEventLoop]:
+        yield self.group.port.loop
+
+
+class Joint(Receipt[M_co]):
+    """The receipt of a message with async handlers on several loops: one part for each."""
+
+    __slots__ = ("failures", "parts")
+
+    def __init__(self, message: M_co, parts: Sequence[Pending[M_co]]) -> None:
+        self.message = message
+        self.parts = parts
+        self.failures: list[BaseException] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether every reliable handler has ended."""
+        return all(part.finished for part in self.parts)
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What handlers have raised so far: plain ones, then loop by loop."""
+        return (*self.failures, *(error for part in self.parts for error in part.errors))
+
+    def fail(self, error: BaseException) -> None:
+        """Note that a plain handler failed."""
+        self.failures.append(error)
+
+    def when_done(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once when every reliable handler has ended; at once if they have."""
+        ended = itertools.count(1).__next__
+        many = len(self.parts)
+
+        def one_ended() -> None:
+            if ended() == many:
+                callback()
+
+        for part in self.parts:
+            part.when_done(one_ended)
+
+    def __await__(self) -> Generator[object, None, Self]:
+        for part in self.parts:
+            yield from part.__await__()
+        return self._checked()
+
+    def _refuse_deadlock(self) -> None:
+        for part in self.parts:
+            if not part.finished:
+                part._refuse_deadlock()
+
+
+def _call_all(callbacks: deque[Callable[[], object]]) -> None:
+    while callbacks:
+        try:
+            callback = callbacks.popleft()
+        except IndexError:  # another thread was faster; it calls it
+            return
+        callback()

@@ -1,0 +1,185 @@
+"""Streams: a subscription read with ``async for``."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+
+from atlas.core.messages import Message
+from atlas.errors import BufferOverflowError
+
+if TYPE_CHECKING:
+    from atlas.core.event_bus import EventBus
+    from atlas.core.subscriptions import Selector, Subscription
+
+__all__ = ["MessageStream", "StreamOverflow"]
+
+M_co = TypeVar("M_co", bound=Message, covariant=True)
+
+StreamOverflow = Literal["block", "drop_oldest", "drop_newest", "latest", "error"]
+
+_running_loop = asyncio._get_running_loop
+
+
+class MessageStream(Generic[M_co]):
+    """Messages of a subscription as an async iterator; made by `EventBus.stream`.
+
+    It collects from entering the ``async with`` block to leaving it, and is read on the loop that
+    entered it, by one ``async for`` at a time. When the bus closes, what is waiting can still be
+    read, then the iteration ends. Nothing ends it silently and nothing keeps it hanging.
+
+    Attributes:
+        dropped: How many messages the overflow policy has dropped.
+    """
+
+    def __init__(
+        self,
+        bus: EventBus,
+        selector: Selector,
+        where: Callable[[Any], object] | None,
+        capacity: int,
+        overflow: StreamOverflow,
+    ) -> None:
+        self._bus = bus
+        self._selector = selector
+        self._where = where
+        self._capacity = 1 if overflow == "latest" else capacity
+        self._overflow = overflow
+        self._items: deque[M_co] = deque()
+        self._lock = threading.Lock()
+        self._reader: asyncio.Future[None] | None = None
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._subscription: Subscription[Any] | None = None
+        self._error: BaseException | None = None
+        self._ended = False
+        self.dropped = 0
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        handler = self._put_when_room if self._overflow == "block" else self._push
+        self._subscription = self._bus.subscribe(
+            self._selector, handler, where=self._where, loop=self._loop, name="stream"
+        )
+        self._bus._streams.add(self)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
+        self._items.clear()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> M_co:
+        while True:
+            if self._items:
+                item = self._items.popleft()
+                self._make_room()
+                return item
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            if self._ended:
+                raise StopAsyncIteration
+            await self._next_arrival()
+
+    async def _next_arrival(self) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "This stream is read on another event loop than the one that entered it; enter a "
+                "stream of its own on each loop."
+            )
+        with self._lock:
+            if self._items or self._ended:
+                return
+            self._reader = reader = self._loop.create_future()
+        await reader
+
+    # -- the bus's side ---------------------------------------------------------------------------
+
+    def _push(self, message: Any) -> None:
+        """Take a message by policy. Called in the publisher's thread."""
+        with self._lock:
+            if self._ended:
+                return
+            if len(self._items) >= self._capacity and not self._give_way():
+                return
+            self._items.append(message)
+        self._tell_reader()
+
+    def _give_way(self) -> bool:
+        if self._overflow == "error":
+            self._error = BufferOverflowError(
+                f"A stream of {self._selector!r} held {self._capacity} messages, its capacity, and "
+                f"one more came. Read faster, give it a larger capacity, or another overflow policy.",
+                capacity=self._capacity,
+            )
+            self._end_soon()
+            return False
+        self.dropped += 1
+        if self._overflow == "drop_newest":
+            return False
+        self._items.popleft()
+        return True
+
+    async def _put_when_room(self, message: Any) -> None:
+        """Take a message once there is room: the overflow policy "block". On the reader's loop."""
+        while len(self._items) >= self._capacity and not self._ended:
+            assert self._loop is not None
+            room = self._loop.create_future()
+            self._room.append(room)
+            await room
+        if not self._ended:
+            self._items.append(message)
+            self._tell_reader()
+
+    def _make_room(self) -> None:
+        while self._room:
+            room = self._room.popleft()
+            if not room.done():
+                room.set_result(None)
+                return
+
+    def _tell_reader(self) -> None:
+        reader = self._reader
+        if reader is None:
+            return
+        self._reader = None
+        self._on_loop(lambda: reader.done() or reader.set_result(None))
+
+    def _on_loop(self, call: Callable[[], object]) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        if _running_loop() is loop:
+            call()
+        else:
+            loop.call_soon_threadsafe(call)
+
+    def _end_soon(self) -> None:
+        self._ended = True
+        self._on_loop(self._close)
+        self._tell_reader()
+
+    def _close(self) -> None:
+        """End the stream; what waits in it stays readable. Any thread."""
+        self._ended = True
+        self._bus._streams.discard(self)
+        if self._subscription is not None:
+            self._subscription.close()
+        self._tell_reader()
+        self._on_loop(self._free_all)
+
+    def _free_all(self) -> None:
+        while self._room:
+            self._make_room()

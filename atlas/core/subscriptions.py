@@ -1,0 +1,333 @@
+"""Subscriptions: who receives which messages, and how a handler is made ready to be called.
+
+A *selector* is a message class (its subclasses included), a dotted pattern over message names (``*``
+stands for one segment, ``**`` for any number, none included), or a tuple of those.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import weakref
+from asyncio import AbstractEventLoop
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeVar
+
+from atlas.core.messages import Message
+from atlas.errors import SubscriptionError
+
+if TYPE_CHECKING:
+    from atlas.core.event_bus import EventBus
+    from atlas.core.lanes import Lane, Port
+
+__all__ = ["Mode", "ObserverOverflow", "Selector", "Subscription", "matches", "selectors_of"]
+
+M = TypeVar("M", bound=Message)
+
+Selector: TypeAlias = "type[Message] | str | tuple[type[Message] | str, ...]"
+"""Which messages: a class with its subclasses, a pattern over names, or several of those."""
+
+Mode = Literal["reliable", "observer"]
+ObserverOverflow = Literal["merge", "drop_oldest", "drop_newest"]
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_\-]+|\*\*?")
+
+
+def selectors_of(selector: Selector) -> tuple[type[Message] | str, ...]:
+    """Return the parts of a selector, checked.
+
+    Raises:
+        SubscriptionError: A part is neither a message class nor a well-formed pattern.
+    """
+    parts = selector if isinstance(selector, tuple) else (selector,)
+    if not parts:
+        raise SubscriptionError("An empty tuple selects no messages; name at least one class.")
+    for part in parts:
+        if isinstance(part, str):
+            _check_pattern(part)
+        elif not (isinstance(part, type) and issubclass(part, Message)):
+            raise SubscriptionError(
+                f"{part!r} selects no messages; give a class derived from Event or Command, a "
+                f"pattern such as 'order.*', or a tuple of those."
+            )
+    return tuple(dict.fromkeys(parts))
+
+
+def _check_pattern(pattern: str) -> None:
+    if not all(_SEGMENT.fullmatch(segment) for segment in pattern.split(".")):
+        raise SubscriptionError(
+            f"{pattern!r} is no pattern: segments are words, '*' (any one segment) or '**' (any "
+            f"number of segments), with dots between, as in 'order.*' or '**.failed'."
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _expression(pattern: str) -> re.Pattern[str]:
+    text = ""
+    for segment in pattern.split("."):
+        if segment == "**":
+            text += r"(?:\.[^.]+)*"
+        elif segment == "*":
+            text += r"\.[^.]+"
+        else:
+            text += r"\." + re.escape(segment)
+    return re.compile(text)
+
+
+def matches(part: type[Message] | str, cls: type[Message]) -> bool:
+    """Return whether messages of a class are selected by one part of a selector."""
+    if isinstance(part, str):
+        return _expression(part).fullmatch("." + cls.message_name) is not None
+    return issubclass(cls, part)
+
+
+class Options:
+    """What few subscriptions ask for; one shared instance for all the others."""
+
+    __slots__ = (
+        "capacity",
+        "droppable",
+        "loop",
+        "merge",
+        "mode",
+        "name",
+        "once",
+        "overflow",
+        "weak",
+        "where",
+    )
+
+    def __init__(
+        self,
+        *,
+        where: Callable[[Any], object] | None = None,
+        once: bool = False,
+        weak: bool = False,
+        mode: Mode = "reliable",
+        capacity: int | None = None,
+        overflow: ObserverOverflow = "merge",
+        merge: Callable[[Any, Any], Any] | None = None,
+        droppable: Callable[[Any], bool] | None = None,
+        loop: AbstractEventLoop | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.where = where
+        self.once = once
+        self.weak = weak
+        self.mode = mode
+        self.capacity = capacity
+        self.overflow = overflow
+        self.merge = merge
+        self.droppable = droppable
+        self.loop = loop
+        self.name = name
+
+
+class Subscription(Generic[M]):
+    """A handler's place on a bus. Close it, or use it in a ``with`` statement, to end it.
+
+    It is also what is connected to the `blinker.Signal` of each class or pattern selected.
+    Safe to close from any thread, in handlers, and more than once.
+    """
+
+    __slots__ = (
+        "_bus",
+        "_counted",
+        "_lanes",
+        "call",
+        "failures",
+        "handler",
+        "is_async",
+        "is_open",
+        "options",
+        "order",
+        "priority",
+        "selectors",
+    )
+
+    def __init__(
+        self,
+        bus: EventBus,
+        selectors: tuple[type[Message] | str, ...],
+        handler: Callable[[M], object],
+        *,
+        priority: int,
+        order: int,
+        options: Options,
+    ) -> None:
+        self._bus = bus
+        self.selectors = selectors
+        self.handler: Callable[[Any], object] | None = None if options.weak else handler
+        self.priority = priority
+        self.order = order
+        self.options = options
+        self.is_async = check_handler(handler)
+        self.is_open = True
+        self.failures = 0
+        self._counted = 0
+        self._lanes: Lane | dict[Port, Lane] | None = None
+        self.call: Callable[[Any], Any] = self._callable(handler)
+
+    @property
+    def name(self) -> str:
+        """The name given, else the handler's qualified name."""
+        return self.options.name or handler_name(self.handler or self.call)
+
+    def close(self) -> None:
+        """End the subscription: nothing published from now on reaches the handler.
+
+        What waits on its lane and has not begun is given up; receipts count it as ended. A handler
+        that is running goes on. A message being dispatched in another thread may still arrive.
+        """
+        self._bus._unsubscribe(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, message: M) -> None:
+        """Receive a message sent through the blinker Signal itself."""
+        self._bus._deliver_directly(self, message)
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<Subscription of {self.name} to {self.selectors!r}, {state}>"
+
+    # -- making the handler ready -----------------------------------------------------------------
+
+    def _callable(self, handler: Callable[[M], object]) -> Callable[[Any], Any]:
+        call: Callable[[Any], Any] = handler
+        if self.options.weak:
+            call = self._weakly(handler)
+        if self.options.once:
+            call = self._at_most_once(call)
+        if self.options.where is not None and self.options.mode == "reliable":
+            call = self._filtered(call, self.options.where)
+        return call
+
+    def _filtered(
+        self, call: Callable[[Any], Any], where: Callable[[Any], object]
+    ) -> Callable[[Any], Any]:
+        if self.is_async:
+
+            def filtered_async(message: Any) -> Awaitable[object]:
+                return call(message) if where(message) else _nothing()  # type: ignore[no-any-return]
+
+            return _named_like(filtered_async, call)
+
+        def filtered(message: Any) -> None:
+            if where(message):
+                call(message)
+
+        return _named_like(filtered, call)
+
+    def _at_most_once(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        turns = [None]
+
+        def once(message: Any) -> Any:
+            try:
+                turns.pop()  # one thread gets it
+            except IndexError:
+                return _nothing() if self.is_async else None
+            self.close()
+            return call(message)
+
+        return _named_like(once, call)
+
+    def _weakly(self, handler: Callable[[M], object]) -> Callable[[Any], Any]:
+        _check_weak(handler)
+        gone = self._bus._forget_later
+        this = weakref.ref(self)
+
+        def expired(_: object) -> None:
+            gone(this)
+
+        reference: Callable[[], Callable[[Any], Any] | None] = (
+            weakref.WeakMethod(handler, expired)
+            if inspect.ismethod(handler)
+            else weakref.ref(handler, expired)
+        )
+
+        def weak(message: Any) -> Any:
+            target = reference()
+            if target is None:
+                return _nothing() if self.is_async else None
+            return target(message)
+
+        return _named_like(weak, handler)
+
+
+async def _nothing() -> None:
+    pass
+
+
+def handler_name(handler: Callable[..., object]) -> str:
+    """Return the name of a handler for people: module and qualified name."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    named = handler if hasattr(handler, "__qualname__") else type(handler)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _named_like(wrapper: Callable[..., Any], handler: Callable[..., object]) -> Callable[..., Any]:
+    target = handler
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not hasattr(target, "__qualname__"):
+        target = type(target)
+    wrapper.__module__ = target.__module__
+    wrapper.__qualname__ = target.__qualname__
+    return wrapper
+
+
+def _check_weak(handler: Callable[..., object]) -> None:
+    if inspect.isfunction(handler) and "<" in handler.__qualname__:
+        raise SubscriptionError(
+            f"{handler.__qualname__} cannot be subscribed weakly: nothing else holds a lambda or an "
+            f"inner function, so it would vanish at once. Leave `weak` out, and keep the "
+            f"subscription to close it."
+        )
+
+
+def check_handler(handler: Callable[..., object]) -> bool:
+    """Return whether a handler is asynchronous.
+
+    Raises:
+        SubscriptionError: It cannot be called with one message, or calling it would run nothing.
+    """
+    if not callable(handler):
+        raise SubscriptionError(
+            f"{handler!r} cannot handle messages: it is a {type(handler).__name__}, not a callable."
+        )
+    target: Any = handler
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not (inspect.isroutine(target) or inspect.isclass(target)):
+        target = type(target).__call__
+    if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
+        raise SubscriptionError(
+            f"{handler_name(handler)} is a generator: calling it would run nothing. Handle messages "
+            f"in a plain or an async function, or iterate over `bus.stream(...)`."
+        )
+    _check_signature(handler)
+    return inspect.iscoroutinefunction(target)
+
+
+def _check_signature(handler: Callable[..., object]) -> None:
+    code = getattr(handler, "__code__", None)
+    if code is not None and code.co_argcount == 1 and not code.co_kwonlyargcount:
+        return
+    try:
+        signature = inspect.signature(handler)
+    except (ValueError, TypeError):  # some builtins have none to look at
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise SubscriptionError(
+            f"{handler_name(handler)}{signature} cannot handle messages: it is called with one "
+            f"positional argument, the message ({error}). Bind others with functools.partial."
+        ) from error
