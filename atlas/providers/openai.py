@@ -122,7 +122,7 @@ class OpenAIProvider:
         self._client = client
         self._address = str(client.base_url)
         self._official = _is_official(self._address)
-        self._api = api or ("responses" if self._official else "chat")
+        self._api: Literal["chat", "responses"] = api or ("responses" if self._official else "chat")
         self._default_model = model or (_OFFICIAL_MODEL if self._official else "")
         self._include_usage = include_usage
         self._require_done = require_done
@@ -131,6 +131,11 @@ class OpenAIProvider:
     def capabilities(self) -> Capabilities:
         """What the protocol can carry; whether a given model does is the model's affair."""
         return Capabilities(tools=True, thinking=True, json_schema=True)
+
+    @property
+    def api(self) -> Literal["chat", "responses"]:
+        """Which of the two protocols is spoken."""
+        return self._api
 
     @property
     def default_model(self) -> str:
@@ -396,9 +401,17 @@ def _response_items(message: ChatMessage) -> Iterator[dict[str, Any]]:
         elif isinstance(part, ThinkingPart):
             if (item := _reasoning_item(part)) is not None:
                 yield item
+        elif message.role == "assistant":
+            yield {"type": "message", "role": "assistant", "content": [_spoken(part)]}
         else:
             role = "user" if message.role == "tool" else message.role
-            yield {"role": role, "content": part.text}
+            yield {"type": "message", "role": role, "content": part.text}
+
+
+def _spoken(part: TextPart | RefusalPart) -> dict[str, Any]:
+    if isinstance(part, RefusalPart):
+        return {"type": "refusal", "refusal": part.text}
+    return {"type": "output_text", "text": part.text}
 
 
 def _reasoning_item(part: ThinkingPart) -> dict[str, Any] | None:

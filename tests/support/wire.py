@@ -290,7 +290,10 @@ class _Protocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if self._task is None:
+        if self._buffer.startswith(b"\x16\x03"):  # a TLS client has come to the wrong door
+            self._transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            self._transport.close()
+        elif self._task is None:
             self._answer_next()
 
     def eof_received(self) -> None:
