@@ -7,20 +7,43 @@ lives in `atlas.providers.assembler`; deadlines and retries wrap any provider fr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from atlas.core.messages import value
+from atlas.errors import ValidationError
 from atlas.providers.messages import ChatMessage, FinishReason, ToolSpec, Usage
 from atlas.typing import JSON
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value("chat_request")
 class ChatRequest:
-    """One model call, in neutral terms. None leaves a choice to the vendor."""
+    """One model call, in neutral terms. None leaves a choice to the vendor.
+
+    Attributes:
+        messages: The conversation so far, the question last.
+        model: The vendor's name of the model; empty: the provider's default.
+        tools: Tools the model may ask for.
+        tool_choice: Whether it may, must or must not ask for one.
+        max_tokens: Longest answer, in tokens.
+        temperature: From 0 (the likeliest words) to 2.
+        top_p: Share of the probability mass to draw from, above 0 up to 1.
+        seed: Makes equal requests give equal answers, as far as the vendor can.
+        stop: Texts before which the answer ends.
+        thinking_tokens: Most tokens to think with; None: off, or the model's own way.
+        json_schema: JSON Schema, as JSON text, that the answer must fit.
+        connect_timeout: Seconds until the connection must stand; None: no limit. The other
+            deadlines are kept outside the adapter, see `atlas.providers.resilience`.
+        extra: Vendor options, passed on as they are.
+
+    Raises:
+        ValidationError: A field has the wrong type or is out of its range.
+    """
 
     messages: tuple[ChatMessage, ...]
-    model: str
+    model: str = ""
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: Literal["auto", "none", "required"] | None = None
     max_tokens: int | None = None
@@ -28,10 +51,35 @@ class ChatRequest:
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    thinking_tokens: int | None = None  # budget for thinking; None: off or the model's own way
-    json_schema: str | None = None  # constrain the answer to this JSON Schema (JSON text)
-    connect_timeout: float | None = 10.0  # seconds; None: none. Other deadlines: see resilience
-    extra: dict[str, JSON] = field(default_factory=dict)  # vendor options passed on as they are
+    thinking_tokens: int | None = None
+    json_schema: str | None = None
+    connect_timeout: float | None = 10.0
+    extra: Mapping[str, JSON] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._expect("max_tokens", "an int of at least 1", lambda n: n >= 1)
+        self._expect("thinking_tokens", "an int of at least 1", lambda n: n >= 1)
+        self._expect("temperature", "a number from 0 to 2", lambda t: 0 <= t <= 2)
+        self._expect("top_p", "a number above 0, up to 1", lambda p: 0 < p <= 1)
+        self._expect("connect_timeout", "a number of seconds above 0", lambda s: s > 0)
+        self._expect("json_schema", "a JSON object as text", _is_json_object)
+        for tool in self.tools:
+            if not _is_json_object(tool.parameters):
+                raise ValidationError(
+                    f"tool {tool.name!r}", "parameters", tool.parameters, "a JSON object as text"
+                )
+
+    def _expect(self, name: str, rule: str, holds: Callable[[Any], bool]) -> None:
+        given = getattr(self, name)
+        if given is not None and not holds(given):
+            raise ValidationError("chat_request", name, given, rule)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 # -- what comes out -------------------------------------------------------------------------------

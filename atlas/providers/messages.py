@@ -177,6 +177,7 @@ class StreamStarted(Event):
     conversation: str
     provider: str
     model: str
+    prompt: str
 
 
 @message("stream.retried")

@@ -1,0 +1,310 @@
+"""The application object: starts, wires and stops everything, and answers `Atlas.chat`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from typing_extensions import Unpack
+
+from atlas.container import Container
+from atlas.core.event_bus import EventBus
+from atlas.core.loop_thread import LoopThread
+from atlas.core.registry import Registry
+from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
+from atlas.providers.base import ChatRequest, Provider
+from atlas.providers.conversation import ChatOptions, Conversation
+from atlas.providers.messages import ChatMessage, TextPart
+from atlas.providers.reply import Reply, StreamOptions, SyncReply
+from atlas.providers.resilience import Deadlines, RetryPolicy
+from atlas.providers.selection import Choice, choose
+
+__all__ = ["Atlas"]
+
+
+class Atlas:
+    """An application on one event bus: conversations with models, and everything they cause.
+
+    Use it as a context manager; ``async with`` on your event loop, or plain ``with`` in a program
+    that has none (it then runs its own loop in a thread)::
+
+        async with Atlas() as app:
+            async for token in app.chat("Explain event sourcing in one line."):
+                print(token, end="")
+
+        with Atlas() as app:
+            for token in app.chat_sync("Explain event sourcing in one line."):
+                print(token, end="")
+
+    On the way out, unfinished replies are cancelled, providers closed, and the bus is drained and
+    closed, unless it was given from outside.
+
+    Args:
+        provider: Whom to ask by default: a registered name or a `Provider` of your own (which you
+            close). Default: what the environment suggests, see `atlas.providers.choose`.
+        model: The model to ask by default.
+        bus: A bus to work on; default: one of the application's own.
+        deadlines: How long to wait for a vendor.
+        retries: What to do when a call fails before its first token.
+        capacity: Pieces of text a reader may lag behind before the vendor is held back.
+        rate: Most pieces of text per second that readers get; None: as fast as they come.
+        container: The parts to build from; override some for tests.
+
+    Attributes:
+        bus: The event bus; subscribe to it before or after the start.
+        container: The parts the application was built from.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: str | Provider | None = None,
+        model: str | None = None,
+        bus: EventBus | None = None,
+        deadlines: Deadlines | None = None,
+        retries: RetryPolicy | None = None,
+        capacity: int = 256,
+        rate: float | None = None,
+        container: Container | None = None,
+    ) -> None:
+        self.container = container or Container()
+        self.bus: EventBus = bus or self.container.bus()
+        self._owns_bus = bus is None and not self.container.bus.overridden
+        self._registry: Registry[Provider] = self.container.model_providers()
+        self._wanted_provider = provider
+        self._wanted_model = model
+        self._stream_options = StreamOptions(
+            deadlines=deadlines or Deadlines(),
+            retries=retries or RetryPolicy(),
+            capacity=capacity,
+            rate=rate,
+        )
+        self._default: Provider | None = None
+        self._choice: Choice | None = None
+        self._loop: LoopThread | None = None
+        self._replies: dict[str, Reply] = {}
+
+    # -- starting and stopping --
+
+    async def start(self) -> None:
+        """Choose and build the default provider; ``async with`` does this.
+
+        Raises:
+            ConfigurationError: The provider is unknown, or lacks a key, a package or weights.
+            AppNotRunningError: The application was started before.
+        """
+        if self._loop is not None:
+            raise AppNotRunningError("This application was started before. Make a new Atlas().")
+        self._loop = LoopThread.of(asyncio.get_running_loop())
+        # In a thread: the import of a vendor's SDK takes up to a second, a probe of Ollama 0.25 s.
+        await asyncio.to_thread(self._prepare)
+
+    def _prepare(self) -> None:
+        if isinstance(self._wanted_provider, str) or self._wanted_provider is None:
+            self._choice = choose(self._wanted_provider, self._wanted_model)
+            self._default = self._registry.create(self._choice.provider)
+            return
+        self._default = self._wanted_provider
+        self._choice = Choice(self._default.name, self._wanted_model or "", "it was given")
+
+    async def aclose(self) -> None:
+        """Cancel unfinished replies, close providers and the bus. Idempotent."""
+        for reply in list(self._replies.values()):
+            await reply.cancel()
+        self._default = None
+        try:
+            await self._registry.aclose()
+        finally:
+            if self._owns_bus:
+                await self.bus.aclose()
+
+    async def __aenter__(self) -> Atlas:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> Atlas:
+        thread = LoopThread.start("atlas")
+        try:
+            thread.run(self.start())
+        except BaseException:
+            thread.close()
+            raise
+        self._loop = thread
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        thread = self._running()
+        try:
+            thread.run(self.aclose())
+        finally:
+            thread.close()
+
+    # -- talking --
+
+    def chat(
+        self,
+        prompt: str | Sequence[ChatMessage],
+        *,
+        conversation: Conversation | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Reply:
+        """Ask a model; the answer is made in the background from now on.
+
+        Args:
+            prompt: What to say, or whole messages (an earlier history, tool results).
+            conversation: The conversation that the question and its answer join; default: a new
+                one, of which you see no more than the answer.
+            **options: See `ChatOptions`.
+
+        Returns:
+            The `Reply`: iterate it for the text as it comes, await it for the whole answer.
+
+        Raises:
+            AppNotRunningError: The application is not started, is closed, or runs on another loop.
+            ConfigurationError: An option makes no sense.
+            ConversationBusyError: The conversation is still being answered.
+        """
+        self._refuse_other_loops()
+        talk = conversation or self.conversation()
+        return self._ask(talk, prompt, options)
+
+    def chat_sync(
+        self,
+        prompt: str | Sequence[ChatMessage],
+        *,
+        conversation: Conversation | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> SyncReply:
+        """Do what `chat` does, from a plain thread; see `SyncReply`."""
+        loop = self._running()
+        reply = loop.call(partial(self.chat, prompt, conversation=conversation, **options))
+        return SyncReply(reply, loop)
+
+    def conversation(self, **options: Unpack[ChatOptions]) -> Conversation:
+        """Return a new, empty conversation.
+
+        Args:
+            **options: For each of its calls, such as ``system``; see `ChatOptions`.
+        """
+        return Conversation(self, id=self.container.identify(), **options)
+
+    def describe(self) -> str:
+        """Return which provider and model answer by default, and why, in one line.
+
+        Raises:
+            AppNotRunningError: The application is not running.
+        """
+        self._running()
+        assert self._default is not None and self._choice is not None
+        model = self._choice.model or self._default.default_model
+        return f"{self._default.name} · {model} ({self._choice.reason})"
+
+    @property
+    def replies(self) -> tuple[Reply, ...]:
+        """The replies being made at this moment, oldest first."""
+        return tuple(self._replies.values())
+
+    # -- inside --
+
+    def _running(self) -> LoopThread:
+        if self._loop is None or self._default is None:
+            raise AppNotRunningError(
+                "The application is not running. Use it inside `async with Atlas() as app:`, or "
+                "`with Atlas() as app:` in a program without an event loop."
+            )
+        return self._loop
+
+    def _refuse_other_loops(self) -> None:
+        loop = self._running().loop
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not loop:
+            raise AppNotRunningError(
+                "chat() was called outside the event loop that this application runs on. "
+                "From another thread, or in a program without a loop, use chat_sync()."
+            )
+
+    def _ask(
+        self, talk: Conversation, prompt: str | Sequence[ChatMessage], options: ChatOptions
+    ) -> Reply:
+        provider = self._provider(options.get("provider"))
+        asked = _messages(prompt)
+        request = _request((*talk.messages, *asked), self._model(provider, options), options)
+
+        def finished(reply: Reply) -> None:
+            del self._replies[reply.id]
+            talk.end(reply, asked)
+
+        reply = Reply(
+            provider,
+            request,
+            id=self.container.identify(),
+            conversation=talk.id,
+            prompt=asked[-1].text,
+            bus=self.bus,
+            options=self._stream_options,
+            on_token=options.get("on_token"),
+            on_finished=finished,
+        )
+        talk.begin(reply)
+        self._replies[reply.id] = reply
+        reply.start()
+        return reply
+
+    def _provider(self, wanted: str | Provider | None) -> Provider:
+        if wanted is None:
+            assert self._default is not None
+            return self._default
+        if isinstance(wanted, str):
+            return self._registry.create(wanted)
+        return wanted
+
+    def _model(self, provider: Provider, options: ChatOptions) -> str:
+        if model := options.get("model"):
+            return model
+        # The application's model belongs to its default provider.
+        if provider is self._default and self._choice is not None and self._choice.model:
+            return self._choice.model
+        return provider.default_model
+
+
+def _messages(prompt: str | Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ConfigurationError("The prompt is empty. Say something to the model.")
+        return (ChatMessage("user", (TextPart(prompt),)),)
+    messages = tuple(prompt)
+    if not messages or not all(isinstance(each, ChatMessage) for each in messages):
+        raise ConfigurationError(
+            f"The prompt is {prompt!r}. Give a text, or a sequence of ChatMessage."
+        )
+    return messages
+
+
+_NOT_OF_THE_REQUEST = frozenset({"system", "provider", "model", "on_token"})
+
+
+def _request(
+    messages: tuple[ChatMessage, ...], model: str, options: ChatOptions
+) -> ChatRequest:
+    if system := options.get("system"):
+        messages = (ChatMessage("system", (TextPart(system),)), *messages)
+    # Any: a TypedDict without some of its keys has no narrower type.
+    chosen: dict[str, Any] = {
+        name: tuple(value) if name in {"tools", "stop"} else value
+        for name, value in options.items()
+        if name not in _NOT_OF_THE_REQUEST and value is not None
+    }
+    for name in chosen:
+        if name not in ChatOptions.__annotations__:
+            raise ConfigurationError(
+                f"chat() has no option {name!r}{nearest_name(name, ChatOptions.__annotations__)}."
+            )
+    return ChatRequest(messages=messages, model=model, **chosen)

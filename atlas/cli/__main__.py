@@ -1,0 +1,102 @@
+"""Entry point of the ``atlas`` command.
+
+Each command is a module beside this one, imported when it is called: ``atlas --help`` must not
+wait for a vendor SDK. Errors that Atlas raises on purpose become one sentence and exit code 1;
+wrong usage exits with 2, an interrupt with 130.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+from atlas.errors import AtlasError
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "chat": "atlas.cli.chat:chat",
+    "providers": "atlas.cli.providers:providers",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        """Return the names of all commands, without importing any."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return one command; None when there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(
+    name="atlas",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="atlas", prog_name="atlas")
+def root() -> None:
+    """Event-driven LLM applications: chat, and see everything that happens."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the ``atlas`` command and exit the process.
+
+    Args:
+        arguments: The command line without the program's name; default: the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = root.main(args=given, prog_name="atlas", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except AtlasError as error:
+        report(error, as_json="--json" in given)
+        code = 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(err=True)
+        code = 130
+    except BrokenPipeError:
+        # The reader went away (`atlas chat … | head`). Python would complain once more when it
+        # flushes standard output at exit, so hand it a place to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def report(error: AtlasError, *, as_json: bool) -> None:
+    """Print an error: one sentence for people, one object for programs."""
+    if as_json:
+        click.echo(json.dumps({"error": facts(error)}, ensure_ascii=False))
+        return
+    click.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+    click.echo(str(error), err=True)
+
+
+def facts(error: AtlasError) -> dict[str, Any]:
+    """Return an error's type, text and those of its attributes that JSON can hold."""
+    known = {
+        name: value
+        for name, value in vars(error).items()
+        if value not in (None, "") and isinstance(value, str | int | float | bool)
+    }
+    return {"type": type(error).__name__, "message": str(error)} | known
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""How an application's parts are put together: the one place that names concrete classes.
+
+`atlas.Atlas` takes its parts from here. Override one to run an application with another part::
+
+    container = Container()
+    container.clock.override(ManualClock())
+    app = Atlas(container=container)
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from dependency_injector import containers, providers
+
+from atlas.core.clock import SystemClock
+from atlas.core.event_bus import EventBus
+from atlas.providers.selection import provider_registry
+
+__all__ = ["Container", "new_id"]
+
+
+def new_id() -> str:
+    """Return a short id for a conversation or a reply, unique for all practical purposes."""
+    return uuid.uuid4().hex[:12]
+
+
+class Container(containers.DeclarativeContainer):
+    """The parts of one application; each is made when it is first asked for, and only once.
+
+    Attributes:
+        clock: Where the bus reads the time.
+        bus: The event bus. It is closed with the application unless it was overridden.
+        model_providers: The registry of model providers, by name.
+        identify: Makes the ids of conversations and replies.
+    """
+
+    clock = providers.Singleton(SystemClock)
+    bus = providers.Singleton(EventBus, clock=clock)
+    model_providers = providers.Singleton(provider_registry)
+    identify = providers.Factory(new_id)

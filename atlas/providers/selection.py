@@ -1,0 +1,166 @@
+"""Which provider and model a user gets: the choice, its reason, and what each provider could do.
+
+The order is the same everywhere: an explicit choice > ``ATLAS_PROVIDER`` and ``ATLAS_MODEL`` > a
+provider whose API key is in the environment > an Ollama that answers > the local model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from atlas.core.registry import Registry
+from atlas.errors import AtlasError, ConfigurationError, UnknownProviderError
+from atlas.providers.base import Provider
+
+__all__ = ["Choice", "ProviderStatus", "choose", "inspect_provider", "provider_registry"]
+
+KEYS: Final[Mapping[str, str]] = {
+    "anthropic": "ANTHROPIC_API_KEY",
+    "openai": "OPENAI_API_KEY",
+}
+"""The environment variables that configure a provider, in the order they are looked at."""
+
+PACKAGES: Final[Mapping[str, str]] = {
+    "anthropic": "anthropic",
+    "openai": "openai",
+    "ollama": "ollama",
+    "local": "xllamacpp",
+}
+"""The package without which a provider of ours cannot work; installed by the extra of its name."""
+
+OLLAMA_PORT: Final = 11434
+PROBE_TIMEOUT: Final = 0.25  # seconds; a running Ollama on this machine accepts within 1 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The provider and model to use, and why.
+
+    ``model`` is empty where the provider's default model is meant.
+    """
+
+    provider: str
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderStatus:
+    """What is known of one provider.
+
+    Attributes:
+        name: Its registered name.
+        installed: Whether the packages it needs are there.
+        configured: Whether it has what it needs to be asked (a key, weights).
+        reachable: Whether it answered just now; None when that was not tried.
+        models: The models it can be asked for, as far as it said.
+        problem: What stands in the way, in a sentence with the mend; empty when nothing does.
+    """
+
+    name: str
+    installed: bool
+    configured: bool
+    reachable: bool | None
+    models: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def provider_registry() -> Registry[Provider]:
+    """Return a new registry of all installed providers (entry points ``atlas.providers``)."""
+    return Registry[Provider](
+        kind="provider", group="atlas.providers", unknown_error=UnknownProviderError
+    )
+
+
+def choose(
+    provider: str | None = None,
+    model: str | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> Choice:
+    """Choose a provider and a model.
+
+    Args:
+        provider: The user's explicit choice, if any.
+        model: The user's explicit choice, if any.
+        environment: Where to look for settings; default: the process's environment.
+
+    Looks for a running Ollama with one connection attempt to its port (at most 0.25 s) if nothing
+    earlier in the order decides.
+    """
+    settings = os.environ if environment is None else environment
+    chosen_model = model or settings.get("ATLAS_MODEL", "")
+    if provider:
+        # ATLAS_MODEL belongs to ATLAS_PROVIDER: a model of one provider means nothing to another.
+        own = settings.get("ATLAS_PROVIDER", provider) == provider
+        return Choice(provider, chosen_model if own else model or "", "it was asked for")
+    if named := settings.get("ATLAS_PROVIDER"):
+        return Choice(named, chosen_model, "ATLAS_PROVIDER is set")
+    for name, variable in KEYS.items():
+        if settings.get(variable) and is_installed(name):
+            return Choice(name, chosen_model, f"{variable} is set")
+    if is_installed("ollama") and ollama_answers(settings.get("OLLAMA_HOST", "")):
+        return Choice("ollama", chosen_model, "an Ollama server answers")
+    return Choice("local", chosen_model, "no key is set and no Ollama answers")
+
+
+def is_installed(provider: str) -> bool:
+    """Return whether the package a provider needs is there; it is not imported."""
+    package = PACKAGES.get(provider)
+    return package is None or importlib.util.find_spec(package) is not None
+
+
+def ollama_answers(host: str = "") -> bool:
+    """Return whether something accepts connections where Ollama listens.
+
+    Args:
+        host: As in ``OLLAMA_HOST``: host, ``host:port`` or URL; default ``127.0.0.1:11434``.
+
+    Raises:
+        ConfigurationError: ``host`` is not of one of these forms.
+    """
+    try:
+        parts = urlsplit(host if "://" in host else f"http://{host or '127.0.0.1'}")
+        address = parts.hostname or "127.0.0.1"
+        port = parts.port or {"https": 443}.get(parts.scheme, OLLAMA_PORT)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"OLLAMA_HOST is {host!r}, which is no address ({error}). "
+            f"Set it to a host, host:port or URL, such as 127.0.0.1:{OLLAMA_PORT}."
+        ) from error
+    # 0.0.0.0 is where a server listens, not where a client finds it.
+    address = "127.0.0.1" if address in {"0.0.0.0", "::"} else address  # noqa: S104
+    try:
+        with socket.create_connection((address, port), timeout=PROBE_TIMEOUT):
+            return True
+    except OSError:
+        return False
+
+
+async def inspect_provider(registry: Registry[Provider], name: str) -> ProviderStatus:
+    """Find out what one provider could do now; asks it for its models.
+
+    Never raises an `AtlasError`: what stands in the way becomes ``problem``.
+    """
+    installed = is_installed(name)
+    try:
+        provider = registry.create(name)
+    except AtlasError as error:
+        return ProviderStatus(
+            name=name, installed=installed, configured=False, reachable=None, problem=str(error)
+        )
+    try:
+        models = tuple(await provider.models())
+    except AtlasError as error:
+        return ProviderStatus(
+            name=name, installed=installed, configured=True, reachable=False, problem=str(error)
+        )
+    return ProviderStatus(
+        name=name, installed=installed, configured=True, reachable=True, models=models
+    )
