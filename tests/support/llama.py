@@ -39,6 +39,8 @@ def start_llama(*, context: int = 2048, parallel: int = 2) -> object:
     params.port = 0
     params.verbosity = -1
     params.warmup = False
+    params.cpuparams.n_threads = 1  # more of them spin against each other on a busy machine
+    params.cpuparams_batch.n_threads = 1
     return xllamacpp.Server(params)
 
 
