@@ -1,0 +1,1 @@
+"""How messages are described, written, read back, and kept compatible."""
