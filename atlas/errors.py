@@ -22,7 +22,9 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   └── BufferTimeoutError (TimeoutError)    the buffer had no room in time
     ├── StateError
     │   ├── VersionConflictError (ValueError)    the state has moved on since it was read
-    │   └── UnknownVersionError (LookupError)    that version was never made, or is kept no longer
+    │   ├── UnknownVersionError (LookupError)    that version was never made, or is kept no longer
+    │   ├── TransitionError                      a transition raised; the state is as it was
+    │   └── PatchError (ValueError)              a patch does not fit, or a value has no JSON form
     ├── MergeConflictError (ValueError)          two sides changed the same thing differently
     ├── ConfigurationError (ValueError)          a setting is missing or makes no sense
     │   ├── UnknownNameError (LookupError)       nothing is registered, or declared, by this name
@@ -85,6 +87,7 @@ __all__ = [
     "NoResponderError",
     "NotAMessageError",
     "OverloadedError",
+    "PatchError",
     "PermissionDeniedError",
     "ProfileError",
     "ProviderError",
@@ -97,6 +100,7 @@ __all__ = [
     "StateError",
     "StreamBufferError",
     "SubscriptionError",
+    "TransitionError",
     "UnknownMessageError",
     "UnknownNameError",
     "UnknownProviderError",
@@ -278,6 +282,23 @@ class MergeConflictError(AtlasError, ValueError):
     def __init__(self, text: str, *, paths: Sequence[str]) -> None:
         super().__init__(text)
         self.paths = tuple(paths)
+
+
+class TransitionError(StateError):
+    """A transition raised; the state is still at ``version``, ``event`` was not applied."""
+
+    def __init__(self, text: str, *, event: object, version: int) -> None:
+        super().__init__(text)
+        self.event = event
+        self.version = version
+
+
+class PatchError(StateError, ValueError):
+    """A patch does not fit the document (operation ``index``), or a value has no JSON form."""
+
+    def __init__(self, text: str, *, index: int | None = None) -> None:
+        super().__init__(text)
+        self.index = index
 
 
 # -- configuration and the application ------------------------------------------------------------

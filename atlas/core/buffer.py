@@ -21,7 +21,6 @@ How it works, and why it is fast:
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -29,8 +28,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
 from types import TracebackType
-from typing import Generic, Literal, TypeAlias, TypeVar, cast
+from typing import Generic, Literal, Self, TypeAlias, TypeVar, cast
 
+from atlas.core.ordered_calls import OrderedCalls
 from atlas.errors import (
     BufferClosedError,
     BufferOverflowError,
@@ -54,8 +54,6 @@ was closed by its owner."""
 _POLICIES = ("block", "drop_oldest", "drop_newest", "coalesce", "error")
 _COMPACT_AT = 256
 _BURST_SECONDS = 0.05
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,7 +475,7 @@ class BufferReader(Generic[T]):
         """
         self._buffer._detach(self)
 
-    def __enter__(self) -> BufferReader[T]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -488,7 +486,7 @@ class BufferReader(Generic[T]):
     ) -> None:
         self.close()
 
-    async def __aenter__(self) -> BufferReader[T]:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -631,7 +629,6 @@ class StreamBuffer(Generic[T]):
         "_acquire",
         "_appends",
         "_blocked",
-        "_calling",
         "_calls",
         "_capacity",
         "_ending",
@@ -710,9 +707,7 @@ class StreamBuffer(Generic[T]):
         self._sleepers: list[_Waiter] = []
         self._parked: list[_Waiter] = []
         self._blocked: list[_Waiter] = []
-        # Callbacks to run, and who runs them; see `_run_calls`.
-        self._calls: deque[Callable[[], object]] = deque()
-        self._calling = threading.Lock()
+        self._calls = OrderedCalls()
         # Keeps what arrives while nobody reads; becomes the first reader.
         self._unclaimed: BufferReader[T] | None = self._new_reader(joined_at=0)
 
@@ -896,7 +891,7 @@ class StreamBuffer(Generic[T]):
                 self._settle()
             blocked = self._fall()
         _wake(blocked)
-        self._run_calls()
+        self._calls.run()
         return reader
 
     # -- facts --
@@ -962,7 +957,7 @@ class StreamBuffer(Generic[T]):
             )
 
     # -- the slow path of putting; everything from here on is called under the lock, but for
-    # -- `_put_slowly`, `_put_or_enter`, `_relieve`, `_detach`, `_run_calls` and the sleeping --
+    # -- `_put_slowly`, `_put_or_enter`, `_relieve`, `_detach` and `_leave` --
 
     def _put_slowly(self, item: T) -> bool:
         return self._put_or_enter(item, None) is True
@@ -983,7 +978,7 @@ class StreamBuffer(Generic[T]):
             blocked = self._fall()
         _wake(sleepers)
         _wake(blocked)
-        self._run_calls()
+        self._calls.run()
         return whole
 
     def _refuse_if_ended(self) -> None:
@@ -1058,7 +1053,7 @@ class StreamBuffer(Generic[T]):
         for reader in self._readers:
             reader._watched = True
         if self._on_high is not None:
-            self._calls.append(self._on_high)
+            self._calls.add(self._on_high)
 
     def _fall(self) -> list[_Waiter]:
         """Return the producers to wake, if the low-water mark is reached."""
@@ -1070,7 +1065,7 @@ class StreamBuffer(Generic[T]):
         if self._ending is None:
             self._settle()
         if self._on_low is not None:
-            self._calls.append(self._on_low)
+            self._calls.add(self._on_low)
         blocked, self._blocked = self._blocked, []
         return blocked
 
@@ -1081,18 +1076,7 @@ class StreamBuffer(Generic[T]):
         with self._lock:
             blocked = self._fall()
         _wake(blocked)
-        self._run_calls()
-
-    def _run_calls(self) -> None:
-        """Run the callbacks in the order of what they tell, without holding any lock they need."""
-        # Only one thread calls at a time; it also runs what others add meanwhile. The outer loop
-        # sees what was added between the last look and the release.
-        while self._calls and self._calling.acquire(blocking=False):
-            try:
-                while self._calls:
-                    _call_safely(self._calls.popleft())
-            finally:
-                self._calling.release()
+        self._calls.run()
 
     # -- readers --
 
@@ -1169,7 +1153,7 @@ class StreamBuffer(Generic[T]):
             if reader._waiting is not None and self._unlist(reader._waiting):
                 waiters.append(reader._waiting)
         _wake(waiters)
-        self._run_calls()
+        self._calls.run()
 
     def _raise_failure(self) -> None:
         if self._ending == "failed" and self._error is not None:
@@ -1195,14 +1179,6 @@ class StreamBuffer(Generic[T]):
         waiters = self._sleepers + self._parked + self._blocked
         self._sleepers, self._parked, self._blocked = [], [], []
         return waiters
-
-
-def _call_safely(callback: Callable[[], object]) -> None:
-    """A callback that fails must cost neither the producer its put nor the reader its item."""
-    try:
-        callback()
-    except Exception:  # noqa: BLE001 - whatever it is, it is logged and goes no further
-        _log.exception("A water-mark callback of a stream buffer failed: %r", callback)
 
 
 def _check_settings(
