@@ -33,7 +33,7 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
-from atlas.providers.http import error_from, transport_error
+from atlas.providers.http import error_from, transport_error, vendor_error
 from atlas.providers.messages import (
     ChatMessage,
     FinishReason,
@@ -45,7 +45,7 @@ from atlas.providers.messages import (
     ToolResultPart,
     Usage,
 )
-from atlas.providers.wire import SseDecoder
+from atlas.providers.wire import SseDecoder, SseEvent
 from atlas.typing import JSON
 
 try:
@@ -157,11 +157,7 @@ class AnthropicProvider:
                         if translator.finished is not None:
                             await _drain(chunks)
                             break
-                    else:
-                        rest = decoder.finish()
-                        for delta in translate(rest.data) if rest else ():
-                            yield delta
-        yield translator.end()
+        yield translator.end(decoder.finish())
 
     async def models(self) -> Sequence[str]:
         """Return the ids of the models that this key may ask."""
@@ -177,7 +173,7 @@ class AnthropicProvider:
     def _request(
         self, request: ChatRequest, model: str
     ) -> contextlib.AbstractAsyncContextManager[Any]:
-        turns = list(_turns(request.messages, model))
+        turns = list(_turns(request.messages))
         return self._client.messages.with_streaming_response.create(
             model=model,
             max_tokens=request.max_tokens or self._max_tokens + (request.thinking_tokens or 0),
@@ -249,13 +245,10 @@ def _closed(model: str) -> ConnectionFailedError:
     )
 
 
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
 async def _check_event_stream(http: httpx2.Response, model: str) -> None:
-    kind = http.headers.get("content-type", "text/event-stream")
-    if "text/event-stream" in kind:
+    """Refuse an answer that says of itself that it is no event stream."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not kind.endswith(("json", "html", "xml")):
         return
     body = b""
     async with contextlib.aclosing(_bytes(http)) as chunks:
@@ -263,9 +256,8 @@ async def _check_event_stream(http: httpx2.Response, model: str) -> None:
             body += chunk
             if len(body) > _BODY_SHOWN:
                 break
-    raise error_from(
-        body, status=http.status_code, headers=http.headers, provider=_NAME, model=model
-    )
+    status = None if vendor_error(body).type else http.status_code
+    raise error_from(body, status=status, headers=http.headers, provider=_NAME, model=model)
 
 
 def _bytes(http: httpx2.Response) -> AsyncGenerator[bytes, None]:
@@ -300,7 +292,7 @@ def _options(request: ChatRequest, model: str) -> dict[str, JSON]:
             {
                 "name": tool.name,
                 "description": tool.description,
-                "input_schema": _parsed(f"The parameters of {tool.name!r}", tool.parameters, model),
+                "input_schema": json.loads(tool.parameters),
             }
             for tool in request.tools
         ]
@@ -315,12 +307,12 @@ def _options(request: ChatRequest, model: str) -> dict[str, JSON]:
     if request.thinking_tokens is not None:
         options["thinking"] = {"type": "enabled", "budget_tokens": request.thinking_tokens}
     if request.json_schema is not None:
-        schema = _parsed("ChatRequest.json_schema", request.json_schema, model)
+        schema = json.loads(request.json_schema)
         options["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
-    return options | request.extra
+    return {**options, **request.extra}
 
 
-def _turns(messages: Sequence[ChatMessage], model: str) -> Iterator[dict[str, JSON]]:
+def _turns(messages: Sequence[ChatMessage]) -> Iterator[dict[str, JSON]]:
     """Say the conversation in turns that alternate; a tool's result is the user's to give."""
     role, content = "", list[JSON]()
     for message in messages:
@@ -371,18 +363,6 @@ def _input(arguments: str) -> JSON:
     return parsed if isinstance(parsed, dict) else {"invalid_arguments": arguments}
 
 
-def _parsed(what: str, text: str, model: str) -> JSON:
-    try:
-        parsed: JSON = json.loads(text)
-    except ValueError as error:
-        raise BadRequestError(
-            f"{what} is not JSON ({error}): {text[:200]!r}; give a JSON Schema as JSON text.",
-            provider=_NAME,
-            model=model,
-        ) from error
-    return parsed
-
-
 # -- the answer -----------------------------------------------------------------------------------
 
 
@@ -391,7 +371,7 @@ class _Block:
 
     __slots__ = ("arguments", "kind", "number")
 
-    def __init__(self, kind: str, number: int, arguments: str | None = None) -> None:
+    def __init__(self, kind: str, number: int, arguments: str) -> None:
         self.kind = kind
         self.number = number
         self.arguments = arguments  # a call's, as its start had them: valid when none follow
@@ -407,7 +387,7 @@ class _Translator:
         self._blocks: dict[int, _Block] = {}  # by the vendor's index
         self._count = 0
         self._stop_reason: str | None = None
-        self._seen = False
+        self._calls_tools = False
         self._usage: dict[str, int] = {}
 
     def translate(self, text: str) -> Sequence[Delta]:
@@ -419,39 +399,34 @@ class _Translator:
         try:
             # Any: decoded JSON; where its shape is another than promised, the handler below says so.
             data: Any = json.loads(text)
-            kind = data["type"]
+            kind = data.get("type")
             if kind == "content_block_delta":
                 delta = data["delta"]
+                block = self._block(data.get("index", 0))
                 if delta["type"] == "text_delta":
-                    return (TextDelta(delta["text"], self._block(data["index"]).number),)
-                return self._other_delta(delta, self._block(data["index"]))
+                    said = _text(delta.get("text"))
+                    return (TextDelta(said, block.number),) if said else ()
+                return self._other_delta(delta, block)
             handle = _HANDLERS.get(kind)
             return handle(self, data) if handle else ()
+        except json.JSONDecodeError as error:
+            raise self._invalid("is not JSON", text) from error
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             if isinstance(error, ProviderError):
                 raise
-            raise InvalidResponseError(
-                f"An event of {_NAME} is not what its protocol promises ({_words(error)}): "
-                f"{text[:200]!r}; check `base_url` and any proxy on the way.",
-                provider=_NAME,
-                model=self._model,
-            ) from error
+            raise self._invalid(f"is not what its protocol promises ({error!r})", text) from error
 
-    def end(self) -> Finished:
-        """Return the end of the answer.
+    def end(self, cut_off: SseEvent | None) -> Finished:
+        """Return the end of the answer; ``cut_off`` is the event that lacks its last blank line.
 
         Raises:
             ProviderError: The stream ended without its end marker.
         """
+        if self.finished is None and cut_off is not None:
+            with contextlib.suppress(InvalidResponseError):
+                self.translate(cut_off.data)
         if self.finished is not None:
             return self.finished
-        if not self._seen:
-            raise InvalidResponseError(
-                f"The answer of {_NAME} is empty: not one event came; check `base_url` and any "
-                f"proxy on the way.",
-                provider=_NAME,
-                model=self._model,
-            )
         raise IncompleteStreamError(
             f"The answer of {_NAME} ended without its end marker (message_stop): what arrived may "
             f"not be the whole answer; ask again.",
@@ -459,10 +434,18 @@ class _Translator:
             model=self._model,
         )
 
+    def _invalid(self, problem: str, text: str) -> InvalidResponseError:
+        return InvalidResponseError(
+            f"An event of {_NAME} {problem}: {text[:200]!r}; check `base_url` and any proxy on the "
+            f"way.",
+            provider=_NAME,
+            model=self._model,
+        )
+
     def _block(self, index: int) -> _Block:
         return self._blocks.get(index) or self._new_block(index, "")
 
-    def _new_block(self, index: int, kind: str, arguments: str | None = None) -> _Block:
+    def _new_block(self, index: int, kind: str, arguments: str = "") -> _Block:
         block = self._blocks[index] = _Block(kind, self._count, arguments)
         self._count += 1
         return block
@@ -470,17 +453,17 @@ class _Translator:
     def _other_delta(self, delta: dict[str, Any], block: _Block) -> Sequence[Delta]:
         kind = delta["type"]
         if kind == "thinking_delta":
-            return (ThinkingDelta(delta["thinking"], block.number),)
+            return (ThinkingDelta(_text(delta.get("thinking")), block.number),)
         if kind == "signature_delta":
             return (ThinkingDelta("", block.number, signature=delta["signature"]),)
-        if kind == "input_json_delta" and block.kind == "tool_use" and delta["partial_json"]:
-            block.arguments = None
-            return (ToolCallDelta(block.number, arguments=delta["partial_json"]),)
+        if kind == "input_json_delta" and block.kind == "tool_use":
+            piece = _text(delta.get("partial_json"))
+            block.arguments = "" if piece else block.arguments
+            return (ToolCallDelta(block.number, arguments=piece),)
         return ()  # citations, the input of the vendor's own tools, and what is yet to come
 
     def _message_start(self, data: dict[str, Any]) -> Sequence[Delta]:
-        message = data["message"]
-        self._seen = True
+        message = data.get("message") or {}
         started = ResponseStarted(message.get("id"), message.get("model"))
         return (started, *self._counted(message.get("usage")))
 
@@ -488,10 +471,11 @@ class _Translator:
         content = data["content_block"]
         kind = content["type"]
         if kind == "tool_use":
-            given = json.dumps(content.get("input") or {})
-            block = self._new_block(data["index"], kind, given)
+            given = json.dumps(content["input"]) if content.get("input") else ""
+            block = self._new_block(data.get("index", 0), kind, given)
+            self._calls_tools = True
             return (ToolCallDelta(block.number, content["id"], content["name"]),)
-        number = self._new_block(data["index"], kind).number
+        number = self._new_block(data.get("index", 0), kind).number
         if kind == "text" and content.get("text"):
             return (TextDelta(content["text"], number),)
         if kind == "redacted_thinking":
@@ -502,17 +486,20 @@ class _Translator:
         return ()
 
     def _block_stop(self, data: dict[str, Any]) -> Sequence[Delta]:
-        block = self._block(data["index"])
-        arguments, block.arguments = block.arguments, None
-        return () if arguments is None else (ToolCallDelta(block.number, arguments=arguments),)
+        block = self._block(data.get("index", 0))
+        arguments, block.arguments = block.arguments, ""
+        return (ToolCallDelta(block.number, arguments=arguments),) if arguments else ()
 
     def _message_delta(self, data: dict[str, Any]) -> Sequence[Delta]:
-        self._stop_reason = data["delta"].get("stop_reason") or self._stop_reason
+        self._stop_reason = (data.get("delta") or {}).get("stop_reason") or self._stop_reason
         return self._counted(data.get("usage"))
 
     def _message_stop(self, data: dict[str, Any]) -> Sequence[Delta]:
         raw = self._stop_reason
-        self.finished = Finished(_FINISH_REASONS.get(raw or "", "unknown"), raw)
+        reason = _FINISH_REASONS.get(raw or "", "unknown")
+        if reason == "stop" and self._calls_tools:
+            reason = "tool_calls"
+        self.finished = Finished(reason, raw)
         return ()
 
     def _error(self, data: dict[str, Any]) -> Sequence[Delta]:
@@ -540,6 +527,12 @@ class _Translator:
             reasoning_tokens=known("thinking_tokens"),
         )
         return (UsageDelta(usage),)
+
+
+def _text(value: object) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"{value!r} is given where text is expected")
 
 
 _HANDLERS: Final[dict[str, Callable[[_Translator, dict[str, Any]], Sequence[Delta]]]] = {

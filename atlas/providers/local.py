@@ -643,36 +643,20 @@ def _body(request: ChatRequest, defaults: dict[str, JSON]) -> dict[str, JSON]:
     if request.json_schema is not None:
         body["response_format"] = {
             "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": _parsed_schema(request)},
+            "json_schema": {"name": "answer", "schema": json.loads(request.json_schema)},
         }
         body["repeat_penalty"] = 1.0  # braces and quotes are to be repeated
     if request.tools:
-        body["tools"] = [_tool(tool, request) for tool in request.tools]
+        body["tools"] = [_tool(tool) for tool in request.tools]
         body["tool_choice"] = request.tool_choice or "auto"
     body.update(request.extra)
     return body
 
 
-def _parsed_schema(request: ChatRequest) -> JSON:
-    return _parsed_json("ChatRequest.json_schema", request.json_schema or "", request)
-
-
-def _tool(tool: ToolSpec, request: ChatRequest) -> JSON:
-    parameters = _parsed_json(f"The parameters of the tool {tool.name!r}", tool.parameters, request)
+def _tool(tool: ToolSpec) -> JSON:
+    parameters = json.loads(tool.parameters)
     function = {"name": tool.name, "description": tool.description, "parameters": parameters}
     return {"type": "function", "function": function}
-
-
-def _parsed_json(what: str, text: str, request: ChatRequest) -> JSON:
-    try:
-        parsed: JSON = json.loads(text)
-    except ValueError as error:
-        raise BadRequestError(
-            f"{what} is not JSON ({error}): {text[:200]!r}; give a JSON Schema as JSON text.",
-            provider=_NAME,
-            model=request.model,
-        ) from error
-    return parsed
 
 
 def _turns(message: ChatMessage) -> Iterator[dict[str, JSON]]:

@@ -131,7 +131,7 @@ class OllamaProvider:
         decoder = NdjsonDecoder()
         with self._neutral_errors(model, request.connect_timeout):
             async with self._request(request, model) as response:
-                await self._check_status(response, model)
+                await self._check_answer(response, model)
                 async with contextlib.aclosing(_bytes(response)) as chunks:
                     async for chunk in chunks:
                         for line in decoder.feed(chunk):
@@ -140,17 +140,14 @@ class OllamaProvider:
                         if translator.finished is not None:
                             await _drain(chunks)
                             break
-                    else:
-                        rest = decoder.finish()
-                        for delta in translator.translate(rest) if rest else ():
-                            yield delta
-        yield translator.end()
+        for delta in translator.end(decoder.finish()):
+            yield delta
 
     async def models(self) -> Sequence[str]:
         """Return the names of the models that the server has."""
         with self._neutral_errors("", _LISTING):
             response = await self._http.get("/api/tags", timeout=_LISTING)
-            await self._check_status(response, "")
+            await self._check_answer(response, "")
             try:
                 return tuple(
                     str(model.get("model") or model["name"]) for model in response.json()["models"]
@@ -174,8 +171,10 @@ class OllamaProvider:
             timeout=httpx.Timeout(None, connect=request.connect_timeout),
         )
 
-    async def _check_status(self, response: httpx.Response, model: str) -> None:
-        if response.status_code == 200:
+    async def _check_answer(self, response: httpx.Response, model: str) -> None:
+        """Refuse an error, and a web page that says it is none."""
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if response.status_code == 200 and not kind.endswith(("html", "xml")):
             return
         await response.aread()
         failure = error_from(
@@ -304,17 +303,15 @@ def _body(request: ChatRequest, model: str, keep_alive: float | str | None) -> d
                 "function": {
                     "name": tool.name,
                     "description": tool.description,
-                    "parameters": _parsed(
-                        f"The parameters of {tool.name!r}", tool.parameters, model
-                    ),
+                    "parameters": json.loads(tool.parameters),
                 },
             }
             for tool in request.tools
         ]
     if request.json_schema is not None:
-        body["format"] = _parsed("ChatRequest.json_schema", request.json_schema, model)
+        body["format"] = json.loads(request.json_schema)
     if request.thinking_tokens is not None:
-        body["think"] = request.thinking_tokens > 0
+        body["think"] = True  # a budget the server knows none of
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
     extra = dict(request.extra)
@@ -374,18 +371,6 @@ def _arguments(arguments: str) -> JSON:
     return parsed if isinstance(parsed, dict) else {"invalid_arguments": arguments}
 
 
-def _parsed(what: str, text: str, model: str) -> JSON:
-    try:
-        parsed: JSON = json.loads(text)
-    except ValueError as error:
-        raise BadRequestError(
-            f"{what} is not JSON ({error}): {text[:200]!r}; give a JSON Schema as JSON text.",
-            provider=_NAME,
-            model=model,
-        ) from error
-    return parsed
-
-
 # -- the answer -----------------------------------------------------------------------------------
 
 
@@ -407,24 +392,28 @@ class _Translator:
         try:
             # Any: decoded JSON; where its shape is another than promised, the handler below says so.
             data: Any = json.loads(line)
-            if "error" in data:
+            if data.get("error"):
                 raise error_from(data, provider=_NAME, model=self._model)
             return self._deltas(data)
+        except json.JSONDecodeError as error:
+            raise _not_ollama(f"{line[:200]!r} is not JSON", self._model) from error
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             if isinstance(error, ProviderError):
                 raise
             raise _not_ollama(f"{line[:200]!r}", self._model) from error
 
-    def end(self) -> Finished:
-        """Return the end of the answer.
+    def end(self, last_line: str | None) -> Sequence[Delta]:
+        """Return the rest of the answer; ``last_line`` is the one that lacks its line end.
 
         Raises:
             ProviderError: The stream ended without its end marker.
         """
+        rest: Sequence[Delta] = ()
+        if self.finished is None and last_line is not None:
+            with contextlib.suppress(InvalidResponseError):
+                rest = self.translate(last_line)
         if self.finished is not None:
-            return self.finished
-        if not self._started:
-            raise _not_ollama("it is empty", self._model)
+            return (*rest, self.finished)
         raise IncompleteStreamError(
             "Ollama's answer ended without its end marker (done): what arrived may not be the "
             "whole answer; ask again.",
@@ -437,11 +426,13 @@ class _Translator:
         if not self._started:
             self._started = True
             deltas.append(ResponseStarted(None, data.get("model")))
+        if "message" not in data and "done" not in data:
+            raise LookupError("neither message nor done")
         message = data.get("message") or {}
         if message.get("thinking"):
-            deltas.append(ThinkingDelta(message["thinking"]))
+            deltas.append(ThinkingDelta(_text(message["thinking"])))
         if message.get("content"):
-            deltas.append(TextDelta(message["content"]))
+            deltas.append(TextDelta(_text(message["content"])))
         deltas += [self._call(call) for call in message.get("tool_calls") or ()]
         if data.get("done"):
             deltas.append(UsageDelta(_usage(data)))
@@ -453,9 +444,9 @@ class _Translator:
         number = self._calls
         self._calls += 1
         function = call["function"]
-        arguments = function.get("arguments") or {}
+        arguments = function.get("arguments")
         if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
+            arguments = json.dumps(arguments, ensure_ascii=False) if arguments is not None else ""
         return ToolCallDelta(number, call.get("id") or "", function["name"], arguments)
 
     def _finish(self, raw: str | None) -> Finished:
@@ -463,6 +454,12 @@ class _Translator:
         if self._calls and reason == "stop":
             reason = "tool_calls"
         return Finished(reason, raw)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{value!r} is given where text is expected")
 
 
 def _usage(counts: Mapping[str, Any]) -> Usage:

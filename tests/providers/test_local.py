@@ -371,10 +371,9 @@ async def test_a_prompt_that_does_not_fit_is_a_context_length_error(provider):
 @pytest.mark.parametrize(
     "options",
     [
-        {"json_schema": "{not json"},
         {"json_schema": '{"type": "nonsense"}'},
         {"extra": {"temperature": "hot"}},
-        {"max_tokens": -5},
+        {"extra": {"max_tokens": -5}},
         {"tools": (ToolSpec("look", "Look up.", '{"type": "object"}'),)},
     ],
 )
