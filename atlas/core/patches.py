@@ -21,8 +21,7 @@ from enum import Enum
 # The operands are whatever a program keeps in its state; only JSON leaves this module.
 from typing import Any, TypeAlias, TypeVar, cast
 
-from pyrsistent import PMap, PVector, freeze, pmap, pvector
-
+from atlas.core.persistent import PMap, PVector, freeze, pmap, pvector
 from atlas.errors import PatchError
 from atlas.typing import JSON
 

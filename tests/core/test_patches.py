@@ -9,9 +9,10 @@ from enum import Enum
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyrsistent import PMap, PVector, freeze, m, pmap, pvector, v
+from pyrsistent import m, v
 
 from atlas.core.patches import apply_patch, diff, plain
+from atlas.core.persistent import PMap, PVector, freeze, pmap, pvector
 from atlas.errors import PatchError, StateError
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyrsistent import PMap, PVector, pmap, pvector
 
 from atlas.core.patches import apply_patch, plain
+from atlas.core.persistent import PMap, PVector, pmap, pvector
 from atlas.core.state import Change, State
 from atlas.core.transitions import Transitions
 from atlas.errors import (
