@@ -29,11 +29,11 @@ class Answer(Generic[T]):
 
     def give(self, value: T) -> bool:
         """Deliver the value; False if there was one, or an error, before."""
-        return self._settle(lambda: self._future.done() or self._future.set_result(value))
+        return self._settle(lambda: self._future.set_result(value))
 
     def fail(self, error: BaseException) -> bool:
         """Deliver an error instead of a value."""
-        return self._settle(lambda: self._future.done() or self._future.set_exception(error))
+        return self._settle(lambda: self._future.set_exception(error))
 
     def fail_with(self, receipt: Receipt[Any]) -> None:
         """Deliver the errors of a receipt, if there are any."""
@@ -46,11 +46,16 @@ class Answer(Generic[T]):
         """Deliver that the bus is closed."""
         self.fail(BusClosedError("The bus was closed while a task waited for a message on it."))
 
-    def _settle(self, settle: Callable[[], object]) -> bool:
+    def _settle(self, set_it: Callable[[], None]) -> bool:
         try:
             self._turn.pop()  # one caller gets it
         except IndexError:
             return False
+
+        def settle() -> None:
+            if not self._future.done():  # it may be cancelled
+                set_it()
+
         if _running_loop() is self._loop:
             settle()
         elif not self._loop.is_closed():

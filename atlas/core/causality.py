@@ -26,6 +26,7 @@ __all__ = [
     "correlation_of",
     "frozen_headers",
     "inner_scope",
+    "links_of",
     "origin_of",
 ]
 
@@ -88,7 +89,7 @@ def origin_of(reference: Message | str, argument: str) -> Origin:
     """
     if isinstance(reference, str):
         return reference
-    if isinstance(reference, Message) and reference._stamp is not None:
+    if reference._stamp is not None:
         return reference._stamp[0]
     raise ValidationError("publish", argument, reference, "a published message, or its id")
 
@@ -107,7 +108,7 @@ def frozen_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
         ValidationError: A name or a value is no string.
     """
     for name, text in headers.items():
-        if not (isinstance(name, str) and isinstance(text, str)):
+        if not all(isinstance(part, str) for part in (name, text)):
             raise ValidationError("publish", "headers", {name: text}, "strings by strings")
     return FrozenDict(headers)
 
@@ -131,6 +132,39 @@ def inner_scope(
         headers=frozen_headers({**outer.headers, **(headers or {})}),
         on_stamped=on_stamped,
     )
+
+
+def links_of(
+    current: Stamp | Scope | None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    source: str | None = None,
+    run: str | None = None,
+    correlation: Message | str | None = None,
+    causation: Message | str | None = None,
+) -> tuple[Origin | None, Origin | None, str | None, str | None, Mapping[str, str]]:
+    """Return causation, correlation, run, source and headers for a message published now.
+
+    What is given goes before what the scope says, and that before what the cause says. Correlation
+    None means the message itself.
+    """
+    scope = current if isinstance(current, Scope) else NO_SCOPE
+    cause = cause_of(current)
+    by = None if cause is None else cause[0]
+    if causation is not None:
+        by = origin_of(causation, "causation")
+        cause = causation._stamp if isinstance(causation, Message) else cause
+    together = None if cause is None else cause[2]
+    if correlation is not None:
+        together = correlation_of(correlation)
+    elif scope.correlation is not None:
+        together = scope.correlation
+    if run is None:
+        run = scope.run if scope.run is not None or cause is None else cause[3]
+    source = scope.source if source is None else source
+    if not headers and not scope.headers:
+        return by, together, run, source, NO_HEADERS
+    return by, together, run, source, frozen_headers({**scope.headers, **(headers or {})})
 
 
 def causal_tree(messages: Iterable[Message]) -> str:

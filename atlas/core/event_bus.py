@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import secrets
@@ -30,9 +31,8 @@ import traceback
 import weakref
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextvars import copy_context
-from typing import Any, Literal, TypeVar, cast, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 import blinker
 
@@ -40,19 +40,20 @@ from atlas.core.answers import Answer
 from atlas.core.causality import (
     CURRENT,
     NO_HEADERS,
-    NO_SCOPE,
     Scope,
     causal_tree,
     cause_of,
-    correlation_of,
-    frozen_headers,
     inner_scope,
+    links_of,
     origin_of,
 )
 from atlas.core.clock import SystemClock
-from atlas.core.lanes import Group, Lane, ObserverLane, Port
+from atlas.core.history import History
+from atlas.core.lanes import Group, ObserverLane, Port
 from atlas.core.messages import Command, Event, Message, Origin, Stamp, message, stamped_copy
-from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled
+from atlas.core.metrics import HandlerMetrics
+from atlas.core.ports import Ports
+from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled, pending
 from atlas.core.streams import MessageStream, StreamOverflow
 from atlas.core.subscriptions import (
     Mode,
@@ -67,8 +68,8 @@ from atlas.core.subscriptions import (
 )
 from atlas.errors import (
     AtlasError,
-    BufferOverflowError,
     BusClosedError,
+    HandlersFailedError,
     NoResponderError,
     NotAMessageError,
     RecursionLimitError,
@@ -79,6 +80,7 @@ from atlas.typing import Clock
 __all__ = [
     "EventBus",
     "HandlerFailed",
+    "HandlerMetrics",
     "History",
     "MessageStream",
     "Middleware",
@@ -93,9 +95,6 @@ AnswerT = TypeVar("AnswerT")
 
 Middleware = Callable[[Message], "Message | None"]
 """Sees every message before it is stamped; returns it, another one, or None to drop it."""
-
-RELIABLE_CAPACITY = 65_536
-OBSERVER_CAPACITY = 1_024
 
 _log = logging.getLogger("atlas.bus")
 _running_loop = asyncio._get_running_loop
@@ -121,70 +120,29 @@ class HandlerFailed(Event):
 class _Route:
     """Where messages of one class go. Replaced, never changed, when subscriptions change."""
 
-    __slots__ = ("all", "groups", "handlers", "lanes", "observers", "owners")
+    __slots__ = ("all", "groups", "handlers", "has_lanes", "lanes", "observers", "owners")
 
-    def __init__(self, subscriptions: list[Subscription[Any]]) -> None:
-        plain = [
-            one for one in subscriptions if not one.is_async and one.options.mode == "reliable"
-        ]
+    def __init__(self, subscriptions: Iterable[Subscription[Any]]) -> None:
         self.all = tuple(subscriptions)
-        self.owners = tuple(plain)
-        self.handlers = tuple(one.call for one in plain)
-        self.lanes = tuple(
-            one for one in subscriptions if one.is_async and one.options.mode == "reliable"
-        )
-        self.observers = tuple(one for one in subscriptions if one.options.mode == "observer")
+        reliable = [one for one in self.all if one.options.mode == "reliable"]
+        self.owners = tuple(one for one in reliable if not one.is_async)
+        self.handlers = _all_different(one.call for one in self.owners)
+        self.lanes = tuple(one for one in reliable if one.is_async)
+        self.observers = tuple(one for one in self.all if one.options.mode == "observer")
+        self.has_lanes = bool(self.lanes or self.observers)
         self.groups: dict[AbstractEventLoop | None, tuple[Group, ...]] = {}
 
 
+def _all_different(calls: Iterable[Callable[[Any], Any]]) -> tuple[Callable[[Any], Any], ...]:
+    """Make each call an object of its own, so that a failing one tells its place by identity."""
+    made: dict[int, Callable[[Any], Any]] = {}
+    for call in calls:
+        one = functools.partial(call) if id(call) in made else call
+        made[id(one)] = one
+    return tuple(made.values())
+
+
 _NO_ONE = Options()
-
-
-class History:
-    """The last messages of a bus, oldest first. Iterating takes a snapshot; any thread may.
-
-    Attributes:
-        capacity: How many messages are kept.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._kept: deque[Message] = deque(maxlen=capacity)
-
-    def __iter__(self) -> Iterator[Message]:
-        return iter(self.since(0))
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def since(self, sequence: int) -> tuple[Message, ...]:
-        """Return what is kept from this sequence number on, in order of sequence."""
-        kept = [item for item in self._snapshot() if _sequence(item) >= sequence]
-        kept.sort(key=_sequence)
-        return tuple(kept)
-
-    @property
-    def evicted(self) -> int:
-        """How many messages have been published and are kept no longer."""
-        kept = self._snapshot()
-        return max(map(_sequence, kept)) - len(kept) if kept else 0
-
-    def find(self, message_id_: str) -> Message | None:
-        """Return the message with this id, None when it is not (any more) kept."""
-        return next((item for item in self._snapshot() if item.meta.id == message_id_), None)
-
-    def _snapshot(self) -> list[Message]:
-        while True:
-            try:
-                return list(self._kept)
-            except RuntimeError:  # another thread published meanwhile
-                continue
-
-
-def _sequence(item: Message) -> int:
-    stamp = item._stamp
-    assert stamp is not None
-    return cast("int", stamp[0][1])
 
 
 class EventBus:
@@ -204,7 +162,39 @@ class EventBus:
             handlers before `RecursionLimitError`. Async chains that do not await each other are
             not nested and have no limit.
         on_unhandled: Called with each message that nobody is subscribed to.
+        measure: Whether to count and time every handler call, for `metrics`.
+        strict: Whether failures of handlers raise `HandlersFailedError` as well: in `publish` those
+            of plain handlers (after all have run), where a receipt is awaited those of async ones.
+            For tests and scripts.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_answers",
+        "_clock",
+        "_closers",
+        "_expired",
+        "_foreign",
+        "_hooked",
+        "_identity",
+        "_keep",
+        "_lock",
+        "_max_depth",
+        "_middleware",
+        "_next",
+        "_on_unhandled",
+        "_order",
+        "_ports",
+        "_routes",
+        "_signals",
+        "_state",
+        "_streams",
+        "_time_ns",
+        "history",
+        "measures",
+        "name",
+        "strict",
+    )
 
     def __init__(
         self,
@@ -215,8 +205,12 @@ class EventBus:
         middleware: Iterable[Middleware] = (),
         max_depth: int = 64,
         on_unhandled: Callable[[Message], object] | None = None,
+        measure: bool = False,
+        strict: bool = False,
     ) -> None:
         self.name = name
+        self.measures = measure
+        self.strict = strict
         self.history = History(history)
         self._clock = SystemClock() if clock is None else clock
         self._middleware = tuple(middleware)
@@ -228,19 +222,16 @@ class EventBus:
         self._signals: dict[type[Message] | str, blinker.Signal] = {}
         self._foreign: dict[tuple[type[Message] | str, object], Subscription[Any]] = {}
         self._routes: dict[type[Message], _Route] = {}
-        self._ports: dict[AbstractEventLoop, Port] = {}
-        self._own: Port | None = None
-        self._own_thread: threading.Thread | None = None
+        self._ports = Ports(name, self._failed, strict=strict)
         self._expired: deque[weakref.ref[Subscription[Any]]] = deque()
         self._streams: set[MessageStream[Any]] = set()
         self._closers: set[Callable[[], None]] = set()
         self._answers: dict[Origin, Answer[Any]] = {}
-        self._awaited: dict[Origin, list[Pending[Any]]] = {}
         self._state: Literal["open", "closing", "closed"] = "open"
         # what publish touches, bound once
         self._time_ns = self._clock.time_ns
         self._next = itertools.count(1).__next__
-        self._keep = self.history._kept.append
+        self._keep = self.history.keep
         self._hooked = bool(self._middleware)
 
     # -- publishing -------------------------------------------------------------------------------
@@ -286,7 +277,8 @@ class EventBus:
         cause = _current_cause()
         if (
             message._stamp is None
-            and headers is source is run is correlation is causation is None
+            and headers is None
+            and source is run is correlation is causation is None
             and not self._hooked
             and (cause is None or type(cause) is tuple)
         ):
@@ -303,55 +295,57 @@ class EventBus:
             if passed is None:
                 return _dropped(message)
             message = cast("M", passed)
-            route = self._routes.get(type(message)) or self._route(message)
-            stamp = self._stamp(message, headers, source, run, correlation, causation)
+            route = self._route(message)
+            stamp = self._stamp(
+                message,
+                headers=headers,
+                source=source,
+                run=run,
+                correlation=correlation,
+                causation=causation,
+            )
             if message._stamp is not None:
                 message = stamped_copy(message, None)
         _set_stamp(message, stamp)
         self._keep(message)
 
-        if route.observers:
-            self._offer(message, route)
-        if route.lanes:
+        if route.has_lanes:
             receipt = self._post(message, route)
         else:
             receipt = Receipt()
             receipt.message = message
-        if route.handlers:
+        handlers = route.handlers
+        if handlers:
             token = _enter(stamp)
-            handlers = iter(route.handlers)
             try:
                 for handler in handlers:
                     handler(message)
-            except (Exception, CancelledError) as error:
-                return self._go_on(receipt, route, handlers, error)
+            except (Exception, CancelledError) as error:  # noqa: BLE001  isolated, and told
+                return self._go_on(receipt, route, handler, error)
             finally:
                 _leave(token)
         return receipt
 
     def _go_on(
-        self,
-        receipt: Receipt[M],
-        route: _Route,
-        handlers: Iterator[Callable[[Any], object]],
-        error: BaseException | None,
+        self, receipt: Receipt[M], route: _Route, bad: Callable[[Any], object], error: BaseException
     ) -> Receipt[M]:
         """Note a failure, run the handlers after it, and return a receipt that knows."""
         message = receipt.message
         known = receipt if isinstance(receipt, Pending | Joint) else Settled(message)
-        while error is not None:
-            at = len(route.handlers) - handlers.__length_hint__() - 1  # type: ignore[attr-defined]
-            if isinstance(error, RecursionLimitError) and message._stamp[6] > 0:  # type: ignore[index]
+        left = route.handlers
+        while True:
+            if isinstance(error, RecursionLimitError) and _is_nested(message):
                 raise error.with_traceback(None)  # or the log would repeat every level
+            left = left[[one is bad for one in left].index(True) + 1 :]
             known.fail(error)
-            self._failed(route.owners[at], message, error)
-            error = None
+            self._failed(route.owners[-len(left) - 1], message, error)
             try:
-                for handler in handlers:
+                for handler in left:
                     handler(message)
-            except (Exception, CancelledError) as next_error:
-                error = next_error
-        return known
+            except (Exception, CancelledError) as next_error:  # noqa: BLE001
+                bad, error = handler, next_error
+            else:
+                return known.raise_for_errors() if self.strict else known
 
     def _pass_middleware(self, message: Message) -> Message | None:
         passed: Message | None = message
@@ -361,42 +355,19 @@ class EventBus:
                 return None
         return passed
 
-    def _stamp(
-        self,
-        message: Message,
-        headers: Mapping[str, str] | None,
-        source: str | None,
-        run: str | None,
-        correlation: Message | str | None,
-        causation: Message | str | None,
-    ) -> Stamp:
+    # Any: the links are passed on to `links_of`, which knows what they are
+    def _stamp(self, message: Message, **links: Any) -> Stamp:
         """Work out the stamp of a message for which something was given, or a scope is open."""
         current = _current_cause()
-        scope = current if isinstance(current, Scope) else NO_SCOPE
         cause = cause_of(current)
         depth = 0 if cause is None else cause[6] + 1
         if cause is not None and depth > self._max_depth:
             depth = self._nesting(message, cause)
-        by = None if cause is None else cause[0]
-        if causation is not None:
-            by = origin_of(causation, "causation")
-            cause = causation._stamp if isinstance(causation, Message) else cause
-        together = None if cause is None else cause[2]
-        if correlation is not None:
-            together = correlation_of(correlation)
-        elif scope.correlation is not None:
-            together = scope.correlation
-        if run is None:
-            run = scope.run if scope.run is not None or cause is None else cause[3]
-        source = scope.source if source is None else source
-        if scope.headers or headers:
-            headers = frozen_headers({**scope.headers, **(headers or {})})
-        else:
-            headers = NO_HEADERS
+        by, together, of_run, source, headers = links_of(current, **links)
         origin = (self._identity, self._next(), self._time_ns())
-        if scope.on_stamped is not None:
-            scope.on_stamped(origin)
-        return (origin, by, together or origin, run, source, headers, depth)
+        if isinstance(current, Scope) and current.on_stamped is not None:
+            current.on_stamped(origin)
+        return (origin, by, together or origin, of_run, source, headers, depth)
 
     def _nesting(self, message: Message, cause: Stamp) -> int:
         """Return how deep this publish really is, by the stack; refuse if that is too deep.
@@ -405,13 +376,13 @@ class EventBus:
         """
         frame = sys._getframe(1)
         depth = 0
-        mine = {EventBus.publish.__code__, Port._go.__code__, Port._handle.__code__}
+        mine = {EventBus.publish.__code__, Port.go.__code__, Port._handle.__code__}
         while frame is not None:
             depth += frame.f_code in mine
             frame = frame.f_back  # type: ignore[assignment]
         if depth <= self._max_depth:
             return depth - 1
-        chain = self._chain(cause)
+        chain = self.history.chain(cause[0])
         shown = " -> ".join(["...", *chain[-9:], message.message_name])
         raise RecursionLimitError(
             f"Handlers publish into each other without end: {self._max_depth} messages deep: "
@@ -419,18 +390,6 @@ class EventBus:
             f"raise `max_depth` of the bus.",
             chain=(*chain, message.message_name),
         )
-
-    def _chain(self, cause: Stamp) -> list[str]:
-        """Return the names of a cause and the causes of it, oldest first, as far as kept."""
-        kept = {item._stamp[0]: item for item in self.history._snapshot() if item._stamp}
-        names: list[str] = []
-        origin: Origin | None = cause[0]
-        while origin is not None and origin in kept:
-            item = kept[origin]
-            names.append(item.message_name)
-            origin = item._stamp[1] if item._stamp else None
-        names.reverse()
-        return names
 
     def _failed(
         self, subscription: Subscription[Any], message: Message, error: BaseException
@@ -451,7 +410,7 @@ class EventBus:
         token = _enter(message._stamp)
         try:
             receipt = self.publish(event, source=self.name)
-        except BusClosedError:
+        except (BusClosedError, HandlersFailedError):
             self._log_failure(subscription, message, error)
             return
         finally:
@@ -467,54 +426,22 @@ class EventBus:
     # -- delivering to lanes ----------------------------------------------------------------------
 
     def _post(self, message: M, route: _Route) -> Receipt[M]:
+        """Hand a message to the lanes, before plain handlers run: what these publish is later."""
+        if route.observers:
+            self._offer(message, route)
+        if not route.lanes:
+            done: Receipt[M] = Receipt()
+            done.message = message
+            return done
         running = _running_loop()
         try:
             groups = route.groups[running]
         except KeyError:
-            groups = self._groups(route, running)
-        if len(groups) == 1:
-            receipt: Pending[M] = Pending()
-            receipt.message = message
-            receipt.context = copy_context()
-            receipt.group = group = groups[0]
-            group.port.post(receipt)
-            return receipt
-        parts = []
-        for group in groups:
-            part: Pending[M] = Pending()
-            part.message = message
-            part.context = copy_context()
-            part.group = group
-            parts.append(part)
-            group.port.post(part)
-        return Joint(message, parts)
-
-    def _groups(self, route: _Route, running: AbstractEventLoop | None) -> tuple[Group, ...]:
-        with self._lock:
-            by_port: dict[Port, list[Lane]] = {}
-            for subscription in route.lanes:
-                port = self._port(subscription.options.loop or running)
-                by_port.setdefault(port, []).append(self._lane(subscription, port))
-            groups = tuple(Group(port, tuple(lanes)) for port, lanes in by_port.items())
-            route.groups[running] = groups
-            return groups
-
-    def _lane(self, subscription: Subscription[Any], port: Port) -> Lane:
-        lanes = subscription._lanes
-        if isinstance(lanes, Lane):
-            if lanes.port is port:
-                return lanes
-            subscription._lanes = lanes = {lanes.port: lanes}
-        if lanes is not None and port in lanes:
-            return lanes[port]
-        capacity = subscription.options.capacity or RELIABLE_CAPACITY
-        port.limit = max(port.limit, capacity)
-        lane = Lane(subscription, port, subscription.call, capacity)
-        if lanes is None:
-            subscription._lanes = lane
-        else:
-            lanes[port] = lane
-        return lane
+            with self._lock:
+                groups = route.groups[running] = self._ports.groups(route.lanes, running)
+        if len(groups) > 1:
+            return Joint(message, [_post_to(group, message) for group in groups])
+        return _post_to(groups[0], message)
 
     def _offer(self, message: Message, route: _Route) -> None:
         for subscription in route.observers:
@@ -530,12 +457,9 @@ class EventBus:
     def _deliver_directly(self, subscription: Subscription[Any], message: Message) -> None:
         """Hand a message to one subscription, as `blinker.Signal.send` asks for."""
         if message._stamp is None:
-            message = stamped_copy(message, self._stamp(message, None, None, None, None, None))
+            message = stamped_copy(message, self._stamp(message))
         route = _Route([subscription])
-        if route.observers:
-            self._offer(message, route)
-        if route.lanes:
-            self._post(message, route)
+        self._post(message, route)
         for handler in route.handlers:
             handler(message)
 
@@ -549,7 +473,7 @@ class EventBus:
                 self._refuse_closed(message)
             route = self._routes.get(cls)
             if route is None:
-                if not isinstance(message, Message) or "message_name" not in cls.__dict__:
+                if not (issubclass(cls, Message) and "message_name" in cls.__dict__):
                     raise NotAMessageError(
                         f"{message!r} is no message but a {cls.__module__}.{cls.__qualname__}; "
                         f"publish an instance of a class that derives from Event or Command and is "
@@ -557,8 +481,7 @@ class EventBus:
                     )
                 route = _Route(self._receivers(cls))
                 if not route.all and self._on_unhandled is not None:
-                    route.handlers = (self._on_unhandled,)
-                    route.owners = (self._subscription((cls,), self._on_unhandled, 0, _NO_ONE),)
+                    route = _Route([self._subscription((cls,), self._on_unhandled, 0, _NO_ONE)])
                 if self._state == "open":
                     self._routes[cls] = route
             return route
@@ -764,7 +687,7 @@ class EventBus:
             and capacity is None
             and name is None
         )
-        if loop is None and (mode == "observer" or not is_plain or check_handler(handler)):
+        if loop is None and check_handler(handler):
             loop = _running_loop()
         options = (
             _NO_ONE
@@ -790,7 +713,7 @@ class EventBus:
                 )
             subscription = self._subscription(parts, handler, priority, options)
             if mode == "observer":
-                subscription._lanes = self._observer_lane(subscription)
+                subscription._lanes = self._ports.observer_lane(subscription)
             for part in parts:
                 self.signal(part).connect(subscription, weak=False)
         self._forget_expired()
@@ -807,28 +730,6 @@ class EventBus:
             self, parts, handler, priority=priority, order=next(self._order), options=options
         )
 
-    def _observer_lane(self, subscription: Subscription[Any]) -> ObserverLane:
-        options = subscription.options
-        own = not subscription.is_async
-        port = self._port(None if own else options.loop)
-        may_drop = options.droppable
-        if may_drop is None:
-            always = options.overflow != "merge"
-
-            def may_drop(_: Message) -> bool:
-                return always
-
-        return ObserverLane(
-            subscription,
-            port,
-            subscription.call if subscription.is_async else _in_a_coroutine(subscription.call),
-            options.capacity or OBSERVER_CAPACITY,
-            limit=RELIABLE_CAPACITY,
-            newest_goes=options.overflow == "drop_newest",
-            droppable=may_drop,
-            merge=options.merge,
-        )
-
     def _unsubscribe(self, subscription: Subscription[Any]) -> None:
         with self._lock:
             if not subscription.is_open:
@@ -838,10 +739,8 @@ class EventBus:
                 signal = self._signals.get(part)
                 if signal is not None:
                     signal.disconnect(subscription)
-        lanes = subscription._lanes
-        for lane in lanes.values() if isinstance(lanes, dict) else (lanes,):
-            if isinstance(lane, ObserverLane):
-                lane.clear()
+        for lane in subscription._all_lanes():
+            lane.close()
 
     def _forget_later(self, reference: weakref.ref[Subscription[Any]]) -> None:
         """Note that a weakly held handler is gone. Runs in garbage collection: takes no lock."""
@@ -852,33 +751,6 @@ class EventBus:
             subscription = self._expired.popleft()()
             if subscription is not None:
                 subscription.close()
-
-    # -- ports ------------------------------------------------------------------------------------
-
-    def _port(self, loop: AbstractEventLoop | None) -> Port:
-        if loop is None:
-            return self._own_port()
-        port = self._ports.get(loop)
-        if port is None:
-            for old in [old for old in self._ports if old.is_closed()]:
-                del self._ports[old]
-            self._ports[loop] = port = self._new_port(loop)
-        return port
-
-    def _new_port(self, loop: AbstractEventLoop) -> Port:
-        return Port(loop, self._failed, self._awaited, RELIABLE_CAPACITY)
-
-    def _own_port(self) -> Port:
-        """Return the port of the bus's own loop, starting its thread if need be."""
-        if self._own is None:
-            loop = asyncio.new_event_loop()
-            self._own = self._ports[loop] = self._new_port(loop)
-            self._own_thread = threading.Thread(
-                target=_run_loop, args=(loop,), name=f"atlas-{self.name}", daemon=True
-            )
-            self._own_thread.start()
-            weakref.finalize(self, _stop_loop, loop)
-        return self._own
 
     # -- waiting ----------------------------------------------------------------------------------
 
@@ -928,7 +800,7 @@ class EventBus:
         selector: type[M] | tuple[type[M], ...],
         *,
         where: Callable[[M], object] | None = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
     ) -> M: ...
     @overload
     async def wait_for(
@@ -936,7 +808,7 @@ class EventBus:
         selector: Selector,
         *,
         where: Callable[[Any], object] | None = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
     ) -> Any: ...
     async def wait_for(
         self,
@@ -992,19 +864,19 @@ class EventBus:
             raise NoResponderError(
                 f"Nobody answers {message!r}: no handler is subscribed to {message.message_name!r}."
             )
-        answer = Answer(asyncio.get_running_loop())
-        self._closers.add(answer.close)
+        given: Answer[AnswerT] = Answer(asyncio.get_running_loop())
+        self._closers.add(given.close)
         token = _enter(
-            inner_scope(on_stamped=lambda origin: self._answers.__setitem__(origin, answer))
+            inner_scope(on_stamped=lambda origin: self._answers.__setitem__(origin, given))
         )
         try:
             receipt = self.publish(message)
         finally:
             _leave(token)
-        receipt.when_done(lambda: answer.fail_with(receipt))
+        receipt.when_done(lambda: given.fail_with(receipt))
         try:
             async with asyncio.timeout(timeout):
-                return cast("AnswerT", await answer)
+                return await given
         except TimeoutError as error:
             if isinstance(error, AtlasError):
                 raise
@@ -1012,7 +884,7 @@ class EventBus:
                 f"Nobody answered {message!r} within {timeout} seconds.", timeout=timeout or 0.0
             ) from error
         finally:
-            self._closers.discard(answer.close)
+            self._closers.discard(given.close)
             self._answers.pop(origin_of(receipt.message, "request"), None)
 
     def reply(self, request: Command[AnswerT], answer: AnswerT) -> bool:
@@ -1066,6 +938,35 @@ class EventBus:
         """Return what the history keeps (of one run, if given) as a tree of causes, for people."""
         return causal_tree(item for item in self.history if run is None or item.meta.run == run)
 
+    @property
+    def metrics(self) -> tuple[HandlerMetrics, ...]:
+        """The figures of every open subscription, in the order subscribed."""
+        with self._lock:
+            found = {
+                receiver
+                for signal in self._signals.values()
+                for receiver in signal.receivers.values()
+                if isinstance(receiver, Subscription)
+            }
+        return tuple(one.metrics for one in sorted(found, key=lambda one: one.order))
+
+    def explain(self, cls: type[Message]) -> str:
+        """Say who would receive a message of this class, in which order, and why, for people."""
+        with self._lock:
+            receivers = self._receivers(cls)
+        title = f"{cls.message_name} ({cls.__qualname__}) on {self.name!r}: "
+        if not receivers:
+            return title + "nobody is subscribed"
+        route = _Route(receivers)
+        inline = [f"  {one.explained(cls)}" for one in route.owners]
+        lanes = [f"  {one.explained(cls)}" for one in (*route.lanes, *route.observers)]
+        parts = [title.rstrip()]
+        if inline:
+            parts += [" in the publisher's thread, in this order:", *inline]
+        if lanes:
+            parts += [" each on a lane of its own:", *lanes]
+        return "\n".join(parts)
+
     # -- ending -----------------------------------------------------------------------------------
 
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
@@ -1076,9 +977,7 @@ class EventBus:
         """
         try:
             async with asyncio.timeout(timeout):
-                while busy := [port for port in list(self._ports.values()) if not port.is_idle]:
-                    for port in busy:
-                        await _idle(port)
+                await self._ports.drain()
         except TimeoutError as error:
             raise WaitTimeoutError(
                 f"{self.name!r} still had handlers running after {timeout} seconds.",
@@ -1100,7 +999,7 @@ class EventBus:
                 self._routes.clear()
         with contextlib.suppress(WaitTimeoutError):
             await self.drain(timeout)
-        tasks = self._tasks_here()
+        tasks = self._ports.tasks_here()
         self.close()
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -1111,34 +1010,24 @@ class EventBus:
                 return
             self._state = "closed"
             self._routes.clear()
-            ports = list(self._ports.values())
         for closer in list(self._closers):
             closer()
         for stream in list(self._streams):
             stream._close()
-        for port in ports:
-            _on_loop(port.loop, port.cancel)
-        if self._own is not None:
-            _stop_loop(self._own.loop)
-            if self._own_thread is not None and self._own_thread is not threading.current_thread():
-                self._own_thread.join()
-
-    def _tasks_here(self) -> list[Awaitable[None]]:
-        port = self._ports.get(asyncio.get_running_loop())
-        return [] if port is None else list(port.tasks)
+        self._ports.close()
 
     @property
     def is_closed(self) -> bool:
         """Whether the bus is closed."""
         return self._state == "closed"
 
-    def __enter__(self) -> EventBus:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def __aenter__(self) -> EventBus:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -1148,47 +1037,17 @@ class EventBus:
         return f"<EventBus {self.name!r}, {self._state}, {len(self.history)} messages kept>"
 
 
+def _post_to(group: Group, message: M) -> Pending[M]:
+    receipt = pending(message, group)
+    group.port.post(receipt)
+    return receipt
+
+
+def _is_nested(message: Message) -> bool:
+    return message._stamp is not None and message._stamp[6] > 0
+
+
 def _dropped(message: M) -> Receipt[M]:
     receipt: Receipt[M] = Dropped()
     receipt.message = message
     return receipt
-
-
-def _in_a_coroutine(call: Callable[[Any], object]) -> Callable[[Message], Awaitable[object]]:
-    async def handle(message: Message) -> None:
-        call(message)
-
-    return handle
-
-
-def _run_loop(loop: AbstractEventLoop) -> None:
-    """The thread of a bus's own loop. Knows nothing of the bus, which may be forgotten unclosed."""
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-def _stop_loop(loop: AbstractEventLoop) -> None:
-    with contextlib.suppress(RuntimeError):  # it may be closed already
-        loop.call_soon_threadsafe(loop.stop)
-
-
-def _on_loop(loop: AbstractEventLoop, call: Callable[[], object]) -> None:
-    """Call something in a loop's thread; here, if the loop is not running."""
-    if loop is _running_loop() or not loop.is_running():
-        call()
-    else:
-        loop.call_soon_threadsafe(call)
-
-
-async def _idle(port: Port) -> None:
-    waiting: Answer[None] = Answer(asyncio.get_running_loop())
-    _on_loop(port.loop, lambda: port.when_idle(lambda: waiting.give(None)))
-    await waiting

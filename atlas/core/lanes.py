@@ -27,8 +27,8 @@ from typing import Any
 
 from atlas.core.causality import CURRENT, cause_of
 from atlas.core.messages import Message, Origin, Stamp, stamp
-from atlas.core.receipts import Pending
-from atlas.errors import BufferOverflowError, SubscriptionError
+from atlas.core.receipts import Pending, PendingT
+from atlas.errors import BufferOverflowError, BusError, SubscriptionError
 
 __all__ = ["Group", "Lane", "ObserverLane", "Port"]
 
@@ -60,8 +60,12 @@ class Lane:
         """How many messages wait, the one being handled not counted."""
         return len(self.queue)
 
-    def clear(self) -> None:
-        """Give up what waits; its receipts count it as ended."""
+    def close(self) -> None:
+        """Give up what waits; its receipts count it as ended. Any thread."""
+        if self.queue:
+            self.port.in_loop(self._clear)
+
+    def _clear(self) -> None:
         while self.queue:
             self.queue.popleft().finish_one()
 
@@ -159,8 +163,8 @@ class ObserverLane(Lane):
         with self.lock:
             return self.queue.popleft() if self.queue else None
 
-    def clear(self) -> None:
-        """Give up what waits."""
+    def close(self) -> None:
+        """Give up what waits. Any thread."""
         with self.lock:
             self.queue.clear()
 
@@ -189,14 +193,34 @@ async def _skip(message: Message) -> None:
 class Port:
     """One event loop as one bus sees it. See the module's docstring."""
 
+    __slots__ = (
+        "awaited",
+        "busy",
+        "called",
+        "express",
+        "failed",
+        "handed",
+        "idle_waiters",
+        "inbox",
+        "limit",
+        "loop",
+        "runs",
+        "strict",
+        "tasks",
+        "woken",
+    )
+
     def __init__(
         self,
         loop: AbstractEventLoop,
         failed: Callable[[Any, Message, BaseException], None],
         awaited: dict[Origin, list[Pending[Any]]],
         limit: int,
+        *,
+        strict: bool,
     ) -> None:
         self.loop = loop
+        self.strict = strict
         self.failed = failed
         self.limit = limit
         self.inbox: deque[Pending[Any]] = deque()
@@ -233,6 +257,13 @@ class Port:
         return not (
             self.inbox or self.called or self.handed or self.busy or self.express or self.tasks
         )
+
+    def in_loop(self, call: Callable[[], object]) -> None:
+        """Call something in the loop's thread; here, if the loop is not running. Any thread."""
+        if _running_loop() is self.loop or not self.loop.is_running():
+            call()
+        else:
+            self.loop.call_soon_threadsafe(call)
 
     def _call_wake(self) -> None:
         self.woken = True
@@ -275,7 +306,7 @@ class Port:
 
     def _give_up(self, lane: Lane, why: str) -> None:
         if isinstance(lane, ObserverLane):
-            lane.clear()
+            lane.close()
         else:
             for receipt in _emptied(lane.queue):
                 self._lost(lane, receipt, why)
@@ -337,7 +368,7 @@ class Port:
             while many and self.inbox and not self.busy and self.express is None:
                 many -= 1
                 receipt = self.inbox.popleft()
-                await _Within(receipt.context, self._go(receipt))
+                await _Within(receipt.context, self.go(receipt, is_awaited=False))
             while ready:
                 await self._drain(ready.popleft())
         except CancelledError:
@@ -406,7 +437,7 @@ class Port:
 
     # -- running handlers -------------------------------------------------------------------------
 
-    async def _go(self, receipt: Pending[Any]) -> None:
+    async def go(self, receipt: PendingT, *, is_awaited: bool) -> PendingT:
         """Run all handlers of a message in one go, as far as nothing suspends."""
         receipt.claimed = True
         receipt.handlers = handlers = iter(receipt.group.handlers)
@@ -416,7 +447,7 @@ class Port:
         try:
             for handler in handlers:
                 await handler(message)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  isolated, and told
             await self._go_on(receipt, error, token)
         CURRENT.reset(token)
         if self.express is receipt:
@@ -424,6 +455,9 @@ class Port:
             receipt.finish()
         else:
             await self._finish_broken(receipt)
+            if is_awaited and not receipt.finished:
+                await self._wait(receipt)
+        return receipt._checked() if receipt.failures and is_awaited else receipt
 
     async def _go_on(
         self, receipt: Pending[Any], error: BaseException | None, token: Token[Any]
@@ -440,7 +474,7 @@ class Port:
             try:
                 for handler in receipt.handlers:
                     await handler(message)
-            except BaseException as next_error:
+            except BaseException as next_error:  # noqa: BLE001
                 error = next_error
 
     def _lane_at(self, receipt: Pending[Any]) -> Lane:
@@ -504,9 +538,10 @@ class Port:
         try:
             while reserved:
                 lane = reserved.popleft()
-                lane.queue.popleft()
                 try:
-                    await self._deliver(lane, receipt)
+                    if lane.queue:  # not closed meanwhile
+                        lane.queue.popleft()
+                        await self._deliver(lane, receipt)
                 finally:
                     self._release(lane)
         finally:
@@ -522,10 +557,10 @@ class Port:
             receipt.finish_one()
 
     async def _handle(self, lane: Lane, message: Message, receipt: Pending[Any]) -> None:
-        stamp = message._stamp
-        assert stamp is not None
-        lane.running.append(stamp)
-        token = CURRENT.set(stamp)
+        cause = message._stamp
+        assert cause is not None
+        lane.running.append(cause)
+        token = CURRENT.set(cause)
         try:
             await lane.handler(message)
         except BaseException as error:
@@ -534,7 +569,7 @@ class Port:
                 _leave(token, error)
                 raise
         finally:
-            lane.running.remove(stamp)
+            lane.running.remove(cause)
         CURRENT.reset(token)
 
     async def _observe(self, lane: ObserverLane, message: Message) -> None:
@@ -552,19 +587,16 @@ class Port:
 
     # -- awaiting ---------------------------------------------------------------------------------
 
-    async def join(self, receipt: Pending[Any]) -> None:
+    async def join(self, receipt: PendingT) -> PendingT:
         """Return when the message is handled; handle it here, as far as that is possible.
 
-        Any thread and loop; trio and other loops than asyncio's cannot wait here.
+        Any thread and loop of asyncio. The short way is not taken here: see `Pending.__await__`.
         """
         if not receipt.claimed and _running_loop() is self.loop:
-            if len(self.inbox) == 1 and not self.busy and self.express is None:
-                self.inbox.popleft()
-                await self._go(receipt)
-            else:
-                await self._join_in_lanes(receipt)
+            await self._join_in_lanes(receipt)
         if not receipt.finished:
             await self._wait(receipt)
+        return receipt._checked()
 
     async def _join_in_lanes(self, receipt: Pending[Any]) -> None:
         if self.express is not None:
@@ -625,13 +657,13 @@ class Port:
 
     def _waits_for(self, lane: Lane, me: Origin, seen: set[Origin]) -> bool:
         """Whether what a lane is at cannot end before the handler of ``me`` goes on."""
-        for stamp in lane.running:
-            if stamp[0] == me:
+        for at in lane.running:
+            if at[0] == me:
                 return True
-            if stamp[0] in seen:
+            if at[0] in seen:
                 continue
-            seen.add(stamp[0])
-            for receipt in self.awaited.get(stamp[0], ()):
+            seen.add(at[0])
+            for receipt in self.awaited.get(at[0], ()):
                 if any(self._waits_for(other, me, seen) for other in receipt.group.lanes):
                     return True
         return False
@@ -661,7 +693,7 @@ class _Within:
 
     __slots__ = ("context", "coroutine")
 
-    def __init__(self, context: Context, coroutine: Coroutine[object, object, None]) -> None:
+    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, object]) -> None:
         self.context = context
         self.coroutine = coroutine
 
@@ -676,7 +708,7 @@ class _Within:
                 except GeneratorExit:
                     run(coroutine.close)
                     raise
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001  handed on
                     yielded = run(coroutine.throw, error)
                 else:
                     yielded = run(coroutine.send, sent)
@@ -699,7 +731,12 @@ def _leave(token: Token[Any], error: BaseException) -> None:
 
 
 async def _until_done(receipt: Pending[Any]) -> None:
-    loop = asyncio.get_running_loop()
+    loop = _running_loop()
+    if loop is None:
+        raise BusError(
+            "A receipt can be awaited on asyncio's loops only. Elsewhere (trio, say) wait in a "
+            "thread: `await anyio.to_thread.run_sync(receipt.wait)`."
+        )
     future = loop.create_future()
 
     def tell() -> None:

@@ -13,8 +13,8 @@ import threading
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextvars import Context
-from typing import TYPE_CHECKING, Generic, NoReturn, Self, TypeVar
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from atlas.core.messages import Message
 from atlas.errors import BusError, HandlersFailedError, RecursionLimitError, WaitTimeoutError
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from atlas.core.lanes import Group, Lane
 
-__all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled"]
+__all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled", "pending"]
 
 M_co = TypeVar("M_co", bound=Message, covariant=True)
+M = TypeVar("M", bound=Message)
+PendingT = TypeVar("PendingT", bound="Pending[Any]")
+T = TypeVar("T")
 
 _running_loop = asyncio._get_running_loop
 
@@ -104,7 +107,7 @@ class Receipt(Generic[M_co]):
         """
         callback()
 
-    def __await__(self) -> Generator[object, None, Self]:
+    def __await__(self) -> Generator[Any, Any, Self]:
         return self
         yield  # makes this a generator function
 
@@ -160,9 +163,8 @@ class Settled(Receipt[M_co]):
         """Note that a handler failed."""
         self.failures.append(error)
 
-    def __await__(self) -> Generator[object, None, Self]:
-        return self._checked()
-        yield  # makes this a generator function
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return _at_once(self._checked())
 
 
 _waiting = threading.Lock()
@@ -172,21 +174,43 @@ _waiting = threading.Lock()
 class Pending(Receipt[M_co]):
     """The receipt of a message with async handlers on one loop.
 
-    It is at once what waits in the port's inbox and in the lanes. No ``__slots__`` here: class
-    attributes are the defaults, so that making one sets three attributes only.
+    It is at once what waits in the port's inbox and in the lanes. Made by `pending`.
+
+    Attributes:
+        group: The lanes the message is for.
+        context: The publisher's context, a copy.
+        claimed: Whether the message has left the inbox.
+        finished: Whether every handler has ended.
+        failures: What handlers raised, once one has.
+        waiters: Whom to tell, once somebody waits.
+        remaining: How many handlers have not ended, once the message is in the lanes.
+        handlers: While it runs in one go (see `lanes.Port`): the handlers still to come.
+        broken: The lane at which going on in one go was broken off.
+        reserved: The lanes it has then still to run itself.
     """
+
+    __slots__ = (
+        "broken",
+        "claimed",
+        "context",
+        "failures",
+        "finished",
+        "group",
+        "handlers",
+        "remaining",
+        "reserved",
+        "waiters",
+    )
 
     group: Group
     context: Context
-    claimed = False
-    finished = False
-    remaining = 0
-    failures: list[BaseException] | None = None
-    waiters: deque[Callable[[], object]] | None = None
-    # while it runs in one go (see `lanes.Port`): the handlers still to come, the lane where it
-    # was broken off, and the lanes it has still to run itself
+    claimed: bool
+    finished: bool
+    failures: list[BaseException] | None
+    waiters: deque[Callable[[], object]] | None
+    remaining: int
     handlers: Iterator[Callable[[Message], Awaitable[object]]]
-    broken: Lane | None = None
+    broken: Lane | None
     reserved: deque[Lane]
 
     @property
@@ -229,12 +253,26 @@ class Pending(Receipt[M_co]):
         if self.finished:
             _call_all(self.waiters)
 
-    def __await__(self) -> Generator[object, None, Self]:
-        if not self.finished:
-            yield from self.group.port.join(self).__await__()
-        if self.failures is not None:
-            self._checked()
-        return self
+    # Any: what asyncio sends through an await is its own affair
+    def __await__(self) -> Generator[Any, Any, Self]:
+        port = self.group.port
+        if self.finished:
+            return _at_once(self._checked())
+        if (
+            not self.claimed
+            and len(port.inbox) == 1
+            and not port.busy
+            and port.express is None
+            and _running_loop() is port.loop
+        ):
+            port.inbox.popleft()
+            return port.go(self, is_awaited=True).__await__()
+        return port.join(self).__await__()
+
+    def _checked(self) -> Self:
+        if self.group.port.strict:
+            return self.raise_for_errors()
+        return super()._checked()
 
     def _refuse_deadlock(self) -> None:
         here = _running_loop()
@@ -284,7 +322,7 @@ class Joint(Receipt[M_co]):
         for part in self.parts:
             part.when_done(one_ended)
 
-    def __await__(self) -> Generator[object, None, Self]:
+    def __await__(self) -> Generator[Any, Any, Self]:
         for part in self.parts:
             yield from part.__await__()
         return self._checked()
@@ -293,6 +331,22 @@ class Joint(Receipt[M_co]):
         for part in self.parts:
             if not part.finished:
                 part._refuse_deadlock()
+
+
+def pending(message: M, group: Group) -> Pending[M]:
+    """Return a receipt of a message for a group of lanes. No ``__init__``: this is the fast way."""
+    receipt: Pending[M] = Pending()
+    receipt.message = message
+    receipt.group = group
+    receipt.context = copy_context()
+    receipt.claimed = receipt.finished = False
+    receipt.failures = receipt.waiters = receipt.broken = None
+    return receipt
+
+
+def _at_once(value: T) -> Generator[Any, Any, T]:
+    return value
+    yield  # makes this a generator function
 
 
 def _call_all(callbacks: deque[Callable[[], object]]) -> None:

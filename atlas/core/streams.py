@@ -155,7 +155,12 @@ class MessageStream(Generic[M_co]):
         if reader is None:
             return
         self._reader = None
-        self._on_loop(lambda: reader.done() or reader.set_result(None))
+
+        def wake() -> None:
+            if not reader.done():
+                reader.set_result(None)
+
+        self._on_loop(wake)
 
     def _on_loop(self, call: Callable[[], object]) -> None:
         loop = self._loop

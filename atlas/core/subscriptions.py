@@ -14,12 +14,13 @@ from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeVar
 
+from atlas.core.lanes import Lane, ObserverLane, Port
 from atlas.core.messages import Message
+from atlas.core.metrics import HandlerMetrics, Meter
 from atlas.errors import SubscriptionError
 
 if TYPE_CHECKING:
     from atlas.core.event_bus import EventBus
-    from atlas.core.lanes import Lane, Port
 
 __all__ = ["Mode", "ObserverOverflow", "Selector", "Subscription", "matches", "selectors_of"]
 
@@ -44,14 +45,18 @@ def selectors_of(selector: Selector) -> tuple[type[Message] | str, ...]:
     if not parts:
         raise SubscriptionError("An empty tuple selects no messages; name at least one class.")
     for part in parts:
-        if isinstance(part, str):
-            _check_pattern(part)
-        elif not (isinstance(part, type) and issubclass(part, Message)):
-            raise SubscriptionError(
-                f"{part!r} selects no messages; give a class derived from Event or Command, a "
-                f"pattern such as 'order.*', or a tuple of those."
-            )
+        _check_part(part)
     return tuple(dict.fromkeys(parts))
+
+
+def _check_part(part: object) -> None:
+    if isinstance(part, str):
+        _check_pattern(part)
+    elif not (isinstance(part, type) and issubclass(part, Message)):
+        raise SubscriptionError(
+            f"{part!r} selects no messages; give a class derived from Event or Command, a pattern "
+            f"such as 'order.*', or a tuple of those."
+        )
 
 
 def _check_pattern(pattern: str) -> None:
@@ -132,9 +137,10 @@ class Subscription(Generic[M]):
     """
 
     __slots__ = (
+        "__weakref__",
         "_bus",
-        "_counted",
         "_lanes",
+        "_meter",
         "call",
         "failures",
         "handler",
@@ -165,7 +171,7 @@ class Subscription(Generic[M]):
         self.is_async = check_handler(handler)
         self.is_open = True
         self.failures = 0
-        self._counted = 0
+        self._meter = Meter() if bus.measures else None
         self._lanes: Lane | dict[Port, Lane] | None = None
         self.call: Callable[[Any], Any] = self._callable(handler)
 
@@ -196,12 +202,54 @@ class Subscription(Generic[M]):
         state = "open" if self.is_open else "closed"
         return f"<Subscription of {self.name} to {self.selectors!r}, {state}>"
 
+    @property
+    def metrics(self) -> HandlerMetrics:
+        """The figures of this subscription."""
+        lanes = self._all_lanes()
+        observers = [lane for lane in lanes if isinstance(lane, ObserverLane)]
+        meter = self._meter
+        return HandlerMetrics(
+            name=self.name,
+            failed=self.failures,
+            waiting=sum(lane.depth for lane in lanes),
+            dropped=sum(lane.dropped for lane in observers),
+            merged=sum(lane.merged for lane in observers),
+            handled=None if meter is None else meter.handled,
+            p50=None if meter is None else meter.percentile(0.5),
+            p99=None if meter is None else meter.percentile(0.99),
+        )
+
+    def explained(self, cls: type[Message]) -> str:
+        """Say in a line why and how messages of a class arrive here."""
+        by = ", ".join(
+            repr(part) if isinstance(part, str) else part.__qualname__
+            for part in self.selectors
+            if matches(part, cls)
+        )
+        options = self.options
+        facts = [f"by {by}", f"priority {self.priority}"]
+        facts += ["async"] * self.is_async
+        facts += ["observer"] * (options.mode == "observer")
+        facts += ["if its predicate says so"] * (options.where is not None)
+        facts += ["once"] * options.once
+        facts += ["weak"] * options.weak
+        return f"{self.name}: {', '.join(facts)}"
+
+    def _all_lanes(self) -> list[Lane]:
+        lanes = self._lanes
+        if isinstance(lanes, dict):
+            return list(lanes.values())
+        return [] if lanes is None else [lanes]
+
     # -- making the handler ready -----------------------------------------------------------------
 
     def _callable(self, handler: Callable[[M], object]) -> Callable[[Any], Any]:
         call: Callable[[Any], Any] = handler
         if self.options.weak:
             call = self._weakly(handler)
+        if self._meter is not None:
+            measured = self._meter.asynchronous if self.is_async else self._meter.plain
+            call = _named_like(measured(call), handler)
         if self.options.once:
             call = self._at_most_once(call)
         if self.options.where is not None and self.options.mode == "reliable":
@@ -214,7 +262,7 @@ class Subscription(Generic[M]):
         if self.is_async:
 
             def filtered_async(message: Any) -> Awaitable[object]:
-                return call(message) if where(message) else _nothing()  # type: ignore[no-any-return]
+                return call(message) if where(message) else _nothing()
 
             return _named_like(filtered_async, call)
 
