@@ -318,12 +318,17 @@ class _Call:
                     watch.waiting = False
                 if type(delta) is TextDelta:
                     text.append(delta.text)
-                elif isinstance(delta, Finished):
-                    finished = True
-                elif isinstance(delta, _PREAMBLE) and not watch.content:
+                    is_content = bool(delta.text)
+                else:
+                    finished = finished or isinstance(delta, Finished)
+                    is_content = not isinstance(delta, _PREAMBLE)
+                if is_content:
+                    watch.saw_content()
+                elif watch.content:
+                    watch.saw_nothing()
+                else:
                     held.append(delta)
                     continue
-                watch.saw_content()
                 if held:
                     for earlier in held:
                         yield earlier
@@ -414,6 +419,7 @@ class _Watch:
         "_started",
         "_task",
         "_timer",
+        "_waited",
         "content",
         "waiting",
     )
@@ -423,7 +429,7 @@ class _Watch:
         self.waiting = False
         self._deadlines = deadlines
         self._clock = clock or time.monotonic
-        self._started = self._since = 0.0
+        self._started = self._since = self._waited = 0.0
         self._stage: DeadlineName = "total"
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
@@ -448,13 +454,18 @@ class _Watch:
         if self._reason is not None:
             raise _Interrupted
         if self.content:
-            self._since = self._clock()
+            self._since = self._clock() - self._waited
         task = self._task = asyncio.current_task()
         assert task is not None
         self._cancelling = task.cancelling()
         self.waiting = True
 
+    def saw_nothing(self) -> None:
+        """What came is no content: the wait goes on where it stood, the reader's time left out."""
+        self._waited = self._clock() - self._since
+
     def saw_content(self) -> None:
+        self._waited = 0.0
         if not self.content:
             self.content = True
             self._enter("gap")
