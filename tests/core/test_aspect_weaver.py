@@ -13,7 +13,7 @@ import types
 import weakref
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.core.aspect_weaver import AspectWeaver
@@ -165,6 +165,7 @@ def test_undoing_restores_the_very_object(weaver, name):
     assert all(vars(target)[each] is own[each] for each in own)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(4)), st.lists(st.sampled_from(NAMES), min_size=4, max_size=4))
 def test_weaves_are_undone_in_any_order_without_a_trace(order, names):
     target, weaver = make_target(), AspectWeaver()
@@ -329,6 +330,7 @@ async def test_a_stream_that_raises_stop_async_iteration_fails_as_it_would_unwov
     assert log.lines[-1] == ("error", RuntimeError)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["next", "send", "key", "value", "close"]), max_size=6),
     st.integers(0, 3),

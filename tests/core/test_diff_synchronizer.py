@@ -7,7 +7,7 @@ import math
 from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyrsistent import PMap, PSet, PVector, freeze, pmap, pset, thaw
 
@@ -51,6 +51,7 @@ def same(one: object, other: object) -> bool:
 # -- laws -----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(documents, documents, documents)
 def test_without_a_conflict_the_result_does_not_depend_on_the_side(base, ours, theirs):
     plan = synchronizer.plan(base, ours, theirs)
@@ -61,6 +62,7 @@ def test_without_a_conflict_the_result_does_not_depend_on_the_side(base, ours, t
         assert same(plan.apply(ours), swapped.apply(theirs))
 
 
+@settings(deadline=None)
 @given(documents, documents, documents, st.sampled_from(["ours", "theirs"]))
 def test_both_sides_agree_after_the_plan_is_applied(base, ours, theirs, winner):
     plan = DiffSynchronizer(keys={"/items": "id"}, conflicts=winner).plan(base, ours, theirs)
@@ -68,6 +70,7 @@ def test_both_sides_agree_after_the_plan_is_applied(base, ours, theirs, winner):
     assert same(plan.apply(ours), plan.apply(theirs, side="theirs"))
 
 
+@settings(deadline=None)
 @given(documents, documents, documents, st.sampled_from(["ours", "theirs"]))
 def test_applying_a_plan_twice_is_applying_it_once(base, ours, theirs, winner):
     plan = DiffSynchronizer(keys={"/items": "id"}, conflicts=winner).plan(base, ours, theirs)
@@ -77,6 +80,7 @@ def test_applying_a_plan_twice_is_applying_it_once(base, ours, theirs, winner):
         assert plan.apply(once, side=side) == once
 
 
+@settings(deadline=None)
 @given(documents, documents)
 def test_a_change_of_one_side_alone_is_taken_over_exactly(base, theirs):
     plan = synchronizer.plan(base, base, theirs)
@@ -86,6 +90,7 @@ def test_a_change_of_one_side_alone_is_taken_over_exactly(base, theirs):
     assert same(synchronizer.merge(base, theirs, base), theirs)
 
 
+@settings(deadline=None)
 @given(documents, documents)
 def test_sides_that_agree_need_nothing(base, ours):
     plan = synchronizer.plan(base, ours, copy.deepcopy(ours))
@@ -94,6 +99,7 @@ def test_sides_that_agree_need_nothing(base, ours):
     assert str(plan) == "nothing to do"
 
 
+@settings(deadline=None)
 @given(documents, documents, documents)
 def test_no_argument_is_changed(base, ours, theirs):
     before = repr((base, ours, theirs))
@@ -103,6 +109,7 @@ def test_no_argument_is_changed(base, ours, theirs):
     assert repr((base, ours, theirs)) == before
 
 
+@settings(deadline=None)
 @given(documents, documents, documents, st.sampled_from(["ours", "theirs"]))
 def test_the_winner_of_every_conflict_is_in_the_result_where_the_conflict_was(
     base, ours, theirs, winner
@@ -124,6 +131,7 @@ def same_at(value: object, path: tuple, expected: object) -> bool:
     return value is expected or same({"": value}, {"": expected})
 
 
+@settings(deadline=None)
 @given(documents, documents, documents)
 def test_persistent_containers_merge_as_plain_ones_do(base, ours, theirs):
     merging = DiffSynchronizer(keys={"/items": "id"}, conflicts="theirs")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Generic, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.core.messages import Event, message, value
@@ -276,6 +276,7 @@ cards = st.builds(Card, st.just("s3cret"), st.text(max_size=3)) | st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Paid,

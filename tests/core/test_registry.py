@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.core.registry import FallbackTaken, Registry
@@ -265,6 +265,7 @@ def test_a_freed_value_is_not_mistaken_for_a_new_one():
     assert len(set(map(id, made))) == 10
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from atlas.core.schedules import (
@@ -36,12 +36,14 @@ simple = st.one_of(lines, cosines, exponentials, stairs, pieces, st.builds(Const
 schedules = st.recursive(simple, lambda then: st.builds(WarmUp, positives, then, numbers))
 
 
+@settings(deadline=None)
 @given(lines | cosines | exponentials)
 def test_both_end_points_are_exact(schedule):
     assert schedule(0) == schedule.start
     assert schedule(schedule.steps) == schedule.end
 
 
+@settings(deadline=None)
 @given(lines | cosines | exponentials, any_step)
 def test_a_value_is_never_outside_the_end_points(schedule, step):
     low, high = sorted((schedule.start, schedule.end))
@@ -49,6 +51,7 @@ def test_a_value_is_never_outside_the_end_points(schedule, step):
     assert low <= schedule(step) <= high
 
 
+@settings(deadline=None)
 @given(lines | cosines | exponentials, st.floats(0, 1), st.floats(0, 1))
 def test_a_value_never_turns_back_by_more_than_rounding(schedule, one, other):
     earlier, later = sorted((one * schedule.steps, other * schedule.steps))
@@ -58,6 +61,7 @@ def test_a_value_never_turns_back_by_more_than_rounding(schedule, one, other):
     assert direction * (schedule(later) / 2 - schedule(earlier) / 2) >= -1e-12 * scale
 
 
+@settings(deadline=None)
 @given(schedules, st.floats(max_value=0, allow_nan=False) | st.integers(max_value=0))
 def test_before_step_zero_a_schedule_has_its_first_value(schedule, step):
     assume(not isinstance(schedule, Piecewise))
@@ -65,12 +69,14 @@ def test_before_step_zero_a_schedule_has_its_first_value(schedule, step):
     assert schedule(step) == schedule(0)
 
 
+@settings(deadline=None)
 @given(pieces)
 def test_every_point_of_a_piecewise_schedule_is_exact(schedule):
     for step, value in schedule.points:
         assert schedule(step) == value
 
 
+@settings(deadline=None)
 @given(pieces, any_step)
 def test_a_piecewise_schedule_holds_its_outer_values(schedule, step):
     values = [value for _, value in schedule.points]
@@ -80,6 +86,7 @@ def test_a_piecewise_schedule_holds_its_outer_values(schedule, step):
     assert schedule(math.inf) == values[-1]
 
 
+@settings(deadline=None)
 @given(simple, positives, numbers)
 def test_a_warm_up_starts_exactly_and_hands_over_exactly(then, steps, start):
     schedule = WarmUp(steps, then, start)
@@ -89,6 +96,7 @@ def test_a_warm_up_starts_exactly_and_hands_over_exactly(then, steps, start):
     assert schedule(steps + 7) == then(steps + 7 - steps)
 
 
+@settings(deadline=None)
 @given(schedules, any_step)
 def test_a_json_round_trip_gives_an_equal_schedule(schedule, step):
     copy = Schedule.from_json(json.loads(json.dumps(schedule.to_json())))
@@ -122,6 +130,7 @@ def test_a_growing_stair_ends_at_infinity():
     assert Step(0.0, 10.0, 1)(10**6) == 0
 
 
+@settings(deadline=None)
 @given(schedules)
 def test_a_huge_whole_step_is_like_infinity(schedule):
     assert schedule(10**400) == schedule(math.inf)
