@@ -144,7 +144,10 @@ class ValidationError(AtlasError, ValueError):
         self.field = field
         self.value = value
         self.rule = rule
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except Exception:  # noqa: BLE001  # a repr may do anything; ints of 4301 digits raise
+            shown = f"a {type(value).__name__} that cannot be shown"
         if len(shown) > 200:
             shown = f"{shown[:197]}..."
         where = f"{message_name}.{field}" if field else message_name

@@ -93,16 +93,11 @@ def message_id(origin: Origin) -> str:
     if isinstance(bus, str):
         return bus
     milliseconds, rest = divmod(time_ns, 1_000_000)
-    number = (
-        (milliseconds & 0xFFFF_FFFF_FFFF) << 80
-        | 0x7 << 76
-        | ((rest << 12) // 1_000_000) << 64
-        | 0b10 << 62
-        | (sequence & 0xFFFF_FFFF) << 30
-        | (bus & 0x3FFF_FFFF)
+    tail = (sequence & 0xFFFF_FFFF) << 30 | (bus & 0x3FFF_FFFF)
+    return (
+        f"{milliseconds >> 16 & 0xFFFF_FFFF:08x}-{milliseconds & 0xFFFF:04x}"
+        f"-7{(rest << 12) // 1_000_000:03x}-{0x8000 | tail >> 48:04x}-{tail & 0xFFFF_FFFF_FFFF:012x}"
     )
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 class Metadata:
@@ -684,6 +679,7 @@ def _settle_defaults(description: Description) -> Mapping[str, object]:
 # -- the registry ---------------------------------------------------------------------------------
 
 _registry: dict[tuple[str, int], type[Message]] = {}
+_newest: dict[str, type[Message]] = {}
 _registry_lock = threading.Lock()
 
 
@@ -698,13 +694,10 @@ def message_class(name: str, version: int | None = None) -> type[Message]:
     Raises:
         UnknownMessageError: No such type is declared; the text names the nearest.
     """
-    if version is not None:
-        found = _registry.get((name, version))
-        if found is not None:
-            return found
+    found = _newest.get(name) if version is None else _registry.get((name, version))
+    if found is not None:
+        return found
     versions = sorted(known[1] for known in list(_registry) if known[0] == name)
-    if versions and version is None:
-        return _registry[name, versions[-1]]
     if versions:
         raise UnknownMessageError(
             f"{name!r} has no version {version}; declared are {', '.join(map(str, versions))}. "
@@ -733,6 +726,9 @@ def _register(cls: type[Message]) -> None:
                 f"@message({(cls.__module__.rpartition('.')[2] + '.' + key[0])!r})."
             )
         _registry[key] = cls
+        newest = _newest.get(key[0])
+        if newest is None or newest.message_version <= key[1]:
+            _newest[key[0]] = cls
 
 
 def _gives_way(old: type, new: type) -> bool:

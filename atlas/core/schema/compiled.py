@@ -68,15 +68,18 @@ class Compiled:
     # Each function is generated when it is first called, so that schemas may refer to each other.
 
     def _read_first(self, data: object) -> object:
-        self.read = _generate(_read_source, self.schema, "read")
+        if self.read == self._read_first:
+            self.read = _generate(_read_source, self.schema, "read")
         return self.read(data)
 
     def _write_first(self, instance: object) -> dict[str, Any]:
-        self.write = _generate(_write_source, self.schema, "write")
+        if self.write == self._write_first:
+            self.write = _generate(_write_source, self.schema, "write")
         return self.write(instance)
 
     def _text_first(self, instance: object) -> str:
-        self.text = _generate(_text_source, self.schema, "text")
+        if self.text == self._text_first:
+            self.text = _generate(_text_source, self.schema, "text")
         return self.text(instance)
 
 
@@ -284,13 +287,14 @@ def _read_value(source: _Source, field: Any, given: str, test: str | None) -> st
 
 
 def _read_float(source: _Source, field: our.FloatField, given: str) -> str:
+    if field.allow_nan:
+        return f"{source.bind(field.read, 'float')}({given})"
     result = source.fresh("r")
     source.add(f"{result} = {given}")
     source.add(f"if type({given}) is not float:")
     source.add(f"    if type({given}) is not int: return _DOUBT")
     source.add(f"    {result} = float({given})")
     source.doubt_unless(f"{result} * 0.0 == 0.0")
-    del field
     return result
 
 
@@ -453,6 +457,7 @@ def _reader_of(field: Any) -> Callable[[Any], Any]:
 
 
 _READERS: dict[type, Callable[[_Source, Any, str], str]] = {
+    our.FloatField: _read_float,
     our.BytesField: _read_converted(our.read_bytes),
     our.DatetimeField: _read_datetime,
     our.DateField: _read_date,
@@ -523,6 +528,8 @@ def _written_value(source: _Source, field: Any, value: str) -> str:
             return f"str({value})"
         case our.BytesField():
             return f"{source.bind(our.write_bytes, 'write')}({value})"
+        case our.ChoiceField() if _all_members(field):
+            return f"{value}._value_"
         case our.SequenceField():
             item = source.fresh("i")
             form = _written(source, field.item, item)
@@ -542,6 +549,14 @@ def _written_value(source: _Source, field: Any, value: str) -> str:
             return f"{source.bind(writers, 'union')}({value})"
         case _:
             return f"{source.bind(field.write, 'write')}({value})"
+
+
+def _all_members(field: our.ChoiceField) -> bool:
+    """Whether all choices are enum members whose values are plain JSON values."""
+    return all(
+        isinstance(choice, enum.Enum) and type(choice.value) in (str, int, bool)
+        for choice in field.choices.values()
+    )
 
 
 def _key(source: _Source, field: our.MappingField, key: str) -> str:

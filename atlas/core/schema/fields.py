@@ -662,8 +662,8 @@ class ValueField(fields.Nested):
         return schema.load({key: item for key, item in value.items() if key != TAG})
 
     @override
-    def _serialize(self, nested_obj: Any, attr: Any, obj: Any, **kwargs: Any) -> object:
-        value = nested_obj
+    # marshmallow's Field and Nested name the first argument differently
+    def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         if value is None:
             return None
         if type(value) is self.cls:
