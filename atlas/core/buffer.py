@@ -31,6 +31,8 @@ from types import TracebackType
 from typing import Generic, Literal, Self, TypeAlias, TypeVar, cast
 
 from atlas.core.ordered_calls import OrderedCalls
+from atlas.core.token_bucket import TokenBucket
+from atlas.core.waiters import ThreadWaiter, Waiter, new_future, set_alarm, wake
 from atlas.errors import (
     BufferClosedError,
     BufferOverflowError,
@@ -43,6 +45,7 @@ from atlas.typing import Clock
 __all__ = ["BufferReader", "BufferStats", "Ending", "OverflowPolicy", "ReaderStats", "StreamBuffer"]
 
 T = TypeVar("T")
+W = TypeVar("W", asyncio.Future[None], ThreadWaiter)
 
 OverflowPolicy: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "coalesce", "error"]
 """What happens to an item that does not fit; see `StreamBuffer`."""
@@ -53,7 +56,6 @@ was closed by its owner."""
 
 _POLICIES = ("block", "drop_oldest", "drop_newest", "coalesce", "error")
 _COMPACT_AT = 256
-_BURST_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,76 +107,6 @@ class BufferStats:
     readers: int
 
 
-# -- waiting --------------------------------------------------------------------------------------
-# A sleeping coroutine is a future, a sleeping thread a `_ThreadWaiter`. One rule keeps wake-ups
-# exact: a waiter sits on one list of the buffer, and whoever takes it off, under the lock, wakes
-# it once the lock is released.
-
-
-class _ThreadWaiter:
-    """A thread that sleeps until another thread wakes it, or its time is up."""
-
-    __slots__ = ("_lock", "_woken", "timeout")
-
-    def __init__(self) -> None:
-        self._woken = False
-        self._lock = threading.Lock()
-        self._lock.acquire()
-        self.timeout: float | None = None
-
-    def done(self) -> bool:
-        return self._woken
-
-    def wake(self) -> None:
-        self._woken = True
-        self._lock.release()
-
-    def sleep(self) -> None:
-        self._lock.acquire(timeout=-1 if self.timeout is None else self.timeout)
-
-
-_Waiter: TypeAlias = asyncio.Future[None] | _ThreadWaiter
-W = TypeVar("W", asyncio.Future[None], _ThreadWaiter)
-
-
-def _new_future() -> asyncio.Future[None]:
-    return asyncio.get_running_loop().create_future()
-
-
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _set_alarm(waiter: _Waiter, seconds: float) -> None:
-    """See to it that the waiter wakes up after some time, though nobody wakes it."""
-    if isinstance(waiter, _ThreadWaiter):
-        waiter.timeout = seconds
-    else:
-        waiter.get_loop().call_later(seconds, _finish, waiter)
-
-
-def _wake(waiters: Iterable[_Waiter]) -> None:
-    running = asyncio._get_running_loop()
-    for waiter in waiters:
-        if isinstance(waiter, _ThreadWaiter):
-            waiter.wake()
-        elif (loop := waiter.get_loop()) is running:
-            if not waiter.done():
-                waiter.set_result(None)
-        else:
-            _wake_elsewhere(loop, waiter)
-
-
-def _wake_elsewhere(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    try:
-        loop.call_soon_threadsafe(_finish, future)
-    except RuntimeError:
-        # The loop was closed under its sleeper, so there is no coroutine left to wake.
-        if not loop.is_closed():
-            raise
-
-
 # -- parts ----------------------------------------------------------------------------------------
 
 
@@ -220,34 +152,6 @@ class _Accumulator(Generic[T]):
         return parts[0]
 
 
-class _TokenBucket:
-    """Grants ``rate`` items per second, and after a lull up to a twentieth of a second's worth."""
-
-    __slots__ = ("_burst", "_monotonic", "_rate", "_tokens", "_updated")
-
-    def __init__(self, rate: float, monotonic: Callable[[], float]) -> None:
-        self._rate = rate
-        self._burst = max(1.0, rate * _BURST_SECONDS)
-        self._monotonic = monotonic
-        self._tokens = self._burst
-        self._updated = monotonic()
-
-    def available(self) -> int:
-        now = self._monotonic()
-        earned = max(0.0, now - self._updated) * self._rate
-        self._tokens = min(self._burst, self._tokens + earned)
-        self._updated = now
-        # A wait of exactly one token's time may fall short of it by a rounding error.
-        return int(self._tokens + 1e-6)
-
-    def spend(self, count: int) -> None:
-        self._tokens -= count
-
-    def delay(self) -> float:
-        """Seconds until there will be a whole token."""
-        return max(0.0, 1.0 - self._tokens) / self._rate
-
-
 class BufferReader(Generic[T]):
     """One reader of a `StreamBuffer`: sees every item, in order, at its own pace.
 
@@ -281,7 +185,7 @@ class BufferReader(Generic[T]):
     )
 
     def __init__(
-        self, buffer: StreamBuffer[T], *, joined_at: int, bucket: _TokenBucket | None
+        self, buffer: StreamBuffer[T], *, joined_at: int, bucket: TokenBucket | None
     ) -> None:
         self._buffer = buffer
         self._bucket = bucket
@@ -293,7 +197,7 @@ class BufferReader(Generic[T]):
         self._overflow: list[T] = []
         # Whether the buffer wants to hear of reads: it stands above its low-water mark.
         self._watched = False
-        self._waiting: _Waiter | None = None
+        self._waiting: Waiter | None = None
         # For how many seconds the rate limit makes that waiter sleep.
         self._delay: float | None = None
         self._ending: Ending | None = None
@@ -342,7 +246,7 @@ class BufferReader(Generic[T]):
                     self._buffer._relieve(self)
                 return item
 
-            taken = self._take(1, _new_future)
+            taken = self._take(1, new_future)
             if isinstance(taken, list):
                 if taken:
                     return taken[0]
@@ -367,7 +271,7 @@ class BufferReader(Generic[T]):
                     self._buffer._relieve(self)
                 return item
 
-            taken = self._take(1, _ThreadWaiter)
+            taken = self._take(1, ThreadWaiter)
             if isinstance(taken, list):
                 if taken:
                     return taken[0]
@@ -388,7 +292,7 @@ class BufferReader(Generic[T]):
             Exception: What the producer gave to `StreamBuffer.fail`.
         """
         while True:
-            taken = self._take(None, _new_future)
+            taken = self._take(None, new_future)
             if isinstance(taken, list):
                 return taken
             try:
@@ -402,7 +306,13 @@ class BufferReader(Generic[T]):
         buffer = self._buffer
         buffer._acquire()
         try:
-            if self._items or buffer._ending or self._overflow or self._ending or self._delay:
+            if (
+                self._items
+                or self._overflow
+                or self._ending is not None
+                or buffer._ending is not None
+                or self._delay is not None
+            ):
                 taken = self._take_what_may_be(most)
                 if taken is not None:
                     return taken
@@ -417,11 +327,12 @@ class BufferReader(Generic[T]):
     def _take_what_may_be(self, most: int | None) -> list[T] | None:
         """Return items, none at the end, or None if the reader has to wait."""
         buffer = self._buffer
-        if self._delay is not None and self._waiting is not None:
-            # The alarm that woke it did not take the waiter off the list.
-            buffer._unlist(self._waiting)
-            self._waiting = None
+        if self._delay is not None:
             self._delay = None
+            if self._waiting is not None:
+                # The alarm that woke it did not take the waiter off the list.
+                buffer._unlist(self._waiting)
+                self._waiting = None
         if self._ending is None and not buffer._paused:
             if self._items or self._overflow:
                 return self._grant(most)
@@ -446,7 +357,7 @@ class BufferReader(Generic[T]):
             self._bucket.spend(count)
         return [items.popleft() for _ in range(count)]
 
-    def _enter(self, waiter: _Waiter) -> None:
+    def _enter(self, waiter: Waiter) -> None:
         if self._waiting is not None and not self._waiting.done():
             raise StreamBufferError(
                 "This reader is already being waited on by another consumer. "
@@ -454,14 +365,11 @@ class BufferReader(Generic[T]):
             )
         self._waiting = waiter
         if self._delay is not None:
-            _set_alarm(waiter, self._delay)
-            self._buffer._parked.append(waiter)
-        elif self._buffer._paused:
-            self._buffer._parked.append(waiter)
-        else:
-            self._buffer._sleepers.append(waiter)
+            set_alarm(waiter, self._delay)
+        held = self._buffer._paused or self._delay is not None
+        (self._buffer._parked if held else self._buffer._sleepers).append(waiter)
 
-    def _give_up(self, waiter: _Waiter) -> None:
+    def _give_up(self, waiter: Waiter) -> None:
         self._waiting = None
         self._buffer._leave(waiter)
 
@@ -704,9 +612,9 @@ class StreamBuffer(Generic[T]):
         self._traceback: TracebackType | None = None
         # Readers waiting for an item; anything waiting for a change of state or for time to
         # pass; producers waiting for room.
-        self._sleepers: list[_Waiter] = []
-        self._parked: list[_Waiter] = []
-        self._blocked: list[_Waiter] = []
+        self._sleepers: list[Waiter] = []
+        self._parked: list[Waiter] = []
+        self._blocked: list[Waiter] = []
         self._calls = OrderedCalls()
         # Keeps what arrives while nobody reads; becomes the first reader.
         self._unclaimed: BufferReader[T] | None = self._new_reader(joined_at=0)
@@ -751,13 +659,14 @@ class StreamBuffer(Generic[T]):
             self._release()
         if sleepers is None:
             return self._put_slowly(item)
-        _wake(sleepers)
+        wake(sleepers)
         return True
 
     async def put(self, item: T) -> None:
         """Put ``item`` into the buffer; under ``"block"`` wait while it is above its marks.
 
-        Cancelling a waiting put takes it back: the item was not put.
+        Cancelling a waiting put takes it back: the item was not put. While there is room, `put`
+        returns without giving other tasks a turn.
 
         Raises:
             BufferClosedError: If the stream has ended, also while waiting.
@@ -767,7 +676,7 @@ class StreamBuffer(Generic[T]):
         if self._room > 1 and (self.put_nowait(item) or self._overflow != "block"):
             return
         while True:
-            waiter = self._put_or_enter(item, _new_future)
+            waiter = self._put_or_enter(item, new_future)
             if isinstance(waiter, bool):
                 return
             try:
@@ -791,7 +700,7 @@ class StreamBuffer(Generic[T]):
             return
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            waiter = self._put_or_enter(item, _ThreadWaiter)
+            waiter = self._put_or_enter(item, ThreadWaiter)
             if isinstance(waiter, bool):
                 return
             if deadline is not None:
@@ -837,7 +746,7 @@ class StreamBuffer(Generic[T]):
                     reader._drop_all()
                     self._retire(reader, "cancelled")
             waiters = self._take_all_waiters()
-        _wake(waiters)
+        wake(waiters)
 
     def _end(self, ending: Literal["closed", "failed"], error: BaseException | None) -> None:
         with self._lock:
@@ -847,7 +756,7 @@ class StreamBuffer(Generic[T]):
                 self._traceback = None if error is None else error.__traceback__
                 self._set_room(0)
             waiters = self._take_all_waiters()
-        _wake(waiters)
+        wake(waiters)
 
     # -- holding --
 
@@ -869,7 +778,7 @@ class StreamBuffer(Generic[T]):
             self._paused = False
             self._gate_readers()
             waiters, self._parked = self._parked, []
-        _wake(waiters)
+        wake(waiters)
 
     # -- reading --
 
@@ -890,7 +799,7 @@ class StreamBuffer(Generic[T]):
             elif self._ending is None:
                 self._settle()
             blocked = self._fall()
-        _wake(blocked)
+        wake(blocked)
         self._calls.run()
         return reader
 
@@ -976,8 +885,8 @@ class StreamBuffer(Generic[T]):
             self._settle()
             sleepers, self._sleepers = self._sleepers, []
             blocked = self._fall()
-        _wake(sleepers)
-        _wake(blocked)
+        wake(sleepers)
+        wake(blocked)
         self._calls.run()
         return whole
 
@@ -1055,7 +964,7 @@ class StreamBuffer(Generic[T]):
         if self._on_high is not None:
             self._calls.add(self._on_high)
 
-    def _fall(self) -> list[_Waiter]:
+    def _fall(self) -> list[Waiter]:
         """Return the producers to wake, if the low-water mark is reached."""
         if not self._high or self._lag() > self._low_water:
             return []
@@ -1075,13 +984,13 @@ class StreamBuffer(Generic[T]):
             return
         with self._lock:
             blocked = self._fall()
-        _wake(blocked)
+        wake(blocked)
         self._calls.run()
 
     # -- readers --
 
     def _new_reader(self, *, joined_at: int) -> BufferReader[T]:
-        bucket = None if self._rate is None else _TokenBucket(self._rate, self._monotonic)
+        bucket = None if self._rate is None else TokenBucket(self._rate, self._monotonic)
         reader = BufferReader(self, joined_at=joined_at, bucket=bucket)
         reader._watched = self._high
         self._readers.append(reader)
@@ -1152,7 +1061,7 @@ class StreamBuffer(Generic[T]):
             waiters = self._fall()
             if reader._waiting is not None and self._unlist(reader._waiting):
                 waiters.append(reader._waiting)
-        _wake(waiters)
+        wake(waiters)
         self._calls.run()
 
     def _raise_failure(self) -> None:
@@ -1163,19 +1072,19 @@ class StreamBuffer(Generic[T]):
 
     # -- waiters --
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def _leave(self, waiter: Waiter) -> None:
         """Called by a waiter that gave up waiting."""
         with self._lock:
             self._unlist(waiter)
 
-    def _unlist(self, waiter: _Waiter) -> bool:
+    def _unlist(self, waiter: Waiter) -> bool:
         for waiters in (self._sleepers, self._parked, self._blocked):
             if waiter in waiters:
                 waiters.remove(waiter)
                 return True
         return False
 
-    def _take_all_waiters(self) -> list[_Waiter]:
+    def _take_all_waiters(self) -> list[Waiter]:
         waiters = self._sleepers + self._parked + self._blocked
         self._sleepers, self._parked, self._blocked = [], [], []
         return waiters

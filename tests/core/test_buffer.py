@@ -611,6 +611,26 @@ async def test_a_limited_reader_waits_for_its_next_item():
     assert clock.now >= 0.05  # five items may come at once
 
 
+async def test_a_limited_read_that_was_cancelled_does_not_delay_the_next_item():
+    clock = SteppedClock(0.0)
+    buffer = StreamBuffer[int](rate=0.001, clock=clock)
+    reader = buffer.read()
+    put_all(buffer, [1, 2])
+    assert await anext(reader) == 1
+    cancelled = asyncio.create_task(anext(reader))
+    await settle()
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    clock.now += 1000.0
+    assert await anext(reader) == 2
+    clock.now += 1000.0
+    task = asyncio.create_task(anext(reader))
+    await settle()
+    buffer.put_nowait(3)
+
+    assert await asyncio.wait_for(task, 10) == 3
+
+
 def test_a_thread_can_read_at_a_limited_rate():
     buffer = StreamBuffer[int](rate=2000.0)
     put_all(buffer, range(150))
