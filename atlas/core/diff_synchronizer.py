@@ -448,7 +448,20 @@ def _matches(pattern: Sequence[str], segments: Sequence[str]) -> bool:
 # -- values ---------------------------------------------------------------------------------------
 
 
-def _kind(value: object) -> Literal["map", "set", "list", "leaf"]:
+_Kind: TypeAlias = Literal["map", "set", "list", "leaf"]
+
+# The usual types at once: asking abstract classes takes most of the time of a comparison.
+_KINDS: Mapping[type, _Kind] = {
+    dict: "map",
+    **dict.fromkeys((str, int, float, bool, type(None)), "leaf"),
+    **dict.fromkeys((list, tuple), "list"),
+}
+
+
+def _kind(value: object) -> _Kind:
+    known = _KINDS.get(type(value))
+    if known is not None:
+        return known
     if isinstance(value, Mapping):
         return "map"
     if isinstance(value, AbstractSet):
