@@ -8,6 +8,7 @@ answer's length, and a delta of text costs one list append and one event.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from atlas.errors import IncompleteStreamError, InvalidResponseError
 from atlas.providers.base import (
@@ -22,6 +23,7 @@ from atlas.providers.base import (
 )
 from atlas.providers.messages import (
     Completion,
+    FinishReason,
     Part,
     RefusalPart,
     StreamThinking,
@@ -34,6 +36,8 @@ from atlas.providers.messages import (
 )
 
 __all__ = ["Assembler"]
+
+_REASONS = frozenset(get_args(FinishReason))
 
 
 @dataclass(slots=True, eq=False)
@@ -179,10 +183,10 @@ class Assembler:
             elif isinstance(delta, RefusalDelta):
                 _append(self._block(RefusalDelta, delta.block).pieces, delta.text)
             elif isinstance(delta, ResponseStarted):
-                self._response_id = delta.response_id or self._response_id
-                self._model = delta.model or self._model
+                self._response_id = _words(delta.response_id) or self._response_id
+                self._model = _words(delta.model) or self._model
             elif isinstance(delta, Finished):
-                self._finished = delta
+                self._finish(delta)
             else:
                 raise self._invalid(delta)
         except (TypeError, AttributeError) as error:
@@ -202,9 +206,15 @@ class Assembler:
 
     def _call(self, delta: ToolCallDelta) -> None:
         block = self._block(ToolCallDelta, delta.call)
-        block.id = block.id or delta.id
-        block.name = block.name or delta.name
+        block.id = block.id or _words(delta.id)
+        block.name = block.name or _words(delta.name)
         _append(block.pieces, delta.arguments)
+
+    def _finish(self, delta: Finished) -> None:
+        if delta.reason not in _REASONS:
+            raise self._invalid(delta)
+        _words(delta.raw)
+        self._finished = delta
 
     def _block(self, kind: type[Delta], key: int) -> _Block:
         block = self._blocks.get((kind, key))
@@ -239,9 +249,14 @@ class Assembler:
 
 def _append(pieces: list[str], text: str | None) -> None:
     if text:
-        if not isinstance(text, str):
-            raise TypeError(text)
-        pieces.append(text)
+        pieces.append(_words(text))
+
+
+def _words(text: str | None) -> str:
+    """Return a text of the provider's, empty for None; refuse anything else."""
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"{text!r} stands where text belongs")
+    return text or ""
 
 
 def _part(block: _Block) -> Part | None:

@@ -167,10 +167,19 @@ class OpenAIProvider:
     async def models(self) -> Sequence[str]:
         """Return the names of the models that can be asked, sorted."""
         try:
-            page = await self._client.models.list(timeout=30.0)
-        except (openai.OpenAIError, httpx2.HTTPError) as error:
+            # Raw: the SDK's models let an answer of the wrong shape out as an AttributeError.
+            answer = await self._client.models.with_raw_response.list(timeout=30.0)
+        except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._neutral(error) from error
-        return tuple(sorted(model.id for model in page.data or ()))
+        try:
+            return tuple(sorted(str(entry["id"]) for entry in json.loads(answer.content)["data"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise error_from(
+                answer.content,
+                status=answer.status_code,
+                headers=answer.headers,
+                provider=self.name,
+            ) from error
 
     async def aclose(self) -> None:
         """Close the pool of connections; a stream still open fails. Idempotent."""
@@ -331,7 +340,7 @@ def _chat_body(
         **{limit: request.max_tokens},
     )
     if request.json_schema is not None:
-        schema = {"name": "answer", "schema": _schema(request.json_schema), "strict": True}
+        schema = {"name": "answer", "schema": json.loads(request.json_schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
 
@@ -359,7 +368,7 @@ def _responses_body(request: ChatRequest, model: str) -> dict[str, Any]:
         extra_body=_extra(request),
     )
     if request.json_schema is not None:
-        schema = {"name": "answer", "schema": _schema(request.json_schema), "strict": True}
+        schema = {"name": "answer", "schema": json.loads(request.json_schema), "strict": True}
         body["text"] = {"format": {"type": "json_schema", **schema}}
     return body
 
@@ -428,19 +437,8 @@ def _result(part: ToolResultPart) -> str:
 
 
 def _function(tool: ToolSpec) -> dict[str, Any]:
-    parameters = _schema(tool.parameters)
+    parameters = json.loads(tool.parameters)
     return {"name": tool.name, "description": tool.description, "parameters": parameters}
-
-
-# Any: a JSON Schema.
-def _schema(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise BadRequestError(
-            f"{text[:200]!r} is not JSON ({error}); give a JSON Schema as JSON text.",
-            provider="openai",
-        ) from error
 
 
 def _extra(request: ChatRequest) -> dict[str, Any]:

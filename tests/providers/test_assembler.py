@@ -169,6 +169,11 @@ def test_the_text_so_far_can_be_read_and_the_answer_only_at_its_end() -> None:
         UsageDelta({"input_tokens": 1}),
         UsageDelta(None),
         RefusalDelta(None, {}),
+        ToolCallDelta(0, id=7),
+        ToolCallDelta(0, name=b"x"),
+        ResponseStarted(7),
+        Finished("eos"),
+        Finished("stop", 7),
     ],
 )
 def test_what_is_no_delta_is_refused_with_its_provider_and_value(value) -> None:
