@@ -63,14 +63,21 @@ from atlas.providers.messages import (
 )
 from atlas.typing import JSON
 
+# GNU OpenMP reads this once, when it is loaded. Its threads spin while they wait for each other, and
+# where another program needs one of the cores that made answers ten times slower than sleeping does.
+_wait_policy = os.environ.get("OMP_WAIT_POLICY")
+os.environ["OMP_WAIT_POLICY"] = _wait_policy or "PASSIVE"
 try:
     import xllamacpp
 except ImportError as error:
     raise MissingDependencyError(
-        "The provider 'local' needs the package xllamacpp (llama.cpp); "
-        "install it with `pip install 'atlas[local]'`.",
+        f"The provider 'local' needs the package xllamacpp (llama.cpp), which cannot be imported "
+        f"({error}); install it with `pip install 'atlas[local]'`, and libgomp1 on a bare Linux.",
         extra="local",
     ) from error
+finally:
+    if _wait_policy is None:
+        del os.environ["OMP_WAIT_POLICY"]
 
 __all__ = ["PACKAGED_MODEL", "LocalProvider"]
 
@@ -117,7 +124,8 @@ class LocalProvider:
         context: Tokens that prompt and answer of one stream may have together; capped by what the
             model was trained for.
         parallel: Answers generated at once; each costs memory for ``context`` tokens.
-        threads: Threads that compute; default: one per core, at most 8.
+        threads: Threads that compute the answer's tokens; default: one per core but one, which is
+            left to the program, and at most 8. The prompt is computed with one more.
         temperature: For requests that do not say. 0 takes the likeliest token each time, which
             reads best from a small model and gives the same answer each time.
         repeat_penalty: Factor against repeating what was just said; 1.0 is off. Not used where a
@@ -145,7 +153,7 @@ class LocalProvider:
         self._options = _Options(
             context=_at_least_one("context", context),
             parallel=_at_least_one("parallel", parallel),
-            threads=_at_least_one("threads", threads or min(8, os.cpu_count() or 1)),
+            threads=_at_least_one("threads", _default_threads() if threads is None else threads),
         )
         self._defaults: dict[str, JSON] = {
             "temperature": temperature,
@@ -263,6 +271,12 @@ def _at_least_one(name: str, number: int) -> int:
     if number < 1:
         raise ConfigurationError(f"LocalProvider({name}={number!r}): give a number of 1 or more.")
     return number
+
+
+def _default_threads() -> int:
+    # Not all cores: the threads wait for each other at each step, so that one of them losing its
+    # core to the program's own work stops all.
+    return max(1, min(8, (os.cpu_count() or 1) - 1))
 
 
 def _packaged_weights() -> Path | None:
@@ -435,7 +449,7 @@ def _load(weights: Path, options: _Options, model: str) -> xllamacpp.Server:
     params.n_parallel = options.parallel
     params.n_batch = _PROMPT_BATCH
     params.cpuparams.n_threads = options.threads
-    params.cpuparams_batch.n_threads = options.threads
+    params.cpuparams_batch.n_threads = options.threads + 1
     params.fit_params = False  # else it changes the context it was told
     params.cache_ram_mib = 0  # else it keeps up to 8 GiB of old prompts
     params.warmup = False

@@ -22,7 +22,6 @@ from atlas.errors import (
     ConnectionFailedError,
     ContextLengthError,
     ModelNotFoundError,
-    ProviderError,
 )
 from atlas.providers import local
 from atlas.providers.base import (
@@ -62,9 +61,17 @@ def native_threads() -> int:
     return len(list(Path("/proc/self/task").glob("*")))
 
 
-@pytest.fixture
-async def provider():
+@pytest.fixture(scope="module")
+def provider():
+    """One loaded model for all tests that do not ask how it is loaded or closed."""
     provider = LocalProvider(context=1024)
+    yield provider
+    asyncio.run(provider.aclose())
+
+
+@pytest.fixture
+async def fresh():
+    provider = LocalProvider(context=512, parallel=1)
     yield provider
     await provider.aclose()
 
@@ -281,21 +288,33 @@ async def test_a_stream_that_waits_for_a_slot_can_be_cancelled_at_once():
     assert threads() == set()
 
 
-async def test_closing_the_provider_ends_its_streams_and_leaves_nothing(provider):
-    endless = ask("Tell a long story.", extra={"ignore_eos": True})
-    stream = provider.stream(endless)
+async def test_closing_the_provider_ends_its_streams(fresh):
+    stream = fresh.stream(ask("Tell a long story.", extra={"ignore_eos": True}))
     await anext(stream)
-    native_before = native_threads()
 
-    await provider.aclose()
-    await provider.aclose()
+    await fresh.aclose()
+    await fresh.aclose()
 
-    with pytest.raises(ProviderError):
+    with pytest.raises(ConnectionFailedError, match="closed"):
         _ = [delta async for delta in stream]
     with pytest.raises(ConnectionFailedError, match="closed"):
-        await deltas_of(provider, ask("Hi"))
+        await deltas_of(fresh, ask("Hi"))
+
+
+async def test_closing_leaves_no_threads_and_no_port():
+    async def use_and_close() -> None:
+        provider = LocalProvider(context=256, parallel=1)
+        await deltas_of(provider, ask("Hi", max_tokens=1))
+        await provider.aclose()
+
+    for _ in range(2):  # OpenMP keeps a thread or two of the first for the next
+        await use_and_close()
+    before = native_threads(), len(list(Path("/proc/self/fd").glob("*")))
+    await use_and_close()
+
     assert threads() == set()
-    assert native_threads() < native_before or not native_before
+    assert native_threads() <= before[0]
+    assert len(list(Path("/proc/self/fd").glob("*"))) <= before[1]
 
 
 async def test_two_providers_do_not_disturb_each_other(provider):
@@ -308,18 +327,18 @@ async def test_two_providers_do_not_disturb_each_other(provider):
     assert isinstance((await deltas_of(provider, ask("Hi", max_tokens=1)))[-1], Finished)
 
 
-async def test_loading_a_model_leaves_the_signal_handlers_to_python(provider):
+async def test_loading_a_model_leaves_the_signal_handlers_to_python(fresh):
     interrupted = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
-        await deltas_of(provider, ask("Hi", max_tokens=1))
+        await deltas_of(fresh, ask("Hi", max_tokens=1))
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0)
     finally:
         signal.signal(signal.SIGINT, before)
 
     assert interrupted.wait(5)
-    assert isinstance((await deltas_of(provider, ask("Hi", max_tokens=1)))[-1], Finished)
+    assert isinstance((await deltas_of(fresh, ask("Hi", max_tokens=1)))[-1], Finished)
 
 
 def test_a_process_that_forgets_to_close_ends_cleanly_and_says_nothing():
@@ -424,8 +443,8 @@ async def test_a_file_cut_short_is_an_error_and_not_a_crash(tmp_path, capfd, siz
     assert capfd.readouterr() == ("", "")
 
 
-async def test_loading_and_answering_write_nothing_to_the_terminal(capfd, provider):
-    await deltas_of(provider, ask("Hi", max_tokens=1))
+async def test_loading_and_answering_write_nothing_to_the_terminal(capfd, fresh):
+    await deltas_of(fresh, ask("Hi", max_tokens=1))
 
     assert capfd.readouterr() == ("", "")
 
