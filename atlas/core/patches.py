@@ -14,14 +14,14 @@ end are set aside, and nothing is ever expressed as a move.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from enum import Enum
 
 # The operands are whatever a program keeps in its state; only JSON leaves this module.
 from typing import Any, TypeAlias, TypeVar, cast
 
-from atlas.core.persistent import PMap, PVector, freeze, pmap, pvector
+from atlas.core.persistent import PMap, PVector, differing_parts, freeze, pmap, pvector
 from atlas.errors import PatchError
 from atlas.typing import JSON
 
@@ -152,10 +152,14 @@ def _same(one: object, other: object) -> bool:
 def _diff(before: object, after: object, path: str, operations: list[Operation]) -> None:
     if before is after:
         return
-    if _is_object(before) and _is_object(after):
+    if isinstance(before, PMap) and isinstance(after, PMap):
+        old, new = differing_parts(before, after)
+        _diff_objects(_members(old), _members(new), path, operations)
+    elif _is_object(before) and _is_object(after):
         _diff_objects(_members(before), _members(after), path, operations)
     elif _is_array(before) and _is_array(after):
-        _diff_arrays(cast("list[object]", before), cast("list[object]", after), path, operations)
+        olds, news = cast("list[object]", before), cast("list[object]", after)
+        _diff_arrays(list(olds), list(news), path, operations)
     elif not _same(before, after):
         operations.append({"op": "replace", "path": path, "value": plain(after)})
 
@@ -179,15 +183,10 @@ def _diff_objects(
 def _diff_arrays(
     before: list[object], after: list[object], path: str, operations: list[Operation]
 ) -> None:
-    shorter = min(len(before), len(after))
-    start = 0
-    while start < shorter and _same(before[start], after[start]):
-        start += 1
-    end = 0
-    while end < shorter - start and _same(before[-1 - end], after[-1 - end]):
-        end += 1
+    start = _common_length(before, after)
+    end = _common_length(reversed(before[start:]), reversed(after[start:]))
 
-    common = shorter - end
+    common = min(len(before), len(after)) - end
     for index in range(start, common):
         _diff(before[index], after[index], f"{path}/{index}", operations)
     # From the back, so that each index is still right when its turn comes.
@@ -199,6 +198,15 @@ def _diff_arrays(
         {"op": "add", "path": f"{path}/{index}", "value": plain(after[index])}
         for index in range(common, len(after) - end)
     )
+
+
+def _common_length(one: Iterable[object], other: Iterable[object]) -> int:
+    length = 0
+    for old, new in zip(one, other, strict=False):
+        if old is not new and not _same(old, new):
+            break
+        length += 1
+    return length
 
 
 def _join(path: str, key: str) -> str:
@@ -246,8 +254,14 @@ def _get(container: Any, keys: list[str]) -> Any:
 def _child(container: Any, key: str) -> Any:
     if _is_array(container):
         return container[_index(key, len(container) - 1)]
-    if _is_object(container):
-        return _members(container)[key]
+    return _named(container)[key]
+
+
+def _named(container: Any) -> Mapping[str, Any]:
+    if isinstance(container, Mapping):
+        return container  # not `_members`, which would look at every key
+    if _is_record(container):
+        return _members(container)
     raise TypeError(f"{container!r} has no members")
 
 
@@ -269,10 +283,10 @@ def _put(container: Any, keys: list[str], value: Any, *, insert: bool) -> Any:
         if insert:
             return _with_inserted(container, key, value)
         return _with(container, key, _fit(value, _child(container, key), container))
-    exists = key in _members(container)
-    if not exists and not insert:
+    members = _named(container)
+    if key not in members and not insert:
         raise KeyError(f"there is no member {key!r}")
-    return _with(container, key, _fit(value, _child(container, key) if exists else None, container))
+    return _with(container, key, _fit(value, members.get(key), container))
 
 
 def _remove(container: Any, keys: list[str]) -> Any:

@@ -92,6 +92,24 @@ def test_persistent_values_stay_persistent(before, after):
         assert result == new
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    size=st.integers(0, 200),
+    changes=st.lists(
+        st.tuples(st.integers(0, 220), st.none() | st.integers(0, 3) | st.booleans()), max_size=60
+    ),
+)
+def test_big_maps_that_share_most_of_what_they_hold_are_compared_right(size, changes):
+    before = pmap({str(number): number % 3 for number in range(size)})
+    after = before
+    for key, value in changes:
+        after = after.discard(str(key)) if value is None else after.set(str(key), value)
+    result = apply_patch(before, diff(before, after))
+
+    assert strict(plain(result)) == strict(plain(after))
+    assert len(diff(before, after)) <= len(changes)
+
+
 lines = st.builds(Line, st.sampled_from("xyz"), st.integers(0, 2), st.sampled_from(list(Colour)))
 orders = st.builds(
     Order,
