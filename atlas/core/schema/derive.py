@@ -29,7 +29,7 @@ from atlas.core.nodes import Node, RefusedError, RuleNode
 from atlas.core.schema import fields as our
 from atlas.errors import SchemaError
 
-__all__ = ["MessageSchema", "schema_for"]
+__all__ = ["MessageSchema", "Rule", "schema_for"]
 
 
 class MessageSchema(marshmallow.Schema):
@@ -129,7 +129,10 @@ def _field(node: Node, place: _Place, **options: Any) -> Any:  # one of many cla
     """Return the field for a node."""
     if isinstance(node, RuleNode):
         made = _field(node.inner, place, **options)
-        made.validators.append(_Rule(node))
+        made.validators.append(Rule(node))
+        words = [extra for extra in node.extras if isinstance(extra, str)]
+        if words:
+            made.metadata["description"] = " ".join(words)
         return made
     if isinstance(node, nodes.UnionNode):
         return _union(node, place, options)
@@ -199,11 +202,16 @@ def _schema_of_node(
     return make
 
 
-class _Rule:
-    """A rule of an ``Annotated`` field as a marshmallow validator."""
+class Rule:
+    """The rules of an ``Annotated`` field as one marshmallow validator.
+
+    Attributes:
+        extras: Everything that stood in the annotation behind the type.
+    """
 
     def __init__(self, node: RuleNode) -> None:
         self.node = node
+        self.extras = node.extras
 
     def __call__(self, value: object) -> None:
         try:
