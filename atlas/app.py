@@ -14,7 +14,8 @@ from atlas.core.event_bus import EventBus
 from atlas.core.loop_thread import LoopThread
 from atlas.core.registry import Registry
 from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
-from atlas.providers.base import ChatRequest, Provider
+from atlas.providers.base import ChatRequest, ModelCatalogue, Provider
+from atlas.providers.chat_state import project_chat
 from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.messages import ChatMessage, TextPart
 from atlas.providers.reply import Reply, StreamOptions, SyncReply
@@ -54,6 +55,8 @@ class Atlas:
 
     Attributes:
         bus: The event bus; subscribe to it before or after the start.
+        state: The live state of all replies: ``app.state.value.replies[reply.id]``, its earlier
+            versions, and patches between them; see `StateProjector` and `ChatState`.
         container: The parts the application was built from.
     """
 
@@ -81,6 +84,7 @@ class Atlas:
             capacity=capacity,
             rate=rate,
         )
+        self.state = project_chat().attach(self.bus)
         self._default: Provider | None = None
         self._choice: Choice | None = None
         self._loop: LoopThread | None = None
@@ -119,6 +123,7 @@ class Atlas:
         finally:
             if self._owns_bus:
                 await self.bus.aclose()
+            self.state.close()
 
     async def __aenter__(self) -> Atlas:
         await self.start()
@@ -201,7 +206,7 @@ class Atlas:
         """
         self._running()
         assert self._default is not None and self._choice is not None
-        model = self._choice.model or self._default.default_model
+        model = self._choice.model or _default_model(self._default)
         return f"{self._default.name} · {model} ({self._choice.reason})"
 
     @property
@@ -272,7 +277,11 @@ class Atlas:
         # The application's model belongs to its default provider.
         if provider is self._default and self._choice is not None and self._choice.model:
             return self._choice.model
-        return provider.default_model
+        return _default_model(provider)
+
+
+def _default_model(provider: Provider) -> str:
+    return provider.default_model if isinstance(provider, ModelCatalogue) else ""
 
 
 def _messages(prompt: str | Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
@@ -291,20 +300,17 @@ def _messages(prompt: str | Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
 _NOT_OF_THE_REQUEST = frozenset({"system", "provider", "model", "on_token"})
 
 
-def _request(
-    messages: tuple[ChatMessage, ...], model: str, options: ChatOptions
-) -> ChatRequest:
+def _request(messages: tuple[ChatMessage, ...], model: str, options: ChatOptions) -> ChatRequest:
     if system := options.get("system"):
         messages = (ChatMessage("system", (TextPart(system),)), *messages)
+    known = ChatOptions.__annotations__
     # Any: a TypedDict without some of its keys has no narrower type.
     chosen: dict[str, Any] = {
-        name: tuple(value) if name in {"tools", "stop"} else value
+        name: value
         for name, value in options.items()
         if name not in _NOT_OF_THE_REQUEST and value is not None
     }
     for name in chosen:
-        if name not in ChatOptions.__annotations__:
-            raise ConfigurationError(
-                f"chat() has no option {name!r}{nearest_name(name, ChatOptions.__annotations__)}."
-            )
+        if name not in known:
+            raise ConfigurationError(f"chat() has no option {name!r}{nearest_name(name, known)}.")
     return ChatRequest(messages=messages, model=model, **chosen)

@@ -16,35 +16,16 @@ import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from atlas import Atlas, AtlasError, Message
-from atlas.core.schema import to_json
+from atlas.core.schema import encode_fields
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>Atlas</title>
-<style>body{font:16px/1.5 system-ui;max-width:44rem;margin:3rem auto;padding:0 1rem}
-form{display:flex;gap:.5rem}input{flex:1;font:inherit;padding:.5rem}button{font:inherit}
-#answer{min-height:6rem;white-space:pre-wrap}#bus{font:12px/1.4 monospace;color:#567;height:16rem;
-overflow:auto;border-top:1px solid #ccc;white-space:pre-wrap}.error{color:#b00}</style>
-<h1>Ask the model</h1><form><input name="question" value="Explain event sourcing in one line."
-autofocus><button>Ask</button></form><p id="answer"></p><h2>The bus</h2><div id="bus"></div>
-<script>
-const answer = document.getElementById("answer"), bus = document.getElementById("bus");
-document.querySelector("form").onsubmit = (submit) => {
-  submit.preventDefault(); answer.textContent = ""; answer.className = "";
-  const question = encodeURIComponent(submit.target.question.value);
-  const stream = new EventSource("/chat?question=" + question);
-  stream.onmessage = (event) => answer.textContent += JSON.parse(event.data);
-  stream.addEventListener("end", () => stream.close());
-  stream.addEventListener("problem", (event) => {
-    stream.close(); answer.className = "error"; answer.textContent += JSON.parse(event.data); });
-};
-new EventSource("/bus").onmessage = (event) => {
-  bus.append(event.data + "\\n"); bus.scrollTop = bus.scrollHeight; };
-</script>"""
+PAGE = Path(__file__).with_name("03_page.html")
 
 
 def server_sent(data: object, event: str = "") -> str:
@@ -64,7 +45,7 @@ def make_web(atlas: Atlas) -> FastAPI:
 
     @web.get("/", response_class=HTMLResponse)
     async def page() -> str:
-        return PAGE
+        return PAGE.read_text(encoding="utf-8")
 
     @web.exception_handler(AtlasError)
     async def refused(_: Request, error: AtlasError) -> JSONResponse:
@@ -100,7 +81,7 @@ def make_web(atlas: Atlas) -> FastAPI:
 
 def describe(event: Message) -> str:
     """Return one line about an event."""
-    return f"{event.meta.sequence:>5}  {event.meta.name:<28}{to_json(event)[:120]}"
+    return f"{event.meta.sequence:>5}  {event.meta.name:<28}{encode_fields(event).decode()[:120]}"
 
 
 async def ask_itself(server: uvicorn.Server) -> None:

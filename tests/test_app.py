@@ -327,6 +327,39 @@ async def test_a_failure_before_the_first_token_is_retried_and_seen_on_the_bus()
     assert reply.timing.attempts == 2
 
 
+# -- state ----------------------------------------------------------------------------------------
+
+
+async def test_the_state_of_a_reply_can_be_read_live_and_at_earlier_versions() -> None:
+    provider = GatedProvider(WORDS, gate_after=2)
+    async with Atlas(provider=provider) as app:
+        reply = app.chat("What?")
+        await asyncio.wait_for(provider.at_gate.wait(), 5)
+        live = app.state.value.replies[reply.id]
+        reply.pause()
+        paused = app.state.value.replies[reply.id].status
+        before = app.state.at(2).replies[reply.id]
+        patch = app.state.patch(1, 2)
+        await reply.cancel()
+
+    assert (live.status, live.text, live.prompt) == ("streaming", "Events are ", "What?")
+    assert before.text == "Events "
+    assert [operation["value"] for operation in patch] == ["Events "]
+    assert paused == "paused"
+    assert app.state.value.replies[reply.id].status == "cancelled"
+
+
+async def test_the_state_forgets_the_oldest_finished_replies() -> None:
+    async with Atlas(provider=ListProvider([["x"]] * 70)) as app:
+        replies = [app.chat("What?") for _ in range(70)]
+        for reply in replies:
+            await reply
+        kept = app.state.value.replies
+
+    assert len(kept) == 64
+    assert replies[-1].id in kept
+
+
 # -- conversations --------------------------------------------------------------------------------
 
 
@@ -345,6 +378,7 @@ async def test_a_conversation_shows_the_model_all_that_was_said_before() -> None
         ("user", "Second?"),
     ]
     assert [m.text for m in talk.messages] == ["First?", "One.", "Second?", "Two."]
+    assert [m.text for m in talk.state.at(2)] == ["First?", "One."]
 
 
 async def test_options_of_a_call_go_before_those_of_its_conversation() -> None:

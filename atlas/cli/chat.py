@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator
 
@@ -11,9 +10,9 @@ import click
 from atlas.app import Atlas
 from atlas.cli.options import json_option, model_options
 from atlas.core.messages import Event
-from atlas.core.schema import to_json
+from atlas.core.schema.codec import encode
 from atlas.providers.conversation import Conversation
-from atlas.providers.reply import Reply, SyncReply
+from atlas.providers.reply import SyncReply
 
 HELP = "Ctrl-C stops an answer, Ctrl-D or an empty line ends the conversation."
 
@@ -46,14 +45,21 @@ def chat(
     with Atlas(provider=provider, model=model) as app:
         if as_json:
             app.bus.subscribe("stream.**", print_event)
+        if verbose and not as_json:
+            click.secho(app.describe(), fg="bright_black", err=True)
         talk = app.conversation(
             system=system or "", max_tokens=max_tokens, temperature=temperature
         )
-        if verbose and not as_json:
-            click.secho(f"{app.describe()}", fg="bright_black", err=True)
-        questions = read_questions() if interactive else iter([" ".join(prompt) or sys.stdin.read()])
-        for question in questions:
+        for question in read_questions() if interactive else [given(prompt)]:
             answer(talk, question, as_json=as_json, verbose=verbose or interactive)
+
+
+def given(prompt: tuple[str, ...]) -> str:
+    """Return the question from the command line, else from standard input."""
+    question = (" ".join(prompt) if prompt else sys.stdin.read()).strip()
+    if not question:
+        raise click.UsageError("There is no question: give PROMPT, or text on standard input.")
+    return question
 
 
 def read_questions() -> Iterator[str]:
@@ -77,7 +83,6 @@ def answer(talk: Conversation, question: str, *, as_json: bool, verbose: bool) -
         for token in reply:
             if not as_json:
                 click.echo(token, nl=False)
-                sys.stdout.flush()
     except KeyboardInterrupt:
         reply.cancel()
     if as_json:
@@ -85,3 +90,20 @@ def answer(talk: Conversation, question: str, *, as_json: bool, verbose: bool) -
     click.echo()
     if verbose:
         click.secho(summary(reply), fg="bright_black", err=True)
+
+
+def summary(reply: SyncReply) -> str:
+    """Return one line on how the answer was made."""
+    usage, timing = reply.usage, reply.timing
+    facts = [
+        str(reply.finish_reason),
+        None if usage.output_tokens is None else f"{usage.output_tokens} tokens",
+        None if timing.first_token is None else f"first after {timing.first_token:.2f} s",
+        None if timing.tokens_per_second is None else f"{timing.tokens_per_second:.0f} per second",
+    ]
+    return " · ".join(fact for fact in facts if fact)
+
+
+def print_event(event: Event) -> None:
+    """Print an event as one line of JSON: its name, its fields, its place in the log."""
+    click.echo(encode(event))

@@ -170,7 +170,7 @@ class Capabilities:
 
 @runtime_checkable
 class Provider(Protocol):
-    """A source of model answers.
+    """A source of model answers. One that can name its models is a `ModelCatalogue` too.
 
     One instance serves any number of streams at once on one event loop.
     """
@@ -191,10 +191,20 @@ class Provider(Protocol):
         """
         ...
 
-    async def models(self) -> Sequence[str]:
-        """Return the names of the models that can be asked, or raise a `ProviderError`."""
-        ...
-
     async def aclose(self) -> None:
         """Close connections and free what the provider holds. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ModelCatalogue(Protocol):
+    """What a provider may offer beside `Provider`: the names of its models."""
+
+    @property
+    def default_model(self) -> str:
+        """The model that is asked when a request names none; empty when there is none."""
+        ...
+
+    async def models(self) -> Sequence[str]:
+        """Return the names of the models that can be asked, or raise a `ProviderError`."""
         ...

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import Final, Protocol, TypedDict
 
 from typing_extensions import Unpack
 
 from atlas.core.event_bus import EventBus
+from atlas.core.persistent import PVector, pvector
+from atlas.core.state import State
+from atlas.core.transitions import Transitions
 from atlas.errors import ConversationBusyError
 from atlas.providers.base import Provider
 from atlas.providers.messages import ChatMessage, MessageAdded, Part, TextPart, ToolSpec
@@ -89,22 +92,23 @@ class Conversation:
 
     Attributes:
         id: The conversation's id, in every event it causes.
+        state: The messages as versions: version *n* holds the first *n* of them; see `State`.
     """
 
     def __init__(self, chatter: Chatter, *, id: str, **options: Unpack[ChatOptions]) -> None:  # noqa: A002
         self.id = id
+        self.state: State[PVector[ChatMessage]] = State(pvector(), _transitions)
         self._chatter = chatter
-        self._options = options
-        self._messages: tuple[ChatMessage, ...] = ()
+        self._options: ChatOptions = options
         self._asking: Reply | None = None
 
     def __repr__(self) -> str:
-        return f"<Conversation {self.id} with {len(self._messages)} messages>"
+        return f"<Conversation {self.id} with {self.state.version} messages>"
 
     @property
     def messages(self) -> tuple[ChatMessage, ...]:
         """What was said so far, without the system's instructions."""
-        return self._messages
+        return tuple(self.state.value)
 
     def chat(self, prompt: str | Sequence[ChatMessage], **options: Unpack[ChatOptions]) -> Reply:
         """Ask the next question, with all that was said before.
@@ -116,13 +120,18 @@ class Conversation:
         Raises:
             ConversationBusyError: The answer before is still being made.
         """
-        return self._chatter.chat(prompt, conversation=self, **{**self._options, **options})
+        return self._chatter.chat(prompt, conversation=self, **self._over_own(options))
 
     def chat_sync(
         self, prompt: str | Sequence[ChatMessage], **options: Unpack[ChatOptions]
     ) -> SyncReply:
         """Do what `chat` does, from a plain thread."""
-        return self._chatter.chat_sync(prompt, conversation=self, **{**self._options, **options})
+        return self._chatter.chat_sync(prompt, conversation=self, **self._over_own(options))
+
+    def _over_own(self, options: ChatOptions) -> ChatOptions:
+        merged = self._options.copy()
+        merged.update(options)
+        return merged
 
     # -- for the application --
 
@@ -143,8 +152,17 @@ class Conversation:
         if answer is None:
             return
         for said in (*asked, answer):
-            self._messages = (*self._messages, said)
-            self._chatter.bus.publish(MessageAdded(self.id, said))
+            added = MessageAdded(self.id, said)
+            self.state.apply(added)
+            self._chatter.bus.publish(added)
+
+
+_transitions: Final[Transitions[PVector[ChatMessage]]] = Transitions()
+
+
+@_transitions.on(MessageAdded)
+def _added(messages: PVector[ChatMessage], event: MessageAdded) -> PVector[ChatMessage]:
+    return messages.append(event.message)
 
 
 def _answer(reply: Reply) -> ChatMessage | None:

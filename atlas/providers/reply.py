@@ -235,12 +235,6 @@ class Reply:
 
     # -- steering --
 
-    def start(self) -> None:
-        """Begin to make the answer, in a task on the running loop. Called by whoever made it."""
-        self._task = asyncio.get_running_loop().create_task(
-            self._run(), name=f"atlas reply {self.id}"
-        )
-
     def pause(self) -> None:
         """Hold the readers and the vendor. Does nothing to a reply that is paused or finished."""
         if self.status == "streaming":
@@ -278,9 +272,7 @@ class Reply:
         # publishes: a task and its callbacks run in the context they were made in.
         self._loop = asyncio.get_running_loop()
         with caused_by(started.message):
-            self._task = self._loop.create_task(
-                self._run(started), name=f"atlas reply {self.id}"
-            )
+            self._task = self._loop.create_task(self._run(started), name=f"atlas reply {self.id}")
             self._task.add_done_callback(self._conclude)
 
     async def _run(self, started: Receipt[StreamStarted]) -> None:

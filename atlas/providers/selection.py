@@ -7,8 +7,8 @@ provider whose API key is in the environment > an Ollama that answers > the loca
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from atlas.core.registry import Registry
 from atlas.errors import AtlasError, ConfigurationError, UnknownProviderError
-from atlas.providers.base import Provider
+from atlas.providers.base import ModelCatalogue, Provider
 
 __all__ = ["Choice", "ProviderStatus", "choose", "inspect_provider", "provider_registry"]
 
@@ -91,8 +91,8 @@ def choose(
         model: The user's explicit choice, if any.
         environment: Where to look for settings; default: the process's environment.
 
-    Looks for a running Ollama with one connection attempt to its port (at most 0.25 s) if nothing
-    earlier in the order decides.
+    Asks a running Ollama for its models (at most 0.25 s) if nothing earlier in the order decides;
+    one without a model is passed over.
     """
     settings = os.environ if environment is None else environment
     chosen_model = model or settings.get("ATLAS_MODEL", "")
@@ -105,8 +105,8 @@ def choose(
     for name, variable in KEYS.items():
         if settings.get(variable) and is_installed(name):
             return Choice(name, chosen_model, f"{variable} is set")
-    if is_installed("ollama") and ollama_answers(settings.get("OLLAMA_HOST", "")):
-        return Choice("ollama", chosen_model, "an Ollama server answers")
+    if is_installed("ollama") and (models := ollama_models(settings.get("OLLAMA_HOST", ""))):
+        return Choice("ollama", chosen_model or models[0], "an Ollama server answers")
     return Choice("local", chosen_model, "no key is set and no Ollama answers")
 
 
@@ -116,8 +116,8 @@ def is_installed(provider: str) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-def ollama_answers(host: str = "") -> bool:
-    """Return whether something accepts connections where Ollama listens.
+def ollama_models(host: str = "") -> tuple[str, ...]:
+    """Return the models of the Ollama that answers at ``host``; none when nothing of it does.
 
     Args:
         host: As in ``OLLAMA_HOST``: host, ``host:port`` or URL; default ``127.0.0.1:11434``.
@@ -125,22 +125,35 @@ def ollama_answers(host: str = "") -> bool:
     Raises:
         ConfigurationError: ``host`` is not of one of these forms.
     """
+    # Imported here: whoever names a provider does not pay for the HTTP machinery.
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection  # noqa: PLC0415
+
+    secure, address, port = _ollama_address(host)
+    connection = (HTTPSConnection if secure else HTTPConnection)(address, port, timeout=PROBE_TIMEOUT)
     try:
-        parts = urlsplit(host if "://" in host else f"http://{host or '127.0.0.1'}")
-        address = parts.hostname or "127.0.0.1"
-        port = parts.port or {"https": 443}.get(parts.scheme, OLLAMA_PORT)
+        connection.request("GET", "/api/tags")
+        answer = json.load(connection.getresponse())
+        return tuple(model["name"] for model in answer["models"])
+    except (OSError, HTTPException, ValueError, LookupError, TypeError):
+        # Not there, or something else on its port; `atlas providers` tells the details.
+        return ()
+    finally:
+        connection.close()
+
+
+def _ollama_address(host: str) -> tuple[bool, str, int]:
+    try:
+        parts = urlsplit(host if "://" in host else f"http://{host}")
+        secure = parts.scheme == "https"
+        port = parts.port or (443 if secure else OLLAMA_PORT)
     except ValueError as error:
         raise ConfigurationError(
             f"OLLAMA_HOST is {host!r}, which is no address ({error}). "
             f"Set it to a host, host:port or URL, such as 127.0.0.1:{OLLAMA_PORT}."
         ) from error
+    address = parts.hostname or "127.0.0.1"
     # 0.0.0.0 is where a server listens, not where a client finds it.
-    address = "127.0.0.1" if address in {"0.0.0.0", "::"} else address  # noqa: S104
-    try:
-        with socket.create_connection((address, port), timeout=PROBE_TIMEOUT):
-            return True
-    except OSError:
-        return False
+    return secure, "127.0.0.1" if address in {"0.0.0.0", "::"} else address, port  # noqa: S104
 
 
 async def inspect_provider(registry: Registry[Provider], name: str) -> ProviderStatus:
@@ -156,7 +169,7 @@ async def inspect_provider(registry: Registry[Provider], name: str) -> ProviderS
             name=name, installed=installed, configured=False, reachable=None, problem=str(error)
         )
     try:
-        models = tuple(await provider.models())
+        models = tuple(await provider.models()) if isinstance(provider, ModelCatalogue) else ()
     except AtlasError as error:
         return ProviderStatus(
             name=name, installed=installed, configured=True, reachable=False, problem=str(error)

@@ -1,0 +1,197 @@
+"""The live state of all replies of an application, projected from ``stream.*`` events.
+
+`project_chat` gives the projector that `atlas.Atlas.state` is. The transitions are pure, so the
+same state comes of the same events, live or read back from a log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final
+
+from atlas.core.persistent import PVector, pvector
+from atlas.core.state_projector import StateProjector
+from atlas.core.transitions import Transitions
+from atlas.providers.messages import (
+    Completion,
+    StreamCancelled,
+    StreamCompleted,
+    StreamFailed,
+    StreamPaused,
+    StreamResumed,
+    StreamRetried,
+    StreamStarted,
+    StreamThinking,
+    StreamToken,
+    StreamToolCall,
+    Timing,
+    ToolCallPart,
+)
+
+__all__ = ["ChatState", "ReplyState", "project_chat"]
+
+FINISHED_KEPT: Final = 64
+"""Finished replies that the state remembers; their events are in the bus's history and the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyState:
+    """Where one reply stands.
+
+    Attributes:
+        conversation: Id of its conversation.
+        provider: Name of the provider asked.
+        model: Name of the model asked.
+        prompt: What was asked.
+        status: As `atlas.providers.Reply.status`.
+        pieces: The pieces of text so far.
+        thoughts: The pieces of thinking so far.
+        tool_calls: The tools the model asked for.
+        attempts: How often the vendor was asked.
+        completion: The whole answer, once it is there.
+        error: What it failed with, if it did.
+        timing: How long it took, once it is finished.
+    """
+
+    conversation: str
+    provider: str
+    model: str
+    prompt: str
+    status: str = "streaming"
+    pieces: PVector[str] = pvector()
+    thoughts: PVector[str] = pvector()
+    tool_calls: tuple[ToolCallPart, ...] = ()
+    attempts: int = 1
+    completion: Completion | None = None
+    error: str | None = None
+    timing: Timing | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self.pieces)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will come."""
+        return self.timing is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatState:
+    """The replies being made and the last finished ones, by id, oldest first."""
+
+    replies: Mapping[str, ReplyState] = field(default_factory=lambda: MappingProxyType({}))
+
+
+transitions: Final[Transitions[ChatState]] = Transitions()
+
+
+def project_chat() -> StateProjector[ChatState]:
+    """Return a new projector of the replies on a bus; attach it with ``.attach(bus)``."""
+    return StateProjector(ChatState(), transitions)
+
+
+def _with(state: ChatState, reply: str, now: ReplyState) -> ChatState:
+    # A copy of a dict of a hundred entries costs 0.7 µs; setting one in a pmap, 3 to 10 µs.
+    return ChatState(MappingProxyType({**state.replies, reply: now}))
+
+
+@transitions.on(StreamStarted)
+def _started(state: ChatState, event: StreamStarted) -> ChatState:
+    begun = ReplyState(event.conversation, event.provider, event.model, event.prompt)
+    return _with(state, event.reply, begun)
+
+
+@transitions.on(StreamToken)
+def _token(state: ChatState, event: StreamToken) -> ChatState:
+    before = state.replies.get(event.reply)
+    if before is None:
+        return state
+    # Once per token: naming the fields is three times as fast as `replace`.
+    now = ReplyState(
+        before.conversation,
+        before.provider,
+        before.model,
+        before.prompt,
+        before.status,
+        before.pieces.append(event.text),
+        before.thoughts,
+        before.tool_calls,
+        before.attempts,
+    )
+    return _with(state, event.reply, now)
+
+
+@transitions.on(StreamThinking)
+def _thought(state: ChatState, event: StreamThinking) -> ChatState:
+    return _changed(state, event.reply, lambda r: replace(r, thoughts=r.thoughts.append(event.text)))
+
+
+@transitions.on(StreamToolCall)
+def _asked_for_a_tool(state: ChatState, event: StreamToolCall) -> ChatState:
+    return _changed(
+        state, event.reply, lambda r: replace(r, tool_calls=(*r.tool_calls, event.call))
+    )
+
+
+@transitions.on(StreamPaused)
+def _paused(state: ChatState, event: StreamPaused) -> ChatState:
+    return _changed(state, event.reply, lambda r: replace(r, status="paused"))
+
+
+@transitions.on(StreamResumed)
+def _resumed(state: ChatState, event: StreamResumed) -> ChatState:
+    return _changed(state, event.reply, lambda r: replace(r, status="streaming"))
+
+
+@transitions.on(StreamRetried)
+def _retried(state: ChatState, event: StreamRetried) -> ChatState:
+    return _changed(state, event.reply, lambda r: replace(r, attempts=event.attempt + 1))
+
+
+@transitions.on(StreamCompleted)
+def _completed(state: ChatState, event: StreamCompleted) -> ChatState:
+    return _finished(state, event, lambda r: replace(r, completion=event.completion), "completed")
+
+
+@transitions.on(StreamCancelled)
+def _cancelled(state: ChatState, event: StreamCancelled) -> ChatState:
+    return _finished(state, event, lambda r: r, "cancelled")
+
+
+@transitions.on(StreamFailed)
+def _failed(state: ChatState, event: StreamFailed) -> ChatState:
+    return _finished(state, event, lambda r: replace(r, error=event.error), "failed")
+
+
+def _changed(
+    state: ChatState, reply: str, change: Callable[[ReplyState], ReplyState]
+) -> ChatState:
+    before = state.replies.get(reply)
+    return state if before is None else _with(state, reply, change(before))
+
+
+def _finished(
+    state: ChatState,
+    event: StreamCompleted | StreamCancelled | StreamFailed,
+    change: Callable[[ReplyState], ReplyState],
+    status: str,
+) -> ChatState:
+    changed = _changed(
+        state,
+        event.reply,
+        lambda r: replace(change(r), status=status, timing=event.timing),
+    )
+    return _without_the_oldest(changed)
+
+
+def _without_the_oldest(state: ChatState) -> ChatState:
+    finished = [name for name, reply in state.replies.items() if reply.is_finished]
+    gone = set(finished[: max(0, len(finished) - FINISHED_KEPT)])
+    if not gone:
+        return state
+    kept = {name: reply for name, reply in state.replies.items() if name not in gone}
+    return ChatState(MappingProxyType(kept))
