@@ -35,6 +35,7 @@ from atlas.providers.base import (
 )
 from atlas.providers.local import PACKAGED_MODEL, LocalProvider
 from atlas.providers.messages import ChatMessage, TextPart, ToolSpec
+from atlas.testing.providers import check_provider
 
 WEIGHTS = local._packaged_weights()
 
@@ -74,6 +75,14 @@ async def fresh():
     provider = LocalProvider(context=512, parallel=1)
     yield provider
     await provider.aclose()
+
+
+async def test_it_keeps_the_promises_of_a_provider():
+    await check_provider(
+        lambda: LocalProvider(context=512),
+        request=ask("Say hello.", max_tokens=6),
+        failing=ask("Hi", model="nowhere.gguf"),
+    )
 
 
 # -- answers --------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from atlas.providers.messages import (
 )
 from atlas.providers.ollama import OllamaProvider
 from atlas.providers.resilience import Deadlines, RetryPolicy, resilient_stream
+from atlas.testing.providers import check_provider
 
 EVERY_LINE_END = "A\u0085B\u2028C\u2029D\x0b\x0c\x1cE 🎉 日本 <&>"
 
@@ -155,6 +156,12 @@ def test_the_cases_left_out_are_those_that_the_protocol_cannot_say():
         "tool-id-late",
         "error-first-in-stream",
     }
+
+
+async def test_it_keeps_the_promises_of_a_provider(server):
+    await check_provider(
+        lambda: OllamaProvider(model="tiny", base_url=server.url), failing=ask(model="nobody")
+    )
 
 
 # -- answers --------------------------------------------------------------------------------------
