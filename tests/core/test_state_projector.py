@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas.core.event_bus import EventBus
+from atlas.core.messages import Event, message
 from atlas.core.patches import apply_patch, plain
 from atlas.core.state_projector import StateProjector, selector
 from atlas.core.transitions import Transitions
@@ -23,6 +25,11 @@ class Board:
 
 @dataclass(frozen=True)
 class Scored:
+    points: int
+
+
+@message("test_state_projector.points_scored", version=1)
+class PointsScored(Event):
     points: int
 
 
@@ -89,6 +96,26 @@ def test_a_projector_follows_the_events_of_a_source():
     source.publish(Scored(3))
     assert projector.value.score == 3
     assert source.handlers == {}
+
+
+def test_a_projector_listens_to_a_bus():
+    transitions = Transitions[int]()
+
+    @transitions.on(PointsScored)
+    def score(state: int, event: PointsScored) -> int:
+        if event.points < 0:
+            raise ValueError("negative points")
+        return state + event.points
+
+    with EventBus() as bus, StateProjector(0, transitions, max_pending=2).attach(bus) as projector:
+        for points in (1, 2, 3):
+            bus.publish(PointsScored(points=points))
+        assert projector.current == (3, 6)
+
+        bus.publish(PointsScored(points=-1))
+        receipt = bus.publish(PointsScored(points=4))
+        assert isinstance(receipt.errors[0], TransitionError)
+        assert projector.current == (4, 10)
 
 
 def test_events_are_applied_when_somebody_looks():
