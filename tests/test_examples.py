@@ -201,10 +201,10 @@ def test_the_bus_can_be_watched_from_a_second_page() -> None:
     with Served(Atlas(provider=ListProvider([["x"]]))) as url, httpx.Client(timeout=20) as client:
         with client.stream("GET", f"{url}/bus") as bus:
             httpx.get(f"{url}/chat", params={"question": "?"}, timeout=20)
-            lines = bus.iter_lines()
-            names = [next(lines).split()[2] for _ in range(3) if next(lines, None) is not None]
+            events = (line.split() for line in bus.iter_lines() if line)
+            names = [next(events)[2] for _ in range(3)]
 
-    assert "stream.token" in names
+    assert names == ["stream.started", "stream.token", "conversation.message_added"]
 
 
 def test_a_question_that_makes_no_sense_is_a_clear_answer() -> None:
