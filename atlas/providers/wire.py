@@ -83,6 +83,7 @@ class SseDecoder:
         "_data",
         "_data_size",
         "_event",
+        "_limit",
         "_line",
         "_skip_lf",
         "_started",
@@ -93,6 +94,7 @@ class SseDecoder:
     def __init__(self, *, limit: int = DEFAULT_LIMIT) -> None:
         self.last_event_id = ""
         self.retry: int | None = None
+        self._limit = limit
         self._line = _LineBuffer(limit)
         self._data: list[str] = []
         self._data_size = 0
@@ -108,11 +110,15 @@ class SseDecoder:
         """
         if self._skip_lf or b"\r" in chunk:
             chunk = self._only_lf(chunk)
-        if b"\n" not in chunk:
+        lines = chunk.split(b"\n")
+        if self._is_one_event(lines):  # nearly every chunk of a model's answer
+            return [
+                SseEvent(lines[0][6:].decode("utf-8", "replace"), "message", self.last_event_id)
+            ]
+        if len(lines) == 1:
             if chunk:
                 self._line.append(chunk)
             return []
-        lines = chunk.split(b"\n")
         if self._line:
             self._line.append(lines[0])
             lines[0] = self._line.take()
@@ -129,6 +135,18 @@ class SseDecoder:
         """
         events = self._interpret([self._line.take(), b""])
         return events[0] if events else None
+
+    def _is_one_event(self, lines: list[bytes]) -> bool:
+        """Whether the lines are one whole event of one data line, and nothing waits before it."""
+        return (
+            len(lines) == 3
+            and self._started
+            and not lines[1]
+            and not lines[2]
+            and lines[0].startswith(b"data: ")
+            and not (self._line or self._data or self._event)
+            and len(lines[0]) <= self._limit
+        )
 
     def _interpret(self, lines: list[bytes]) -> list[SseEvent]:
         if not self._started:

@@ -42,6 +42,7 @@ def test_mixed_line_ends_keep_their_meaning() -> None:
 
 def test_a_leading_byte_order_mark_is_dropped_once() -> None:
     assert decode(b"\xef", b"\xbb\xbfdata: 1\n\n", b"\xef\xbb\xbfdata: 2\n\n") == [SseEvent("1")]
+    assert decode(b"data: 1\n\n", b"\xef\xbb\xbfdata: 2\n\n") == [SseEvent("1")]
 
 
 def test_comments_and_unknown_fields_are_ignored() -> None:
@@ -108,6 +109,20 @@ def test_a_line_without_end_is_refused() -> None:
 
     with pytest.raises(InvalidResponseError, match="100 bytes"):
         decoder.feed(b"x")
+
+
+def test_an_event_longer_than_the_limit_is_refused_in_one_piece_too() -> None:
+    decoder = SseDecoder(limit=100)
+    decoder.feed(b"data: 1\n\n")
+
+    with pytest.raises(InvalidResponseError, match="100 bytes"):
+        decoder.feed(b"data: " + b"x" * 200 + b"\n\n")
+
+
+def test_pieces_of_an_event_do_not_hide_a_whole_one() -> None:
+    events = decode(b":\n\n", b"event: a\n", b"data: 1\n\n", b"id: 7\n\n", b"data: 2\n\n")
+
+    assert events == [SseEvent("1", "a"), SseEvent("2", "message", "7")]
 
 
 @pytest.mark.parametrize("line", [b"data: 1\n", b"data\n"])
