@@ -8,8 +8,9 @@ program that wants only the bus never pays for the rest.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from atlas._exports import exported
 
 if TYPE_CHECKING:
     from atlas.app import Atlas as Atlas
@@ -32,29 +33,21 @@ if TYPE_CHECKING:
     from atlas.providers.reply import Reply as Reply
     from atlas.providers.reply import SyncReply as SyncReply
 
-_HOME = {
-    "Atlas": "atlas.app",
-    "AtlasError": "atlas.errors",
-    "ChatMessage": "atlas.providers.messages",
-    "Command": "atlas.core.messages",
-    "Completion": "atlas.providers.messages",
-    "Conversation": "atlas.providers.conversation",
-    "Event": "atlas.core.messages",
-    "EventBus": "atlas.core.event_bus",
-    "Message": "atlas.core.messages",
-    "ProviderError": "atlas.errors",
-    "Receipt": "atlas.core.event_bus",
-    "Reply": "atlas.providers.reply",
-    "StreamBuffer": "atlas.core.buffer",
-    "Subscription": "atlas.core.event_bus",
-    "SyncReply": "atlas.providers.reply",
-    "Usage": "atlas.providers.messages",
-    "ValidationError": "atlas.errors",
-    "message": "atlas.core.messages",
-    "value": "atlas.core.messages",
-}
+__getattr__, __dir__ = exported(
+    __name__,
+    {
+        "atlas.app": ("Atlas",),
+        "atlas.core.buffer": ("StreamBuffer",),
+        "atlas.core.event_bus": ("EventBus", "Receipt", "Subscription"),
+        "atlas.core.messages": ("Command", "Event", "Message", "message", "value"),
+        "atlas.errors": ("AtlasError", "ProviderError", "ValidationError"),
+        "atlas.providers.conversation": ("Conversation",),
+        "atlas.providers.messages": ("ChatMessage", "Completion", "Usage"),
+        "atlas.providers.reply": ("Reply", "SyncReply"),
+    },
+)
 
-__all__ = [  # noqa: RUF022 (kept in step with _HOME, which is sorted case by case)
+__all__ = [
     "Atlas",
     "AtlasError",
     "ChatMessage",
@@ -75,16 +68,3 @@ __all__ = [  # noqa: RUF022 (kept in step with _HOME, which is sorted case by ca
     "message",
     "value",
 ]
-
-
-def __getattr__(name: str) -> Any:  # Any: the type of each name is told above
-    """Load a public name when it is first used."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'atlas' has no attribute {name!r}")
-    found = getattr(import_module(_HOME[name]), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
