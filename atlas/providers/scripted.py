@@ -3,14 +3,12 @@
 It asks no model and is never chosen by default. Each request takes the next reply; a reply says
 step by step what the stream does, failures and waits included::
 
-    provider = ScriptedProvider(
-        replies=[
-            "Hello world",                                          # streamed word by word
-            ["Let me ", Pause(2.0), ToolCallPart("c1", "now", "{}")],
-            RateLimitedError("Too fast.", retry_after=1.0),         # fails before the first token
-            ["Half an ans", ConnectionFailedError("Gone.")],        # fails in the middle
-        ]
-    )
+    provider = ScriptedProvider([
+        "Hello world",                                          # streamed word by word
+        ["Let me ", Pause(2.0), ToolCallPart("c1", "now", "{}")],
+        RateLimitedError("Too fast.", retry_after=1.0),         # fails before the first token
+        ["Half an ans", ConnectionFailedError("Gone.")],        # fails in the middle
+    ])
 """
 
 from __future__ import annotations
@@ -103,8 +101,8 @@ class ScriptedProvider:
 
     def __init__(
         self,
-        *,
         replies: Iterable[Reply] | None = None,
+        *,
         model: str | None = None,
         api_key: str | None = None,
         base_url: str | None = None,

@@ -19,7 +19,7 @@ from atlas.providers.scripted import Pause, ScriptedProvider
 
 
 async def test_text_is_streamed_word_by_word() -> None:
-    provider = ScriptedProvider(replies=["Hello  wide\nworld "])
+    provider = ScriptedProvider(["Hello  wide\nworld "])
     pieces = [d.text async for d in provider.stream(request()) if isinstance(d, TextDelta)]
 
     assert pieces == ["Hello  ", "wide\n", "world "]
@@ -67,7 +67,7 @@ async def test_failures_are_raised_where_they_stand() -> None:
 
 async def test_an_event_stops_the_stream_at_an_exact_place() -> None:
     event = asyncio.Event()
-    provider = ScriptedProvider(replies=[["a", event, "b"]])
+    provider = ScriptedProvider([["a", event, "b"]])
     answer = asyncio.create_task(ask(provider))
     while not provider.open_streams and not answer.done():
         await asyncio.sleep(0)
@@ -79,14 +79,14 @@ async def test_an_event_stops_the_stream_at_an_exact_place() -> None:
 
 
 async def test_a_function_decides_by_the_request() -> None:
-    provider = ScriptedProvider(replies=[lambda asked: asked.messages[-1].text.upper()])
+    provider = ScriptedProvider([lambda asked: asked.messages[-1].text.upper()])
 
     assert (await ask(provider, request("shout"))).text == "SHOUT"
     assert provider.requests[0].messages[-1].text == "shout"
 
 
 async def test_a_request_without_a_reply_fails_loudly() -> None:
-    provider = ScriptedProvider(replies=[])
+    provider = ScriptedProvider([])
 
     with pytest.raises(BadRequestError, match="no reply left for request number 1"):
         await ask(provider)
@@ -94,7 +94,7 @@ async def test_a_request_without_a_reply_fails_loudly() -> None:
 
 async def test_a_reply_nobody_asked_for_fails_loudly() -> None:
     with pytest.raises(AssertionError, match="1 scripted replies were never asked for"):
-        async with ScriptedProvider(replies=["unheard"]):
+        async with ScriptedProvider(["unheard"]):
             pass
 
 
@@ -108,7 +108,7 @@ async def test_without_replies_it_says_what_it_is_for_ever() -> None:
 
 async def test_what_is_no_step_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="42 is no step"):
-        await ask(ScriptedProvider(replies=[["a", 42]]))
+        await ask(ScriptedProvider([["a", 42]]))
 
 
 def test_it_is_a_provider() -> None:
