@@ -16,6 +16,7 @@ from atlas.core.schema.codec import (
     load,
 )
 from atlas.core.schema.derive import MessageSchema, schema_for
+from atlas.core.schema.jsonschema import json_schema
 from atlas.core.schema.migrations import upcast, upcaster
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "dump",
     "encode",
     "encode_fields",
+    "json_schema",
     "load",
     "schema_for",
     "upcast",

@@ -214,6 +214,7 @@ class Rule:
         self.extras = node.extras
 
     def __call__(self, value: object) -> None:
+        """Raise marshmallow's error if a rule says no."""
         try:
             self.node.check(value, ())
         except RefusedError as refused:

@@ -137,8 +137,10 @@ class _Writer:
     def _reference(self, field: our.ValueField, *, tagged: bool = False) -> dict[str, JSON]:
         """Refer to a class, and to its subclasses, which are always tagged."""
         found: list[JSON] = [self._define(field.cls, field.schema, tagged=tagged)]
-        for subclass in _subclasses(field.cls):
-            found.append(self._define(subclass, field.schema_of(subclass), tagged=True))
+        found += [
+            self._define(subclass, field.schema_of(subclass), tagged=True)
+            for subclass in _subclasses(field.cls)
+        ]
         if len(found) == 1 and isinstance(found[0], dict):
             return found[0]
         return {"anyOf": found}
@@ -222,7 +224,7 @@ def _constraints(extras: tuple[object, ...]) -> dict[str, JSON]:
                 made["maxLength"] = extra.max if exact is None else exact
             case validate.OneOf():
                 made["enum"] = list(extra.choices)
-            case validate.Regexp():
+            case validate.Regexp() if isinstance(extra.regex.pattern, str):
                 made["pattern"] = f"^{extra.regex.pattern.removeprefix('^')}"
             case _:
                 pass
@@ -278,32 +280,34 @@ class _Comparison:
         if "anyOf" in old or "anyOf" in new:
             return self._alternatives(old, new, path)
         found = _kinds_lost(old, new, where)
-        for key in sorted((old.keys() | new.keys()) - _ANNOTATIONS - _COMPARED):
-            if key in new and old.get(key) != new[key]:
-                found.append(f"{where} has another {key}: {old.get(key)!r}, now {new[key]!r}")
+        found += [
+            f"{where} has another {key}: {old.get(key)!r}, now {new[key]!r}"
+            for key in sorted(new.keys() - _ANNOTATIONS - _COMPARED)
+            if old.get(key) != new[key]
+        ]
         return [*found, *self._properties(old, new, path), *self._items(old, new, path)]
 
     def _alternatives(self, old: Any, new: Any, path: str) -> list[str]:
-        found = []
-        for member in old.get("anyOf", [old]):
-            if not any(
-                not _Comparison({"$defs": self._old_definitions}, {"$defs": self._new_definitions})
-                ._with(self._seen)
-                .fragment(member, other, path)
-                for other in new.get("anyOf", [new])
-            ):
-                found.append(f"{path or 'the message'} no longer takes {_short(member)}")
-        return found
+        """Each alternative of before must be taken by one of now."""
+        now = [kind for member in new.get("anyOf", [new]) for kind in _split(member)]
+        return [
+            f"{path or 'the message'} no longer takes {_short(kind)}"
+            for member in old.get("anyOf", [old])
+            for kind in _split(member)
+            if all(self._would_break(kind, other, path) for other in now)
+        ]
 
-    def _with(self, seen: set[tuple[str, str]]) -> _Comparison:
-        self._seen = set(seen)
-        return self
+    def _would_break(self, old: Any, new: Any, path: str) -> bool:
+        before = set(self._seen)
+        broken = bool(self.fragment(old, new, path))
+        if broken:
+            self._seen = before
+        return broken
 
     def _properties(self, old: Any, new: Any, path: str) -> list[str]:
         before, now = old.get("properties", {}), new.get("properties", {})
-        found = []
-        for name in sorted(set(new.get("required", ())) - set(old.get("required", ()))):
-            found.append(f"{_join(path, name)} is now required")
+        added = sorted(set(new.get("required", ())) - set(old.get("required", ())))
+        found = [f"{_join(path, name)} is now required" for name in added]
         for name, fragment in before.items():
             if name not in now:
                 found.append(f"{_join(path, name)} is gone")
@@ -381,6 +385,14 @@ def _values(fragment: Mapping[str, Any]) -> list[Any] | None:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def _split(fragment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Take a list of types apart, so that its members can find their places one by one."""
+    kinds = fragment.get("type")
+    if not isinstance(kinds, list):
+        return [fragment]
+    return [{**fragment, "type": kind} for kind in kinds]
 
 
 def _short(fragment: Mapping[str, Any]) -> str:
