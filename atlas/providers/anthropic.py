@@ -63,6 +63,7 @@ __all__ = ["AnthropicProvider"]
 _NAME: Final = "anthropic"
 _DEFAULT_MODEL: Final = "claude-sonnet-5-5"
 _DRAIN: Final = 0.25  # seconds for the end of the body after the end marker: then reuse is given up
+_LISTING: Final = 30.0  # seconds for one page of the list of models
 _BODY_SHOWN: Final = 65_536  # bytes read of an answer that is no event stream
 _NEEDS_KEY: Final = (
     "The provider 'anthropic' needs a key: set ANTHROPIC_API_KEY, or give `api_key`."
@@ -114,7 +115,7 @@ class AnthropicProvider:
         self._model = model or _DEFAULT_MODEL
         self._max_tokens = max_tokens
         self._capabilities = Capabilities(
-            tools=True, thinking=True, json_schema=True, vision=True, context_window=context_window
+            tools=True, thinking=True, json_schema=True, context_window=context_window
         )
         self._client = _client(api_key, base_url)
         self._closed = False
@@ -161,8 +162,16 @@ class AnthropicProvider:
 
     async def models(self) -> Sequence[str]:
         """Return the ids of the models that this key may ask."""
-        with self._neutral_errors("", None):
-            return tuple([model.id async for model in self._client.models.list()])
+        with self._neutral_errors("", _LISTING):
+            try:
+                page = self._client.models.list(timeout=_LISTING)
+                return tuple([model.id async for model in page])
+            except (AttributeError, TypeError, ValueError) as error:
+                raise InvalidResponseError(
+                    f"The list of models of {_NAME} is not what its protocol promises ({error!r}); "
+                    f"check `base_url` and any proxy on the way.",
+                    provider=_NAME,
+                ) from error
 
     async def aclose(self) -> None:
         """Close all connections; streams that still run end in `ConnectionFailedError`."""
@@ -236,6 +245,12 @@ def _client(api_key: str | None, base_url: str | None) -> anthropic.AsyncAnthrop
         ) from error
     if not (client.api_key or client.auth_token or client.credentials):
         raise MissingCredentialsError(_NEEDS_KEY)
+    key = client.api_key or client.auth_token or ""
+    if not key.isascii() or not key.isprintable():
+        raise ConfigurationError(
+            "The key for 'anthropic' has characters that cannot be sent; copy it again, without "
+            "quotes or line ends."
+        )
     return client
 
 

