@@ -298,7 +298,11 @@ async def test_the_total_deadline_interrupts_a_wait() -> None:
     with pytest.raises(DeadlineExceededError, match="total"):
         await collect(
             resilient_stream(
-                provider, request(), deadlines=Deadlines(total=0.3), sleep=sleep_too_long
+                provider,
+                request(),
+                deadlines=Deadlines(total=0.3),
+                retries=RetryPolicy(base_delay=0.0),
+                sleep=sleep_too_long,
             )
         )
 
