@@ -3,8 +3,8 @@
     python examples/03_host_app.py                    # in a terminal: open http://127.0.0.1:8003
     python examples/03_host_app.py < /dev/null        # scripted: asks itself one question
 
-The web application owns the process; Atlas starts and stops with it. A browser that goes away in
-the middle of an answer cancels that answer: look at the bus page while you close the chat page.
+A browser that goes away in the middle of an answer cancels that answer. Where the web server owns
+the process (`uvicorn module:web`), start Atlas in FastAPI's lifespan: docs/how-to/stream-to-a-browser.md.
 Needs `pip install fastapi uvicorn`.
 """
 
@@ -15,7 +15,6 @@ import sys
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import uvicorn
@@ -34,14 +33,8 @@ def server_sent(data: object, event: str = "") -> str:
 
 
 def make_web(atlas: Atlas) -> FastAPI:
-    """Return the web application around an Atlas that starts and stops with it."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with atlas:
-            yield
-
-    web = FastAPI(lifespan=lifespan)
+    """Return the web application around an Atlas that is running."""
+    web = FastAPI()
 
     @web.get("/", response_class=HTMLResponse)
     async def page() -> str:
@@ -84,48 +77,55 @@ def describe(event: Message) -> str:
     return f"{event.meta.sequence:>5}  {event.meta.name:<28}{encode_fields(event).decode()[:120]}"
 
 
-async def ask_itself(server: uvicorn.Server) -> None:
-    """Start the server, ask one question like a browser does, print what comes back, stop."""
-    serving = asyncio.create_task(server.serve())
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
-    if server.started:
-        port = server.servers[0].sockets[0].getsockname()[1]
-        question = urllib.parse.quote("Explain event sourcing in one line.")
-        url = f"http://127.0.0.1:{port}/chat?question={question}"
-        print(f"GET {url}\n")
-        await asyncio.to_thread(print_lines, url)
-        server.should_exit = True
-    await serving
+async def serve(options: argparse.Namespace) -> None:
+    """Run Atlas, and the web application inside it, until Ctrl-C; scripted: for one question."""
+    interactive = sys.stdin.isatty()
+    async with Atlas(provider=options.provider, model=options.model) as atlas:
+        config = uvicorn.Config(
+            make_web(atlas),
+            port=options.port if interactive else 0,  # 0: any free port
+            log_level="info" if options.verbose else "error",
+            timeout_graceful_shutdown=1,  # the bus page's stream never ends by itself
+        )
+        server = uvicorn.Server(config)
+        if interactive:
+            print(f"Open http://127.0.0.1:{options.port}; Ctrl-C ends.")
+            await server.serve()
+            return
+        serving = asyncio.create_task(server.serve())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            port = server.servers[0].sockets[0].getsockname()[1]
+            await asyncio.to_thread(ask, f"http://127.0.0.1:{port}/chat?question=")
+            server.should_exit = True
+        await serving
 
 
-def print_lines(url: str) -> None:
-    """Print what a server sends, line by line, as it comes."""
+def ask(url: str) -> None:
+    """Ask one question as a browser does, and print what the server sends, as it comes."""
+    url += urllib.parse.quote("Explain event sourcing in one line.")
+    print(f"GET {url}\n")
     with urllib.request.urlopen(url) as lines:
         for line in lines:
             print(line.decode().rstrip(), flush=True)
 
 
 def main() -> int:
-    """Read the options and serve."""
+    """Read the options and serve; errors become one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--provider", help="anthropic, openai, ollama, local or scripted")
     parser.add_argument("--model", help="the provider's name of a model, or a GGUF file")
     parser.add_argument("--port", type=int, default=8003)
     parser.add_argument("--verbose", action="store_true", help="log requests")
     options = parser.parse_args()
-    interactive = sys.stdin.isatty()
-    config = uvicorn.Config(
-        make_web(Atlas(provider=options.provider, model=options.model)),
-        port=options.port if interactive else 0,  # 0: any free port
-        log_level="info" if options.verbose else "error",
-        timeout_graceful_shutdown=1,  # the bus page's stream never ends by itself
-    )
-    if interactive:
-        print(f"Open http://127.0.0.1:{options.port}; Ctrl-C ends.")
-        uvicorn.Server(config).run()
-    else:
-        asyncio.run(ask_itself(uvicorn.Server(config)))
+    try:
+        asyncio.run(serve(options))
+    except AtlasError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print()
     return 0
 
 

@@ -1,5 +1,6 @@
 """Every example runs as its first lines say: no argument, no key, no network, under a minute."""
 
+import asyncio
 import importlib.util
 import os
 import pty
@@ -139,26 +140,30 @@ def example_module(name: str) -> object:
 
 
 class Served:
-    """The host application of example 03 in a server of its own."""
+    """The host application of example 03, in a thread and on a port of its own."""
 
     def __init__(self, atlas: Atlas) -> None:
-        self.atlas = atlas
         web = example_module("03_host_app").make_web(atlas)
         config = uvicorn.Config(web, port=0, log_level="error", timeout_graceful_shutdown=1)
+        self._atlas = atlas
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
-    def __enter__(self) -> str:
-        ready = threading.Event()
+    async def _serve(self) -> None:
         startup = self._server.startup
 
         async def announced(*arguments: object, **options: object) -> None:
             await startup(*arguments, **options)
-            ready.set()
+            self._ready.set()
 
         self._server.startup = announced
+        async with self._atlas:
+            await self._server.serve()
+
+    def __enter__(self) -> str:
         self._thread.start()
-        assert ready.wait(20)
+        assert self._ready.wait(20)
         port = self._server.servers[0].sockets[0].getsockname()[1]
         return f"http://127.0.0.1:{port}"
 
@@ -218,3 +223,11 @@ def test_a_question_that_makes_no_sense_is_a_clear_answer() -> None:
 def test_the_page_is_served() -> None:
     with Served(Atlas(provider=ListProvider([]))) as url:
         assert "<h1>Ask the model</h1>" in httpx.get(url, timeout=20).text
+
+
+def test_the_host_application_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
+    code, _, err = run(EXAMPLES / "03_host_app.py", tmp_path, "--provider", "nope")
+
+    assert code == 1
+    assert err.startswith("Error: No provider is registered as 'nope'")
+    assert len(err.splitlines()) == 1
