@@ -254,6 +254,17 @@ async def test_closing_a_slow_reader_frees_the_producer():
     assert slow.ending == "detached"
 
 
+async def test_closing_a_reader_ends_the_consumer_that_waits_in_it():
+    buffer = StreamBuffer[int]()
+    reader = buffer.read()
+    task = asyncio.create_task(collect(reader))
+    await settle()
+    reader.close()
+    reader.close()
+
+    assert await asyncio.wait_for(task, 10) == []
+
+
 async def test_closing_the_only_reader_frees_the_producer():
     buffer = StreamBuffer[int](capacity=2)
     async with buffer.read():
@@ -749,3 +760,90 @@ def test_readers_on_many_loops_and_threads_see_what_many_producers_put():
     assert seen.count(seen[0]) == 4
     for name in range(4):
         assert [n for who, n in seen[0] if who == name] == list(range(500))
+
+
+# -- races, forced --------------------------------------------------------------------------------
+
+
+class MeddledBuffer(StreamBuffer):
+    """Lets another thread's step happen at a moment of the test's choice."""
+
+    def __init__(self, *args, **options) -> None:
+        self.before_put = self.after_lag = lambda: None
+        super().__init__(*args, **options)
+
+    def put_nowait(self, item) -> bool:
+        meddle, self.before_put = self.before_put, lambda: None
+        meddle()
+        return super().put_nowait(item)
+
+    def _lag(self) -> int:
+        lag = super()._lag()
+        meddle, self.after_lag = self.after_lag, lambda: None
+        meddle()
+        return lag
+
+
+@pytest.mark.parametrize("way", ["put", "put_from_thread"])
+async def test_an_item_dropped_because_others_were_quicker_is_not_put_again(way):
+    buffer = MeddledBuffer(capacity=4, overflow="drop_newest")
+    reader = buffer.read()
+    put_all(buffer, [0])
+    buffer.before_put = lambda: put_all(buffer, [1, 2, 3])
+    if way == "put":
+        await buffer.put(9)
+    else:
+        buffer.put_from_thread(9)
+
+    assert buffer.stats.accepted == 5
+    assert await reader.next_batch() == [0, 1, 2, 3]
+
+
+async def test_reads_that_come_just_before_the_mark_is_raised_are_not_overlooked():
+    buffer = MeddledBuffer(capacity=2)
+    reader = buffer.read()
+    put_all(buffer, [0])
+    got = []
+    buffer.after_lag = lambda: setattr(
+        buffer, "after_lag", lambda: got.extend([next(reader), next(reader)])
+    )
+    put_all(buffer, [1])
+
+    assert got == [0, 1]
+    assert not buffer.is_high
+    await asyncio.wait_for(buffer.put(2), 10)
+
+
+async def test_cancelled_waiters_leave_nothing_behind():
+    buffer = StreamBuffer[int](capacity=1)
+    reader = buffer.read()
+    reads = [asyncio.create_task(anext(buffer.read())) for _ in range(3)]
+    await settle()
+    for task in reads:
+        task.cancel()
+    await asyncio.wait(reads)
+    assert buffer._sleepers == []
+    put_all(buffer, [1])
+    puts = [asyncio.create_task(buffer.put(2)) for _ in range(3)]
+    await settle()
+    for task in puts:
+        task.cancel()
+    await asyncio.wait(puts)
+
+    assert buffer._sleepers == buffer._blocked == buffer._parked == []
+    assert await anext(reader) == 1
+
+
+async def test_a_paused_reader_is_not_woken_by_every_item():
+    buffer = StreamBuffer[int]()
+    reader = buffer.read()
+    task = asyncio.create_task(anext(reader))
+    await settle()
+    buffer.pause()
+    sleeper = reader._waiting
+    put_all(buffer, [1, 2])
+    await settle()
+
+    assert reader._waiting is sleeper
+    buffer.resume()
+    assert await task == 1
