@@ -16,7 +16,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import PurePath
 from typing import Any, Literal, NoReturn, TypeVar
 
 from atlas.core.nodes import (
@@ -488,7 +487,7 @@ def _refuse_form(annotation: object, scope: Scope) -> NoReturn:
     )
     if annotation is Any or annotation is object:
         mend = "Use atlas.typing.JSON for free JSON, or name the type."
-    elif isinstance(annotation, type) and issubclass(annotation, PurePath):
+    elif getattr(annotation, "__module__", "").startswith("pathlib"):  # not loaded to say this
         mend = "Paths differ between systems: keep the path as a str."
     elif annotation in (list, tuple, set, frozenset, dict, *_SEQUENCES, *_SETS, *_MAPPINGS):
         mend = "Say what it holds, as in tuple[str, ...] or dict[str, int]."

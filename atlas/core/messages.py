@@ -17,10 +17,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import inspect
 import linecache
 import operator
 import re
+import struct
 import sys
 import threading
 import types
@@ -77,6 +79,7 @@ MessageT = TypeVar("MessageT", bound="Message")
 ClassT = TypeVar("ClassT", bound=type)
 AnswerT = TypeVar("AnswerT")
 
+_PACK_ID = struct.Struct(">QQ").pack
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_HEADERS: Mapping[str, str] = FrozenDict()
 
@@ -92,12 +95,16 @@ def message_id(origin: Origin) -> str:
     bus, sequence, time_ns = origin
     if isinstance(bus, str):
         return bus
+    return _formatted(bus, sequence, time_ns)
+
+
+@functools.lru_cache(maxsize=4096)  # all messages of a run ask for the id of its first one
+def _formatted(bus: int, sequence: int, time_ns: int) -> str:
     milliseconds, rest = divmod(time_ns, 1_000_000)
-    tail = (sequence & 0xFFFF_FFFF) << 30 | (bus & 0x3FFF_FFFF)
-    return (
-        f"{milliseconds >> 16 & 0xFFFF_FFFF:08x}-{milliseconds & 0xFFFF:04x}"
-        f"-7{(rest << 12) // 1_000_000:03x}-{0x8000 | tail >> 48:04x}-{tail & 0xFFFF_FFFF_FFFF:012x}"
-    )
+    head = (milliseconds & 0xFFFF_FFFF_FFFF) << 16 | 0x7000 | (rest << 12) // 1_000_000
+    tail = 0b10 << 62 | (sequence & 0xFFFF_FFFF) << 30 | (bus & 0x3FFF_FFFF)
+    text = _PACK_ID(head, tail).hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 class Metadata:
