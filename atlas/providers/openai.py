@@ -62,7 +62,8 @@ try:
     import openai
 except ImportError as error:
     raise MissingDependencyError(
-        "The openai provider needs the openai package; install it with pip install 'atlas[openai]'.",
+        "The provider 'openai' needs the package openai; "
+        "install it with `pip install 'atlas[openai]'`.",
         extra="openai",
     ) from error
 
@@ -117,9 +118,8 @@ class OpenAIProvider:
                 api_key=_key(api_key, base_url),
                 base_url=base_url,
                 default_headers=headers,
-                max_retries=0,
             )
-        self._client = client
+        self._client = client.with_options(max_retries=0)
         self._address = str(client.base_url)
         self._official = _is_official(self._address)
         self._api: Literal["chat", "responses"] = api or ("responses" if self._official else "chat")
@@ -161,6 +161,9 @@ class OpenAIProvider:
                             return
             except httpx2.HTTPError as error:
                 raise self._transport_error(error, request, model) from error
+            except ProviderError as error:
+                error.request_id = error.request_id or answer.headers.get("x-request-id")
+                raise
         for delta in translator.end(decoder.finish()):
             yield delta
 
@@ -205,6 +208,10 @@ class OpenAIProvider:
     @contextlib.asynccontextmanager
     async def _answer(self, request: ChatRequest, model: str) -> AsyncIterator[httpx2.Response]:
         """Send the request; the connection is released at the end of the block."""
+        if self._client.is_closed():
+            raise ProviderError(
+                "The provider 'openai' is closed; make a new one.", provider=self.name, model=model
+            )
         timeout = httpx2.Timeout(None, connect=request.connect_timeout)
         if self._api == "responses":
             sending = self._client.responses.with_streaming_response.create(
@@ -224,7 +231,7 @@ class OpenAIProvider:
                 raise self._neutral(error, request, model) from error
             except (TypeError, ValueError) as error:
                 raise BadRequestError(
-                    f"The request cannot be sent to openai: {error}. Check what is in `extra`.",
+                    f"The request cannot be sent to openai: {error}. Check its texts and `extra`.",
                     provider=self.name,
                     model=model,
                 ) from error

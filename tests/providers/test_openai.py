@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import threading
 
+import openai
 import pytest
 from support.cases import CASES, Row
 from support.checking import ask, check_row, request
@@ -17,7 +19,7 @@ from support.openai_cases import (
     responses_answer,
     words,
 )
-from support.wire import HANG, RESET, Answer, Gate, Repeat, WireServer, sse
+from support.wire import HANG, RESET, Answer, Gate, Repeat, WireServer, pieces, sse
 
 from atlas.errors import (
     BadRequestError,
@@ -26,6 +28,7 @@ from atlas.errors import (
     DeadlineExceededError,
     InvalidResponseError,
     MissingCredentialsError,
+    OverloadedError,
     ProviderError,
 )
 from atlas.providers.base import Finished, Provider, TextDelta
@@ -145,6 +148,31 @@ async def test_a_reset_connection_is_a_typed_error() -> None:
         await provider.aclose()
 
 
+async def test_an_encoded_body_is_decoded_and_a_broken_one_is_named() -> None:
+    whole = gzip.compress(b"".join((*words("Hello"), chunk({}, "stop"), sse("[DONE]"))))
+    headers = {"content-encoding": "gzip"}
+    with WireServer() as server:
+        server.play(Answer(*pieces(whole, 9), headers=headers), Answer(b"data", headers=headers))
+        provider = chat_at(server.url)
+
+        assert (await ask(provider)).text == "Hello"
+        with pytest.raises(InvalidResponseError, match="decompressing"):
+            await ask(provider)
+        await provider.aclose()
+
+
+async def test_an_error_inside_a_stream_knows_its_request() -> None:
+    failure = sse({"error": {"message": "busy", "code": 503}})
+    with WireServer() as server:
+        server.play(Answer(*words("Hello"), failure, headers={"x-request-id": "req_7"}))
+        provider = chat_at(server.url)
+
+        with pytest.raises(ProviderError) as caught:
+            await ask(provider)
+        assert (caught.value.kind, caught.value.request_id) == ("overloaded", "req_7")
+        await provider.aclose()
+
+
 # -- leaving --------------------------------------------------------------------------------------
 
 
@@ -248,8 +276,11 @@ async def test_closing_the_provider_ends_open_streams_with_a_typed_error() -> No
         await provider.aclose()
 
         await server.connections[0].wait_closed()
-        with pytest.raises(ProviderError):
+        with pytest.raises(ConnectionFailedError) as caught:
             await reader
+        assert caught.value.partial == "Hello"
+        with pytest.raises(ProviderError, match="is closed"):
+            await ask(provider)
 
 
 async def test_many_streams_at_once_on_one_client_leave_nothing_behind() -> None:
@@ -570,6 +601,29 @@ async def test_models_are_listed_sorted_and_failures_are_named() -> None:
             with pytest.raises(InvalidResponseError, match="base URL"):
                 await provider.models()
         await provider.aclose()
+
+
+async def test_a_text_that_no_encoding_has_is_a_bad_request() -> None:
+    provider = chat_at("http://127.0.0.1:9")
+
+    with pytest.raises(BadRequestError, match="cannot be sent"):
+        await ask(provider, request("half a pair: \ud800"))
+    await provider.aclose()
+
+
+async def test_a_client_of_ones_own_is_used_without_its_retries() -> None:
+    with WireServer() as server:
+        server.play(next(row.answer for row in ERROR_ROWS if row.case == "overloaded-503"))
+        client = openai.AsyncOpenAI(
+            api_key="key", base_url=server.url, default_headers={"x-own": "1"}
+        )
+        provider = OpenAIProvider(client=client)
+
+        with pytest.raises(OverloadedError):
+            await ask(provider)
+        assert [asked.headers["x-own"] for asked in server.requests] == ["1"]
+        await provider.aclose()
+        assert client.is_closed()
 
 
 # -- configuring ----------------------------------------------------------------------------------
