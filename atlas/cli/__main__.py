@@ -19,13 +19,14 @@ import click
 from atlas.errors import AtlasError
 
 COMMANDS: Final[Mapping[str, str]] = {
-    "chat": "atlas.cli.chat:chat",
-    "providers": "atlas.cli.providers:providers",
+    "chat": "Ask a model and stream its answer.",
+    "providers": "Show every provider: is it configured, does it answer, which models has it.",
 }
+"""The commands and what they do; each is the function of its name in the module of its name."""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for."""
+    """A group that imports a command's module when the command is called, not to list it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         """Return the names of all commands, without importing any."""
@@ -35,9 +36,13 @@ class LazyGroup(click.Group):
         """Import and return one command; None when there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
-        module, attribute = COMMANDS[cmd_name].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(f"atlas.cli.{cmd_name}"), cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
 
 
 @click.group(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import click
 
@@ -12,6 +13,7 @@ from atlas.cli.options import json_option, model_options
 from atlas.core.messages import Event
 from atlas.core.schema.codec import encode
 from atlas.providers.conversation import Conversation
+from atlas.providers.messages import StreamCancelled, StreamCompleted, StreamFailed
 from atlas.providers.reply import SyncReply
 
 HELP = "Ctrl-C stops an answer, Ctrl-D or an empty line ends the conversation."
@@ -43,15 +45,14 @@ def chat(
     """
     interactive = not prompt and sys.stdin.isatty()
     with Atlas(provider=provider, model=model) as app:
-        if as_json:
-            app.bus.subscribe("stream.**", print_event)
         if verbose and not as_json:
             click.secho(app.describe(), fg="bright_black", err=True)
-        talk = app.conversation(
-            system=system or "", max_tokens=max_tokens, temperature=temperature
-        )
+        talk = app.conversation(system=system or "", max_tokens=max_tokens, temperature=temperature)
         for question in read_questions() if interactive else [given(prompt)]:
-            answer(talk, question, as_json=as_json, verbose=verbose or interactive)
+            if as_json:
+                print_events(app, talk, question)
+            else:
+                print_answer(talk, question, verbose=verbose or interactive)
 
 
 def given(prompt: tuple[str, ...]) -> str:
@@ -76,20 +77,30 @@ def read_questions() -> Iterator[str]:
         yield question
 
 
-def answer(talk: Conversation, question: str, *, as_json: bool, verbose: bool) -> None:
+def print_answer(talk: Conversation, question: str, *, verbose: bool) -> None:
     """Stream one answer to standard output; Ctrl-C stops this answer only."""
     reply = talk.chat_sync(question)
     try:
         for token in reply:
-            if not as_json:
-                click.echo(token, nl=False)
+            click.echo(token, nl=False)
     except KeyboardInterrupt:
         reply.cancel()
-    if as_json:
-        return
     click.echo()
     if verbose:
         click.secho(summary(reply), fg="bright_black", err=True)
+
+
+def print_events(app: Atlas, talk: Conversation, question: str) -> None:
+    """Print every event of one answer as a line of JSON: its name, fields and place in the log."""
+    # Through a queue: printed by a handler, an error of standard output would be the bus's affair.
+    events: SimpleQueue[Event] = SimpleQueue()
+    with app.bus.subscribe("stream.**", events.put):
+        reply = talk.chat_sync(question)
+        event = None
+        while not isinstance(event, StreamCompleted | StreamCancelled | StreamFailed):
+            event = events.get()
+            click.echo(encode(event))
+    reply.result()
 
 
 def summary(reply: SyncReply) -> str:
@@ -102,8 +113,3 @@ def summary(reply: SyncReply) -> str:
         None if timing.tokens_per_second is None else f"{timing.tokens_per_second:.0f} per second",
     ]
     return " · ".join(fact for fact in facts if fact)
-
-
-def print_event(event: Event) -> None:
-    """Print an event as one line of JSON: its name, its fields, its place in the log."""
-    click.echo(encode(event))
