@@ -35,9 +35,10 @@ def buffer_nowait(count: int) -> None:
     async def main() -> None:
         buffer = StreamBuffer[str](CAPACITY)
         with buffer.read() as reader:
+            get = reader.__anext__  # what `async for` calls
             for _ in range(count):
                 buffer.put_nowait("token")
-                await anext(reader)
+                await get()
 
     asyncio.run(main())
 

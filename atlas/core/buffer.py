@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeAlias, TypeVar, cast
 
@@ -535,15 +535,16 @@ class StreamBuffer(Generic[T]):
         "__weakref__",
         "_accumulator",
         "_acquire",
-        "_appends",
         "_blocked",
         "_calls",
         "_capacity",
         "_ending",
         "_error",
+        "_give",
         "_high",
         "_high_water",
         "_hits",
+        "_keep",
         "_lock",
         "_low_water",
         "_merge",
@@ -597,7 +598,9 @@ class StreamBuffer(Generic[T]):
         self._nothing: deque[T] = deque(maxlen=0)
         self._accumulator = None if merge is None else _Accumulator(merge)
         self._readers: list[BufferReader[T]] = []
-        self._appends: tuple[Callable[[T], None], ...] = ()
+        # What a put does when nothing stands in its way; see `_rebuild`.
+        self._keep: Callable[[T], None]
+        self._give: Callable[[T], None]
         self._retired = ReaderStats(0, 0, 0, 0, 0)
         # Items that fit before any reader can have reached the high-water mark; see the module.
         # Zero before the first put, above the mark, and after the end.
@@ -647,8 +650,8 @@ class StreamBuffer(Generic[T]):
         try:
             if self._room > 1:
                 self._room -= 1
-                for append in self._appends:
-                    append(item)
+                self._keep(item)
+                self._give(item)
                 if not self._sleepers:
                     return True
                 sleepers = self._sleepers
@@ -998,11 +1001,12 @@ class StreamBuffer(Generic[T]):
         return reader
 
     def _rebuild(self) -> None:
-        """Prepare what the fast path of a put calls: one append per reader and one for the text."""
+        """Prepare the two calls of the fast path: remember the item, give it to the readers."""
         appends = [reader._items.append for reader in self._readers]
-        if self._accumulator is not None:
-            appends.append(self._accumulator.pieces.append)
-        self._appends = tuple(appends)
+        kept = self._nothing if self._accumulator is None else self._accumulator.pieces
+        self._keep = kept.append
+        # With one reader, which is the rule, both are calls into C.
+        self._give = appends[0] if len(appends) == 1 else partial(_call_each, appends)
 
     def _gate_readers(self) -> None:
         for reader in self._readers:
@@ -1088,6 +1092,11 @@ class StreamBuffer(Generic[T]):
         waiters = self._sleepers + self._parked + self._blocked
         self._sleepers, self._parked, self._blocked = [], [], []
         return waiters
+
+
+def _call_each(calls: list[Callable[[T], None]], item: T) -> None:
+    for call in calls:
+        call(item)
 
 
 def _check_settings(
