@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias
 
 from atlas.errors import (
     AtlasError,
+    ConfigurationError,
     DeadlineExceededError,
     DeadlineName,
     IncompleteStreamError,
@@ -51,6 +52,9 @@ class Deadlines:
             holds a stream back for an hour breaks no deadline of the vendor's.
         total: From the start of the first attempt to the end of the answer, retries, waits
             between them and pauses of the reader included.
+
+    Raises:
+        ConfigurationError: A deadline is not above 0.
     """
 
     connect: float | None = 10.0
@@ -62,7 +66,7 @@ class Deadlines:
         for name in ("connect", "first_token", "gap", "total"):
             seconds = getattr(self, name)
             if seconds is not None and not seconds > 0:
-                raise ValueError(
+                raise ConfigurationError(
                     f"The deadline {name!r} is {seconds!r}; give a number of seconds above 0, or "
                     f"None for no limit."
                 )
@@ -85,6 +89,9 @@ class RetryPolicy:
             for: its error is raised.
         random: Draws the jitter: a function that returns a number from 0 up to 1. Give
             ``random.Random(seed).random`` for delays that can be reproduced.
+
+    Raises:
+        ConfigurationError: There is no attempt at all, or a time is below 0.
     """
 
     attempts: int = 3
@@ -95,10 +102,14 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
-            raise ValueError(f"attempts is {self.attempts!r}; give at least 1, which is no retry.")
+            raise ConfigurationError(
+                f"attempts is {self.attempts!r}; give at least 1, which is no retry."
+            )
         for name in ("base_delay", "max_delay", "max_retry_after"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; give seconds, 0 or more.")
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}; give seconds, 0 or more."
+                )
 
     def delay(self, attempt: int, error: ProviderError) -> float | None:
         """Return the seconds to wait after failed attempt number ``attempt``; None: give up."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
+import socket
 import threading
 
 import openai
@@ -376,6 +378,26 @@ async def test_a_refused_connection_says_so() -> None:
     with pytest.raises(ConnectionFailedError, match=r"127\.0\.0\.1.*refused the connection"):
         await ask(provider)
     await provider.aclose()
+
+
+async def test_a_server_that_accepts_nobody_breaks_the_connect_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, contextlib.ExitStack() as stack:
+        for _ in range(2):  # the kernel takes the first ones for the server
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        provider = chat_at(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+
+        with pytest.raises(DeadlineExceededError, match=r"no connection within 0\.2 s") as caught:
+            async with resilient_stream(
+                provider,
+                request(),
+                deadlines=Deadlines(connect=0.2),
+                retries=RetryPolicy(attempts=1),
+            ) as deltas:
+                await anext(deltas)
+        assert caught.value.deadline == "connect"
+        await provider.aclose()
 
 
 async def test_a_failed_tls_handshake_says_so() -> None:

@@ -187,13 +187,13 @@ def test_the_vendors_wish_is_the_least_that_is_waited_up_to_a_bound() -> None:
 
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"base_delay": -1.0}, {"max_delay": -1.0}])
 def test_policies_that_make_no_sense_are_refused(wrong) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         RetryPolicy(**wrong)
 
 
 @pytest.mark.parametrize("name", ["connect", "first_token", "gap", "total"])
 def test_deadlines_that_make_no_sense_are_refused(name) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ConfigurationError, match=name):
         Deadlines(**{name: 0})
 
 
