@@ -11,8 +11,7 @@ How it works, and why it is fast:
 - Producers share one lock and a number, ``_room``: that many items surely fit before any reader
   can have reached the high-water mark. Readers only ever make more room, so the number stays true
   without looking at them, and a put is: decrement, append, return.
-- Everything rare (full, paused, rate-limited, ended, somebody asleep) goes by the slow path,
-  under the lock.
+- Everything rare (full, empty, paused, rate-limited, ended) goes by the slow path, under the lock.
 - Waiters are woken once per burst: whoever wakes a sleeper takes it off the list first, and the
   sleeper looks at the deque itself. Nothing is handed over through a future, hence a cancelled
   waiter can lose neither an item nor a wake-up.
@@ -316,8 +315,16 @@ class BufferReader(Generic[T]):
                 taken = self._take_what_may_be(most)
                 if taken is not None:
                     return taken
-            waiter = make_waiter()
-            self._enter(waiter)
+            if self._waiting is not None and not self._waiting.done():
+                raise StreamBufferError(
+                    "This reader is already being waited on by another consumer. "
+                    "Give each consumer a reader of its own: `buffer.read()`."
+                )
+            self._waiting = waiter = make_waiter()
+            if buffer._paused or self._delay is not None:
+                self._park(waiter)
+            else:
+                buffer._sleepers.append(waiter)
             return waiter
         finally:
             buffer._release()
@@ -357,17 +364,11 @@ class BufferReader(Generic[T]):
             self._bucket.spend(count)
         return [items.popleft() for _ in range(count)]
 
-    def _enter(self, waiter: Waiter) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            raise StreamBufferError(
-                "This reader is already being waited on by another consumer. "
-                "Give each consumer a reader of its own: `buffer.read()`."
-            )
-        self._waiting = waiter
+    def _park(self, waiter: Waiter) -> None:
+        """Sleep through what is put: only time or a change of state lets the reader go on."""
         if self._delay is not None:
             set_alarm(waiter, self._delay)
-        held = self._buffer._paused or self._delay is not None
-        (self._buffer._parked if held else self._buffer._sleepers).append(waiter)
+        self._buffer._parked.append(waiter)
 
     def _give_up(self, waiter: Waiter) -> None:
         self._waiting = None
