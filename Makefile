@@ -18,7 +18,7 @@ help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo ## stream an answer of a real local model (no key, no network service)
-	@$(RUN)/python examples/02_streaming_chat.py < /dev/null
+	@$(RUN)/python examples/02_streaming_chat.py --provider local < /dev/null
 
 test: $(VENV)/.dev ## run the whole test suite
 	$(RUN)/python -m pytest

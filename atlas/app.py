@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from typing_extensions import Unpack
 
@@ -125,14 +125,14 @@ class Atlas:
                 await self.bus.aclose()
             self.state.close()
 
-    async def __aenter__(self) -> Atlas:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
-    def __enter__(self) -> Atlas:
+    def __enter__(self) -> Self:
         thread = LoopThread.start("atlas")
         try:
             thread.run(self.start())
@@ -205,7 +205,8 @@ class Atlas:
             AppNotRunningError: The application is not running.
         """
         self._running()
-        assert self._default is not None and self._choice is not None
+        assert self._default is not None
+        assert self._choice is not None
         model = self._choice.model or _default_model(self._default)
         return f"{self._default.name} · {model} ({self._choice.reason})"
 

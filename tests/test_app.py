@@ -29,6 +29,7 @@ from atlas.providers.messages import (
     Usage,
 )
 from atlas.providers.resilience import RetryPolicy
+
 from support.providers import GatedProvider, ListProvider
 
 WORDS = ["Events ", "are ", "facts."]

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,6 +16,7 @@ import uvicorn
 
 from atlas import Atlas
 from atlas.providers.messages import StreamCancelled
+
 from support.providers import GatedProvider, ListProvider
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -174,9 +174,8 @@ class Served:
 
 
 @pytest.fixture(autouse=True)
-def _direct(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield
 
 
 def test_the_host_application_streams_an_answer_as_server_sent_events() -> None:

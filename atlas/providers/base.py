@@ -176,10 +176,14 @@ class Provider(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name under which it is registered, for events and errors."""
+        ...
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        ...
 
     def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
         """Ask the model and yield deltas as they arrive.

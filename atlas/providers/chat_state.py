@@ -127,7 +127,9 @@ def _token(state: ChatState, event: StreamToken) -> ChatState:
 
 @transitions.on(StreamThinking)
 def _thought(state: ChatState, event: StreamThinking) -> ChatState:
-    return _changed(state, event.reply, lambda r: replace(r, thoughts=r.thoughts.append(event.text)))
+    return _changed(
+        state, event.reply, lambda r: replace(r, thoughts=r.thoughts.append(event.text))
+    )
 
 
 @transitions.on(StreamToolCall)
@@ -167,9 +169,7 @@ def _failed(state: ChatState, event: StreamFailed) -> ChatState:
     return _finished(state, event, lambda r: replace(r, error=event.error), "failed")
 
 
-def _changed(
-    state: ChatState, reply: str, change: Callable[[ReplyState], ReplyState]
-) -> ChatState:
+def _changed(state: ChatState, reply: str, change: Callable[[ReplyState], ReplyState]) -> ChatState:
     before = state.replies.get(reply)
     return state if before is None else _with(state, reply, change(before))
 

@@ -68,7 +68,9 @@ class Chatter(Protocol):
         *,
         conversation: Conversation | None = None,
         **options: Unpack[ChatOptions],
-    ) -> Reply: ...
+    ) -> Reply:
+        """Ask a model; see `atlas.Atlas.chat`."""
+        ...
 
     def chat_sync(
         self,
@@ -76,7 +78,9 @@ class Chatter(Protocol):
         *,
         conversation: Conversation | None = None,
         **options: Unpack[ChatOptions],
-    ) -> SyncReply: ...
+    ) -> SyncReply:
+        """Ask a model from a plain thread."""
+        ...
 
 
 class Conversation:

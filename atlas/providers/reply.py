@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from atlas.core.buffer import BufferReader, StreamBuffer
 from atlas.core.causality import caused_by
@@ -205,7 +205,7 @@ class Reply:
         assert self._completion is not None
         return self._completion
 
-    async def __aenter__(self) -> Reply:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:

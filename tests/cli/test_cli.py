@@ -14,6 +14,7 @@ import pytest
 from atlas.cli.__main__ import COMMANDS, main
 from atlas.core.schema import decode
 from atlas.providers.messages import StreamCompleted, StreamStarted, StreamToken
+
 from support.ollama_server import Model, OllamaServer
 
 PLAIN = ["ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OLLAMA_HOST", "ATLAS_PROVIDER", "ATLAS_MODEL"]
