@@ -470,7 +470,7 @@ class _Translator:
         if kind == "thinking_delta":
             return (ThinkingDelta(_text(delta.get("thinking")), block.number),)
         if kind == "signature_delta":
-            return (ThinkingDelta("", block.number, signature=delta["signature"]),)
+            return (ThinkingDelta("", block.number, signature=_text(delta["signature"])),)
         if kind == "input_json_delta" and block.kind == "tool_use":
             piece = _text(delta.get("partial_json"))
             block.arguments = "" if piece else block.arguments
@@ -479,7 +479,9 @@ class _Translator:
 
     def _message_start(self, data: dict[str, Any]) -> Sequence[Delta]:
         message = data.get("message") or {}
-        started = ResponseStarted(message.get("id"), message.get("model"))
+        started = ResponseStarted(
+            _text(message.get("id")) or None, _text(message.get("model")) or None
+        )
         return (started, *self._counted(message.get("usage")))
 
     def _block_start(self, data: dict[str, Any]) -> Sequence[Delta]:
@@ -489,15 +491,15 @@ class _Translator:
             given = json.dumps(content["input"]) if content.get("input") else ""
             block = self._new_block(data.get("index", 0), kind, given)
             self._calls_tools = True
-            return (ToolCallDelta(block.number, content["id"], content["name"]),)
+            return (ToolCallDelta(block.number, _text(content["id"]), _text(content["name"])),)
         number = self._new_block(data.get("index", 0), kind).number
         if kind == "text" and content.get("text"):
-            return (TextDelta(content["text"], number),)
+            return (TextDelta(_text(content["text"]), number),)
         if kind == "redacted_thinking":
-            return (ThinkingDelta("", number, redacted=content["data"]),)
+            return (ThinkingDelta("", number, redacted=_text(content["data"])),)
         if kind == "thinking" and (content.get("thinking") or content.get("signature")):
-            signature = content.get("signature") or None
-            return (ThinkingDelta(content.get("thinking") or "", number, signature=signature),)
+            signature = _text(content.get("signature")) or None
+            return (ThinkingDelta(_text(content.get("thinking")), number, signature=signature),)
         return ()
 
     def _block_stop(self, data: dict[str, Any]) -> Sequence[Delta]:

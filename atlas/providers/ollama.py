@@ -425,7 +425,7 @@ class _Translator:
         deltas: list[Delta] = []
         if not self._started:
             self._started = True
-            deltas.append(ResponseStarted(None, data.get("model")))
+            deltas.append(ResponseStarted(None, _text(data.get("model")) or None))
         if "message" not in data and "done" not in data:
             raise LookupError("neither message nor done")
         message = data.get("message") or {}
@@ -447,7 +447,7 @@ class _Translator:
         arguments = function.get("arguments")
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False) if arguments is not None else ""
-        return ToolCallDelta(number, call.get("id") or "", function["name"], arguments)
+        return ToolCallDelta(number, _text(call.get("id")), _text(function["name"]), arguments)
 
     def _finish(self, raw: str | None) -> Finished:
         reason = _FINISH_REASONS.get(raw or "", "unknown")
@@ -457,8 +457,8 @@ class _Translator:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return value or ""
     raise TypeError(f"{value!r} is given where text is expected")
 
 

@@ -4,11 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import importlib.util
 import socket
+import sys
 import threading
 from contextlib import aclosing
 
 import pytest
+
+from atlas.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    IncompleteStreamError,
+    InvalidResponseError,
+    MissingCredentialsError,
+    MissingDependencyError,
+    OverloadedError,
+    ProviderError,
+    RateLimitedError,
+    ServerError,
+)
+from atlas.providers.anthropic import AnthropicProvider
+from atlas.providers.assembler import Assembler
+from atlas.providers.base import ChatRequest, Provider, TextDelta
+from atlas.providers.messages import (
+    ChatMessage,
+    Completion,
+    RefusalPart,
+    TextPart,
+    ThinkingPart,
+    ToolCallPart,
+    ToolResultPart,
+    ToolSpec,
+    Usage,
+)
+from atlas.providers.resilience import Deadlines, RetryPolicy, resilient_stream
+
 from support.anthropic_cases import (
     ERROR_ROWS,
     STREAM_ROWS,
@@ -35,36 +69,6 @@ from support.wire import (
     pieces,
     sse,
 )
-
-from atlas.errors import (
-    AuthenticationError,
-    BadRequestError,
-    ConfigurationError,
-    ConnectionFailedError,
-    DeadlineExceededError,
-    IncompleteStreamError,
-    InvalidResponseError,
-    MissingCredentialsError,
-    OverloadedError,
-    ProviderError,
-    RateLimitedError,
-    ServerError,
-)
-from atlas.providers.anthropic import AnthropicProvider
-from atlas.providers.assembler import Assembler
-from atlas.providers.base import ChatRequest, Provider, TextDelta
-from atlas.providers.messages import (
-    ChatMessage,
-    Completion,
-    RefusalPart,
-    TextPart,
-    ThinkingPart,
-    ToolCallPart,
-    ToolResultPart,
-    ToolSpec,
-    Usage,
-)
-from atlas.providers.resilience import Deadlines, RetryPolicy, resilient_stream
 
 EVERY_LINE_END = "A\u0085B\u2028C\u2029D\x0b\x0c\x1cE 🎉 日本"
 
@@ -693,3 +697,13 @@ def test_it_is_a_provider_and_says_what_it_can(provider):
     assert provider.capabilities.tools
     assert provider.capabilities.thinking
     assert provider.capabilities.json_schema
+
+
+def test_without_its_package_it_names_the_extra_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anthropic", None)
+    spec = importlib.util.find_spec("atlas.providers.anthropic")
+
+    with pytest.raises(MissingDependencyError, match=r"atlas\[anthropic\]") as caught:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+    assert caught.value.extra == "anthropic"

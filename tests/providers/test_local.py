@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from atlas.errors import (
     ConfigurationError,
     ConnectionFailedError,
     ContextLengthError,
+    MissingDependencyError,
     ModelNotFoundError,
 )
 from atlas.providers import local
@@ -509,3 +511,13 @@ def test_capabilities_say_what_the_file_says():
     assert not capabilities.tools
     assert not capabilities.thinking
     assert not capabilities.vision
+
+
+def test_without_its_package_it_names_the_extra_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    spec = importlib.util.find_spec("atlas.providers.local")
+
+    with pytest.raises(MissingDependencyError, match=r"atlas\[local\]") as caught:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+    assert caught.value.extra == "local"

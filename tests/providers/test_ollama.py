@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import importlib.util
 import json
 import socket
+import sys
 import threading
 from contextlib import aclosing
 
 import ollama
 import pytest
-from support.cases import CASES, Row
-from support.checking import check_row
-from support.ollama_cases import ERROR_ROWS, STREAM_ROWS
-from support.ollama_server import Call, Failure, Model, OllamaServer, Thought
-from support.wire import (
-    DROP,
-    HANG,
-    RESET,
-    Answer,
-    Gate,
-    Repeat,
-    error_answer,
-    ndjson,
-    pieces,
-)
 
 from atlas.errors import (
     BadRequestError,
@@ -33,6 +20,7 @@ from atlas.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidResponseError,
+    MissingDependencyError,
     ModelNotFoundError,
     ProviderError,
     ServerError,
@@ -52,6 +40,22 @@ from atlas.providers.messages import (
 from atlas.providers.ollama import OllamaProvider
 from atlas.providers.resilience import Deadlines, RetryPolicy, resilient_stream
 from atlas.testing.providers import check_provider
+
+from support.cases import CASES, Row
+from support.checking import check_row
+from support.ollama_cases import ERROR_ROWS, STREAM_ROWS
+from support.ollama_server import Call, Failure, Model, OllamaServer, Thought
+from support.wire import (
+    DROP,
+    HANG,
+    RESET,
+    Answer,
+    Gate,
+    Repeat,
+    error_answer,
+    ndjson,
+    pieces,
+)
 
 EVERY_LINE_END = "A\u0085B\u2028C\u2029D\x0b\x0c\x1cE 🎉 日本 <&>"
 
@@ -597,3 +601,13 @@ def test_it_is_a_provider_and_says_what_it_can(provider):
     assert provider.name == "ollama"
     assert provider.default_model == "llama3.2"
     assert provider.capabilities.json_schema
+
+
+def test_without_its_package_it_names_the_extra_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ollama", None)
+    spec = importlib.util.find_spec("atlas.providers.ollama")
+
+    with pytest.raises(MissingDependencyError, match=r"atlas\[ollama\]") as caught:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+    assert caught.value.extra == "ollama"
