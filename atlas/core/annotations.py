@@ -96,6 +96,7 @@ class Description:
         name: Its wire name.
         version: Its version; 0 for a value.
         fields: Its fields, in order.
+        derived: What other modules made from it and keep with the class, by their own keys.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Description:
         self.name = name
         self.version = version
         self.fields = fields
+        self.derived: dict[Any, Any] = {}
         # Held only until all names are found: a frame keeps everything in it alive.
         self._frame = None if frame.f_locals is frame.f_globals else frame
         self._kept: Mapping[str, object] = {}
@@ -146,7 +148,7 @@ class Description:
         """Return the fields with the class's type variables replaced by these annotations."""
         parameters = getattr(self.cls, "__parameters__", ())
         given = {
-            variable: _Bound(argument, scope)
+            variable: argument if isinstance(argument, _Bound) else _Bound(argument, scope)
             for variable, argument in zip(parameters, arguments, strict=False)
         }
         return tuple(self._describe(given)) if given else tuple(self.nodes.items())
@@ -185,7 +187,7 @@ class Description:
             yield spec.name, describe(spec.annotation, scope)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Bound:
     """An annotation together with the place it was written in."""
 
@@ -216,7 +218,7 @@ def _inherited_variables(
 # -- from annotation to node ----------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Scope:
     """Where an annotation was written: for looking names up and for telling where it is wrong."""
 
@@ -318,8 +320,18 @@ def _describe_form(
         return _describe_alias(origin, arguments, scope)
     if isinstance(origin, type) and "__description__" in origin.__dict__:
         described = description_of(origin)
-        return ClassNode(origin, lambda: described.specialised(arguments, scope), arguments)
+        bound = tuple(_bound(argument, scope) for argument in arguments)
+        return ClassNode(origin, lambda: described.specialised(bound, scope), bound)
     return _refuse_form(annotation, scope)
+
+
+def _bound(argument: object, scope: Scope) -> object:
+    """Return what an argument of a generic class stands for here, a class itself if it is one."""
+    if isinstance(argument, TypeVar):
+        argument = scope.variables.get(argument, argument)
+    if isinstance(argument, _Bound) and isinstance(argument.annotation, type):
+        return argument.annotation
+    return argument
 
 
 def _describe_annotated(inner: object, extras: tuple[object, ...], scope: Scope) -> Node:
@@ -329,8 +341,18 @@ def _describe_annotated(inner: object, extras: tuple[object, ...], scope: Scope)
         node: Node = ANY_FLOAT
     else:
         node = describe(inner, scope)
+    for extra in extras:
+        if type(extra).__module__.partition(".")[0] in _FOREIGN_RULES:
+            scope.refuse(
+                inner,
+                f"with the rule {extra!r} of another library, which nobody would check",
+                "Use a validator of marshmallow, or a function that raises ValueError.",
+            )
     rest = tuple(extra for extra in extras if extra is not ALLOW_NAN)
     return RuleNode(node, rest) if rest else node
+
+
+_FOREIGN_RULES = frozenset({"annotated_types", "pydantic", "msgspec"})
 
 
 def _describe_union(annotation: object, arguments: tuple[object, ...], scope: Scope) -> Node:

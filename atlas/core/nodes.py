@@ -776,7 +776,7 @@ class RuleNode(Node):
 def _rules(extras: tuple[object, ...]) -> Iterable[Callable[[Any], object]]:
     for extra in extras:
         if hasattr(extra, "deserialize"):  # a marshmallow field, known by what it does
-            field = extra() if isinstance(extra, type) else extra
+            field: Any = extra() if isinstance(extra, type) else extra
             yield from field.validators
         elif callable(extra) and not isinstance(extra, type):
             yield extra

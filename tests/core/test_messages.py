@@ -395,6 +395,15 @@ class TestDeclaration:
 
         assert f"{__name__}.Odd.odd" in str(caught.value)
 
+    def test_a_rule_of_another_library_is_refused_instead_of_ignored(self):
+        from annotated_types import Gt
+
+        with pytest.raises(SchemaError, match="nobody would check"):
+
+            @message
+            class Foreign(Event):
+                count: Annotated[int, Gt(0)]
+
     def test_a_mutable_dataclass_is_refused(self):
         @dataclasses.dataclass
         class Loose:

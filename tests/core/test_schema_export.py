@@ -9,7 +9,7 @@ import textwrap
 from dataclasses import field, make_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -17,7 +17,7 @@ from marshmallow import validate
 
 from atlas.core.annotations import description_of
 from atlas.core.messages import ALLOW_NAN, Event, message, value
-from atlas.core.schema import json_schema, load, upcaster
+from atlas.core.schema import dump, json_schema, load, upcaster
 from atlas.core.schema.export import check, discover, export, release
 from atlas.core.schema.jsonschema import breaking_changes
 from atlas.core.schema.reference import reference
@@ -25,6 +25,7 @@ from atlas.core.schema.samples import invalid_samples, valid_samples
 from atlas.errors import SchemaError, ValidationError
 from atlas.typing import JSON
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 
 
@@ -112,6 +113,22 @@ class TestJsonSchema:
             with pytest.raises(ValidationError) as caught:
                 load(cls, sample["fields"])
             assert caught.value.field == sample["field"]
+
+
+@value("export.branch")
+class Branch(Generic[T]):
+    leaf: T
+    branches: tuple[Branch[T], ...] = ()
+
+
+def test_a_generic_value_that_holds_itself_has_a_schema_and_is_read_back():
+    cls = made("export.recursive", numbers=Branch[int], names=Branch[str])
+    tree = cls(Branch(1, (Branch(2),)), Branch("a", (Branch("b"),)))
+
+    assert sorted(json_schema(cls)["$defs"]) == ["export.branch", "export.branch.2"]
+    assert load(cls, json.loads(json.dumps(dump(tree)))) == tree
+    with pytest.raises(ValidationError, match="an int"):
+        load(cls, dump(cls(Branch(1), Branch("a"))) | {"numbers": {"leaf": "x"}})
 
 
 class TestBreakingChanges:

@@ -15,12 +15,12 @@ import dataclasses
 import enum
 import linecache
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from operator import itemgetter
 from typing import Any, cast
 
+from atlas.core.annotations import description_of
 from atlas.core.messages import Message, stamp
 from atlas.core.nodes import DOUBT, MAX_DIGITS, FrozenDict
 from atlas.core.schema import fields as our
@@ -40,7 +40,7 @@ class Compiled:
         text: The same to canonical JSON text.
     """
 
-    __slots__ = ("__weakref__", "read", "schema", "text", "write")
+    __slots__ = ("read", "schema", "text", "write")
 
     def __init__(self, schema: MessageSchema) -> None:
         self.schema = schema
@@ -83,25 +83,25 @@ class Compiled:
         return self.text(instance)
 
 
-_compiled: weakref.WeakKeyDictionary[MessageSchema, Compiled] = weakref.WeakKeyDictionary()
-_by_class: weakref.WeakKeyDictionary[type, Compiled] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 
 
 def compiled_schema(schema: MessageSchema) -> Compiled:
-    """Return the compiled form of a schema derived by Atlas."""
+    """Return the compiled form of a schema derived by Atlas, made once and kept with it."""
     with _lock:
-        found = _compiled.get(schema)
+        found: Compiled | None = vars(schema).get("_compiled")
         if found is None:
-            found = _compiled[schema] = Compiled(schema)
+            found = vars(schema)["_compiled"] = Compiled(schema)
         return found
 
 
 def compiled_for(cls: type) -> Compiled:
     """Return the compiled form of the schema of a declared class."""
-    found = _by_class.get(cls)
+    described: Any = cls.__dict__.get("__description__")  # anything may be asked for
+    found: Compiled | None = None if described is None else described.derived.get("compiled")
     if found is None:
-        found = _by_class[cls] = compiled_schema(schema_for(cls))
+        found = compiled_schema(schema_for(cls))
+        description_of(cls).derived["compiled"] = found
     return found
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -71,7 +70,6 @@ class MessageSchema(marshmallow.Schema):
         return self.cls(**data)
 
 
-_schemas: weakref.WeakKeyDictionary[type, MessageSchema] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 
 
@@ -83,16 +81,26 @@ def schema_for(cls: type) -> MessageSchema:
     Raises:
         SchemaError: The class is not declared, or two members of a union cannot be told apart.
     """
-    found = _schemas.get(cls)
+    return _schema_of(cls, ())
+
+
+def _schema_of(
+    cls: type,
+    arguments: tuple[object, ...],
+    fields_of: Callable[[], tuple[tuple[str, Node], ...]] | None = None,
+) -> MessageSchema:
+    """Return the schema of a declared class, generic ones by what they are used with."""
+    described = description_of(cls)
+    key = ("schema", arguments)
+    found: MessageSchema | None = described.derived.get(key)
     if found is not None:
         return found
     with _lock:
-        found = _schemas.get(cls)
+        found = described.derived.get(key)
         if found is None:
-            described = description_of(cls)
             required = {spec.name for spec in described.fields if spec.required}
-            found = _make_schema(cls, tuple(described.nodes.items()), required)
-            _schemas[cls] = found
+            named = tuple(described.nodes.items()) if fields_of is None else fields_of()
+            found = described.derived[key] = _make_schema(cls, named, required)
         return found
 
 
@@ -188,18 +196,19 @@ def _allowing_none(node: nodes.LiteralNode, options: dict[str, Any]) -> dict[str
 def _schema_of_node(
     node: nodes.ClassNode | nodes.DataclassNode,
 ) -> Callable[[], marshmallow.Schema]:
-    if isinstance(node, nodes.ClassNode) and not node.arguments:
+    if isinstance(node, nodes.DataclassNode):
+        return lambda: _make_schema(node.cls, node.fields(), _required_of(node.cls))
+    if not node.arguments:
         return lambda: schema_for(node.cls)
+    return lambda: _schema_of(node.cls, node.arguments, node.fields)
 
-    def make() -> marshmallow.Schema:
-        required = {
-            field.name
-            for field in dataclasses.fields(node.cls)
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        }
-        return _make_schema(node.cls, node.fields(), required)
 
-    return make
+def _required_of(cls: Any) -> set[str]:  # a dataclass, for which typing has no name
+    return {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
 
 
 class Rule:
