@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.checking import ask as ask_once
-from support.checking import request
-from support.llama import llama_url  # noqa: F401
 
 from atlas.errors import ContextLengthError
 from atlas.providers.anthropic import AnthropicProvider
@@ -15,6 +12,10 @@ from atlas.providers.base import TextDelta
 from atlas.providers.messages import ChatMessage, TextPart
 from atlas.providers.resilience import resilient_stream
 from atlas.testing.providers import check_provider
+
+from support.checking import ask as ask_once
+from support.checking import request
+from support.llama import llama_url  # noqa: F401
 
 
 async def ask(provider, asked):

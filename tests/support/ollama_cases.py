@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from atlas.errors import ServerError
+
 from support.cases import ARGUMENTS, SNOWMAN, Row, row
 from support.wire import CUT, DROP, Answer, Step, error_answer, ndjson, pieces
-
-from atlas.errors import ServerError
 
 __all__ = ["ERROR_ROWS", "STREAM_ROWS", "answer", "end", "line", "words"]
 
