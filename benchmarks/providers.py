@@ -80,36 +80,40 @@ def http_chunk(text: str) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-async def answer(
-    protocol: str, count: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
+def recorded(protocol: str, count: int) -> list[bytes]:
+    """Return the answer as it goes over the wire: head with the first words, tokens, tail."""
     said = PROTOCOLS[protocol](count)
     head = (
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     )
-    head += b"".join(map(http_chunk, said.head))
-    tokens = [http_chunk(said.token(n)) for n in range(count)]
-    tail = b"".join(map(http_chunk, said.tail)) + b"0\r\n\r\n"
+    return [
+        head + b"".join(map(http_chunk, said.head)),
+        *(http_chunk(said.token(n)) for n in range(count)),
+        b"".join(map(http_chunk, said.tail)) + b"0\r\n\r\n",
+    ]
+
+
+async def answer(
+    pieces: list[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             request = await reader.readuntil(b"\r\n\r\n")
             fields = dict(line.lower().partition(b": ")[::2] for line in request.split(b"\r\n"))
             await reader.readexactly(int(fields.get(b"content-length", 0)))
-            writer.write(head)
-            for n, token in enumerate(tokens):
-                writer.write(token)
+            holds = b"/hold/" in request.split(b"\r\n")[0]
+            for piece in pieces[:2] if holds else pieces:
+                writer.write(piece)
                 await writer.drain()
-                if n == 0 and b"/hold/" in request.split(b"\r\n")[0]:
-                    await reader.read()  # until the client leaves
-                    return
-            writer.write(tail)
-            await writer.drain()
+            if holds:
+                await reader.read()  # until the client leaves
     writer.close()
 
 
 async def serve(protocol: str, count: int) -> None:
+    pieces = recorded(protocol, count)
     server = await asyncio.start_server(
-        lambda reader, writer: answer(protocol, count, reader, writer), "127.0.0.1", 0, backlog=512
+        lambda reader, writer: answer(pieces, reader, writer), "127.0.0.1", 0, backlog=512
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
@@ -179,6 +183,31 @@ async def openai_atlas(url: str) -> AsyncIterator[Ask]:
         await provider.aclose()
 
 
+@contextlib.asynccontextmanager
+async def openai_app(url: str) -> AsyncIterator[Ask]:
+    """The whole application: bus, one subscriber to every token, metrics, live state, buffer."""
+    from atlas import Atlas
+    from atlas.providers.messages import StreamToken
+    from atlas.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(model="m", api_key="key", base_url=f"{url}/v1")
+    seen: list[int] = [0]
+
+    def count(event: StreamToken) -> None:
+        seen[0] += 1
+
+    async with Atlas(provider=provider) as app:
+        app.bus.subscribe(StreamToken, count)
+
+        async def ask() -> AsyncIterator[str]:
+            async with app.chat(QUESTION) as reply:
+                async for text in reply:
+                    yield text
+
+        yield ask
+    await provider.aclose()
+
+
 async def atlas_stream(provider) -> AsyncIterator[str]:
     """Ask any provider as the application does: deadlines, retries, assembly, an event a token."""
     from atlas.providers.assembler import Assembler
@@ -211,6 +240,7 @@ CONTESTANTS = [
     Contestant("openai: bare SDK", "openai", openai_sdk, is_baseline=True),
     Contestant("openai: raw httpx, not decoded", "openai", openai_raw),
     Contestant("openai: Atlas provider", "openai", openai_atlas),
+    Contestant("openai: Atlas application", "openai", openai_app),
 ]
 
 
