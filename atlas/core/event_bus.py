@@ -62,6 +62,7 @@ from atlas.core.subscriptions import (
     Selector,
     Subscription,
     check_handler,
+    check_weak,
     handler_name,
     matches,
     selectors_of,
@@ -370,12 +371,13 @@ class EventBus:
         return (origin, by, together or origin, of_run, source, headers, depth)
 
     def _nesting(self, message: Message, cause: Stamp) -> int:
-        """Return how deep this publish really is, by the stack; refuse if that is too deep.
+        """Return how deep this publish really is; refuse if that is too deep.
 
-        The depth in stamps also grows along tasks that handlers start, which are not nested.
+        The depth in stamps also grows along tasks that handlers start, which are not nested. Nested
+        are the handlers on the stack, and those that await each other.
         """
         frame = sys._getframe(1)
-        depth = 0
+        depth = self._ports.awaiting(cause[1])
         mine = {EventBus.publish.__code__, Port.go.__code__, Port._handle.__code__}
         while frame is not None:
             depth += frame.f_code in mine
@@ -473,7 +475,7 @@ class EventBus:
                 self._refuse_closed(message)
             route = self._routes.get(cls)
             if route is None:
-                if not (issubclass(cls, Message) and "message_name" in cls.__dict__):
+                if not _is_declared(cls):
                     raise NotAMessageError(
                         f"{message!r} is no message but a {cls.__module__}.{cls.__qualname__}; "
                         f"publish an instance of a class that derives from Event or Command and is "
@@ -502,7 +504,9 @@ class EventBus:
                 if isinstance(receiver, Subscription):
                     found[receiver] = None
                 elif key in signal._by_sender[0]:  # connected for any sender
-                    found[self._adopted(part, key, receiver)] = None
+                    adopted = self._adopted(part, key, receiver)
+                    if adopted is not None:
+                        found[adopted] = None
         return sorted(found, key=lambda one: (-one.priority, one.order))
 
     def _adopted(
@@ -510,15 +514,20 @@ class EventBus:
         part: type[Message] | str,
         key: object,
         receiver: Callable[..., object] | weakref.ref[Callable[..., object]],
-    ) -> Subscription[Any]:
+    ) -> Subscription[Any] | None:
         """Return the subscription that stands for a receiver connected with blinker itself."""
         known = self._foreign.get((part, key))
-        if known is None:
-            target = receiver() if isinstance(receiver, weakref.ref) else receiver
-            options = Options(weak=isinstance(receiver, weakref.ref))
-            known = self._subscription((part,), cast("Callable[..., object]", target), 0, options)
+        is_weak = isinstance(receiver, weakref.ref)
+        target = receiver() if isinstance(receiver, weakref.ref) else receiver
+        if known is None and target is not None:
+            known = self._subscription((part,), target, 0, Options(weak=is_weak))
             self._foreign[part, key] = known
         return known
+
+    def _forget_foreign(self, part: type[Message] | str, receiver: object) -> None:
+        for key, one in list(self._foreign.items()):
+            if key[0] == part and one.handler == receiver:
+                del self._foreign[key]
 
     def _forget_routes(self, parts: Iterable[type[Message] | str]) -> None:
         for cls in [cls for cls in self._routes if any(matches(part, cls) for part in parts)]:
@@ -540,9 +549,10 @@ class EventBus:
             if signal is None:
                 self._signals[checked] = signal = blinker.Signal(f"{self.name}: {checked}")
 
-                def changed(_: object, **__: object) -> None:
+                def changed(_: object, receiver: object, **__: object) -> None:
                     with self._lock:
                         self._forget_routes((checked,))
+                        self._forget_foreign(checked, receiver)
 
                 signal.receiver_connected.connect(changed, weak=False)
                 signal.receiver_disconnected.connect(changed, weak=False)
@@ -706,6 +716,8 @@ class EventBus:
             )
         )
         parts = selectors_of(selector)
+        if weak:
+            check_weak(handler)
         with self._lock:
             if self._state == "closed":
                 raise BusClosedError(
@@ -1051,3 +1063,7 @@ def _dropped(message: M) -> Receipt[M]:
     receipt: Receipt[M] = Dropped()
     receipt.message = message
     return receipt
+
+
+def _is_declared(cls: type[object]) -> bool:
+    return issubclass(cls, Message) and "message_name" in cls.__dict__

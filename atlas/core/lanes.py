@@ -17,6 +17,7 @@ Everything here runs in the loop's thread, except where the docstring says "any 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
@@ -30,7 +31,7 @@ from atlas.core.messages import Message, Origin, Stamp, stamp
 from atlas.core.receipts import Pending, PendingT
 from atlas.errors import BufferOverflowError, BusError, SubscriptionError
 
-__all__ = ["Group", "Lane", "ObserverLane", "Port"]
+__all__ = ["Group", "Lane", "ObserverLane", "Port", "Waits"]
 
 AsyncHandler = Callable[[Message], Awaitable[object]]
 
@@ -169,6 +170,16 @@ class ObserverLane(Lane):
             self.queue.clear()
 
 
+class Waits:
+    """What the handlers of one message are waiting for, and what caused that message."""
+
+    __slots__ = ("causation", "receipts")
+
+    def __init__(self, causation: Origin | None) -> None:
+        self.causation = causation
+        self.receipts: list[Pending[Any]] = []
+
+
 class Group:
     """The lanes of one message class on one port, in order, with their handlers side by side."""
 
@@ -197,6 +208,7 @@ class Port:
         "awaited",
         "busy",
         "called",
+        "ending",
         "express",
         "failed",
         "handed",
@@ -214,7 +226,7 @@ class Port:
         self,
         loop: AbstractEventLoop,
         failed: Callable[[Any, Message, BaseException], None],
-        awaited: dict[Origin, list[Pending[Any]]],
+        awaited: dict[Origin, Waits],
         limit: int,
         *,
         strict: bool,
@@ -226,6 +238,7 @@ class Port:
         self.inbox: deque[Pending[Any]] = deque()
         self.called: deque[ObserverLane] = deque()
         self.handed: deque[Lane] = deque()
+        self.ending = "its event loop is shutting down"
         self.woken = False
         self.busy = 0
         self.express: Pending[Any] | None = None
@@ -258,6 +271,13 @@ class Port:
             self.inbox or self.called or self.handed or self.busy or self.express or self.tasks
         )
 
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Have something called in the loop's thread, as soon as what runs there suspends."""
+        if _running_loop() is self.loop:
+            self.loop.call_soon(call, context=Context())
+        else:
+            self.loop.call_soon_threadsafe(call, context=Context())
+
     def in_loop(self, call: Callable[[], object]) -> None:
         """Call something in the loop's thread; here, if the loop is not running. Any thread."""
         if _running_loop() is self.loop or not self.loop.is_running():
@@ -268,10 +288,7 @@ class Port:
     def _call_wake(self) -> None:
         self.woken = True
         try:
-            if _running_loop() is self.loop:
-                self.loop.call_soon(self.wake, context=Context())
-            else:
-                self.loop.call_soon_threadsafe(self.wake, context=Context())
+            self.call_soon(self.wake)
         except RuntimeError:
             self.woken = False
             if not self.loop.is_closed():
@@ -372,7 +389,7 @@ class Port:
             while ready:
                 await self._drain(ready.popleft())
         except CancelledError:
-            self.abandon("its event loop is shutting down")
+            self.abandon(self.ending)
             raise
         finally:
             del self.runs[id(ready)]
@@ -623,26 +640,24 @@ class Port:
         if me is None:
             await _until_done(receipt)
             return
-        waiting = self.awaited.setdefault(me[0], [])
-        waiting.append(receipt)
+        waits = self.awaited.setdefault(me[0], Waits(me[1]))
+        waits.receipts.append(receipt)
         self._let_overtake()
         try:
             await _until_done(receipt)
         finally:
-            waiting.remove(receipt)
-            if not waiting:
+            waits.receipts.remove(receipt)
+            if not waits.receipts:
                 self.awaited.pop(me[0], None)
 
     def _let_overtake(self) -> None:
         """Find messages that wait behind a handler which (in the end) waits for them."""
-        for origin, receipts in list(self.awaited.items()):
-            for receipt in receipts:
+        for origin, waits in list(self.awaited.items()):
+            for receipt in list(waits.receipts):
                 port = receipt.group.port
                 for lane in receipt.group.lanes:
                     if lane.busy and self._waits_for(lane, origin, set()):
-                        port.loop.call_soon_threadsafe(
-                            port._overtake, lane, receipt, context=Context()
-                        )
+                        port.call_soon(functools.partial(port._overtake, lane, receipt))
 
     def _overtake(self, lane: Lane, receipt: Pending[Any]) -> None:
         """Handle a message beside the one its lane is at, and before those queued earlier."""
@@ -663,7 +678,8 @@ class Port:
             if at[0] in seen:
                 continue
             seen.add(at[0])
-            for receipt in self.awaited.get(at[0], ()):
+            waits = self.awaited.get(at[0])
+            for receipt in () if waits is None else list(waits.receipts):
                 if any(self._waits_for(other, me, seen) for other in receipt.group.lanes):
                     return True
         return False
@@ -683,7 +699,8 @@ class Port:
 
     def cancel(self) -> None:
         """Cancel what runs and fail what waits."""
-        self.abandon("the bus is closed")
+        self.ending = "the bus is closed"
+        self.abandon(self.ending)
         for task in self.tasks:
             task.cancel()
 

@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from atlas.core.answers import Answer
-from atlas.core.lanes import Group, Lane, ObserverLane, Port
+from atlas.core.lanes import Group, Lane, ObserverLane, Port, Waits
 from atlas.core.messages import Message, Origin
-from atlas.core.receipts import Pending
 from atlas.core.subscriptions import Subscription
 
 __all__ = ["OBSERVER_CAPACITY", "RELIABLE_CAPACITY", "Ports"]
@@ -34,7 +33,7 @@ class Ports:
         self._ports: dict[AbstractEventLoop, Port] = {}
         self._own: Port | None = None
         self._own_thread: threading.Thread | None = None
-        self._awaited: dict[Origin, list[Pending[Any]]] = {}
+        self._awaited: dict[Origin, Waits] = {}
 
     def of(self, loop: AbstractEventLoop | None) -> Port:
         """Return the port of a loop; for None, of the bus's own loop."""
@@ -107,6 +106,14 @@ class Ports:
             droppable=options.droppable or (lambda _: drops_all),
             merge=options.merge,
         )
+
+    def awaiting(self, origin: Origin | None) -> int:
+        """Return how many handlers wait for each other, from that of a message to the outermost."""
+        count = 0
+        while origin is not None and (waits := self._awaited.get(origin)) is not None:
+            count += 1
+            origin = waits.causation
+        return count
 
     # -- ending -----------------------------------------------------------------------------------
 

@@ -286,7 +286,6 @@ class Subscription(Generic[M]):
         return _named_like(once, call)
 
     def _weakly(self, handler: Callable[[M], object]) -> Callable[[Any], Any]:
-        _check_weak(handler)
         gone = self._bus._forget_later
         this = weakref.ref(self)
 
@@ -331,7 +330,12 @@ def _named_like(wrapper: Callable[..., Any], handler: Callable[..., object]) -> 
     return wrapper
 
 
-def _check_weak(handler: Callable[..., object]) -> None:
+def check_weak(handler: Callable[..., object]) -> None:
+    """Refuse to hold weakly what nothing else holds.
+
+    Raises:
+        SubscriptionError: It is a lambda or an inner function.
+    """
     if inspect.isfunction(handler) and "<" in handler.__qualname__:
         raise SubscriptionError(
             f"{handler.__qualname__} cannot be subscribed weakly: nothing else holds a lambda or an "

@@ -1,0 +1,244 @@
+"""The event bus under several threads and loops, and under hosts that are not asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+
+import pytest
+
+from atlas.core.event_bus import EventBus
+from atlas.core.messages import Event, message
+
+
+@message("threads.happened")
+class Happened(Event):
+    publisher: int = 0
+    number: int = 0
+
+
+def in_threads(count, work):
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_four_threads_lose_and_double_nothing_while_subscriptions_change():
+    bus = EventBus()
+    plain, lanes = defaultdict(list), defaultdict(list)
+    stop = threading.Event()
+
+    async def handle(event: Happened) -> None:
+        lanes[event.publisher].append(event.number)
+
+    def churn() -> None:
+        while not stop.is_set():
+            with bus.subscribe(Happened, lambda _: None), bus.subscribe("threads.*", lambda _: None):
+                pass
+
+    bus.subscribe(Happened, lambda event: plain[event.publisher].append(event.number))
+    bus.subscribe(Happened, handle)
+    churning = threading.Thread(target=churn)
+    churning.start()
+    each = 5_000
+    in_threads(4, lambda me: [bus.publish(Happened(publisher=me, number=n)) for n in range(each)])
+    stop.set()
+    churning.join()
+    asyncio.run(bus.drain(30))
+    bus.close()
+
+    for publisher in range(4):
+        assert plain[publisher] == list(range(each))
+        assert lanes[publisher] == list(range(each))
+
+
+def test_sequence_numbers_are_unique_and_history_reads_in_their_order():
+    bus = EventBus(history=4_000)
+    in_threads(4, lambda me: [bus.publish(Happened(publisher=me)) for _ in range(1_000)])
+
+    assert [item.meta.sequence for item in bus.history] == list(range(1, 4_001))
+
+
+def test_once_is_once_among_threads():
+    for _ in range(20):
+        bus = EventBus()
+        seen = []
+        start = threading.Barrier(4)
+
+        def publish(_: int, bus=bus, start=start) -> None:
+            start.wait(5)
+            bus.publish(Happened())
+
+        bus.subscribe(Happened, seen.append, once=True)
+        in_threads(4, publish)
+
+        assert len(seen) == 1
+
+
+def test_handlers_run_on_the_loops_they_were_subscribed_on():
+    bus = EventBus()
+    seen = []
+    ready = threading.Barrier(3)
+    done = threading.Event()
+
+    async def handle(_: Happened) -> None:
+        await asyncio.sleep(0)
+        seen.append(threading.current_thread().name)
+
+    def loop_thread(_: int) -> None:
+        async def main() -> None:
+            with bus.subscribe(Happened, handle):
+                await asyncio.to_thread(ready.wait, 5)
+                await asyncio.to_thread(done.wait, 5)
+
+        asyncio.run(main())
+
+    threads = [
+        threading.Thread(target=loop_thread, args=(number,), name=f"loop {number}")
+        for number in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    ready.wait(5)
+    receipt = bus.publish(Happened()).wait(5)
+    done.set()
+    for thread in threads:
+        thread.join()
+
+    assert receipt.done
+    assert sorted(seen) == ["loop 0", "loop 1"]
+
+
+async def test_a_receipt_is_awaited_from_another_loop_than_the_handlers():
+    bus = EventBus()
+    seen = []
+
+    async def handle(event: Happened) -> None:
+        await asyncio.sleep(0)
+        seen.append(threading.current_thread().name)
+
+    def without_loop() -> None:
+        bus.subscribe(Happened, handle)
+        receipts.append(bus.publish(Happened()))
+
+    receipts = []
+    await asyncio.to_thread(without_loop)
+    await asyncio.wait_for(receipts[0], 5)
+    await bus.aclose()
+
+    assert seen == ["atlas-bus"]
+
+
+def test_a_burst_from_a_thread_wakes_the_loop_once():
+    bus = EventBus()
+    wakes = []
+    seen = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        original = loop.call_soon_threadsafe
+
+        async def handle(event: Happened) -> None:
+            seen.append(event.number)
+
+        bus.subscribe(Happened, handle)
+        bus.publish(Happened())
+        await bus.drain(5)
+        loop.call_soon_threadsafe = lambda *a, **k: (wakes.append(1), original(*a, **k))[1]
+        thread = threading.Thread(
+            target=lambda: [bus.publish(Happened(number=n)) for n in range(1, 501)]
+        )
+        thread.start()
+        thread.join()  # the loop is held up meanwhile: all of it is one burst
+        del loop.call_soon_threadsafe
+        await bus.drain(5)
+
+    asyncio.run(main())
+
+    assert seen == list(range(501))
+    assert len(wakes) == 1
+
+
+def test_a_bus_that_is_forgotten_unclosed_does_not_keep_its_thread():
+    bus = EventBus(name="forgotten")
+
+    async def handle(_: Happened) -> None: ...
+
+    bus.subscribe(Happened, handle)
+    bus.publish(Happened()).wait(5)
+    (thread,) = [one for one in threading.enumerate() if one.name == "atlas-forgotten"]
+    del bus
+    import gc
+
+    gc.collect()
+    thread.join(5)
+
+    assert not thread.is_alive()
+
+
+def test_publishing_from_a_trio_host():
+    trio = pytest.importorskip("trio")
+    bus = EventBus()
+    seen = []
+
+    async def handle(event: Happened) -> None:
+        await asyncio.sleep(0)  # this is asyncio: the bus's own loop
+        seen.append(event.number)
+
+    async def main() -> None:
+        bus.subscribe(Happened, handle)
+        bus.subscribe(Happened, lambda event: seen.append(-event.number))
+        receipt = bus.publish(Happened(number=3))
+        await trio.to_thread.run_sync(receipt.wait)
+
+    trio.run(main)
+    bus.close()
+
+    assert seen == [-3, 3]
+
+
+async def test_a_notebook_whose_loop_is_already_running():
+    """Cells run one after another on a running loop; handlers of one cell serve the next."""
+    namespace = {"EventBus": EventBus, "Happened": Happened, "seen": []}
+    import ast
+
+    cells = [
+        "bus = EventBus()\nasync def handle(event): seen.append(event.number)\n",
+        "subscription = bus.subscribe(Happened, handle)",
+        "receipt = await bus.publish(Happened(number=1))",
+        "await bus.aclose()",
+    ]
+    for cell in cells:
+        code = compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(code, namespace)  # noqa: S307  what a notebook does
+        if asyncio.iscoroutine(result):
+            await result
+
+    assert namespace["seen"] == [1]
+
+
+def test_a_program_that_ends_without_closing_the_bus_ends():
+    program = (
+        "from atlas.core.event_bus import EventBus\n"
+        "from atlas.core.messages import Event, message\n"
+        "@message('ends.happened')\n"
+        "class Happened(Event):\n    pass\n"
+        "async def handle(event): print('handled')\n"
+        "bus = EventBus()\n"
+        "bus.subscribe(Happened, handle)\n"
+        "bus.publish(Happened()).wait(5)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
