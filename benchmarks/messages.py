@@ -65,6 +65,24 @@ class Tagged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PlainNoted:
+    order_id: str
+    total: float
+    count: int
+    paid: bool
+    notes: Mapping[str, str]
+
+
+@message("benchmark.noted")
+class Noted(Event):
+    order_id: str
+    total: float
+    count: int
+    paid: bool
+    notes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class PlainToken:
     reply: str
     index: int
@@ -96,9 +114,11 @@ TAGGED = {
     "tags": ("a", "b"),
     "notes": {"by": "me", "to": "you"},
 }
+NOTED = {"order_id": "A1", "total": 2.5, "count": 3, "paid": True, "notes": {"by": "me", "to": "x"}}
 TOKEN = {"reply": "r-1", "index": 7, "text": " the"}
 CASES: list[tuple[str, type, type, dict[str, object]]] = [
     ("5 fields", PlainOrder, Order, ORDER),
+    ("5 fields, one a dict copied", PlainNoted, Noted, NOTED),
     ("5 fields, tuple and dict copied", PlainTagged, Tagged, TAGGED),
     ("3 fields (a token)", PlainToken, Token, TOKEN),
     ("1 field", PlainMark, Mark, {"reply": "r-1"}),

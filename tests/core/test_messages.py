@@ -684,6 +684,59 @@ class TestRegistry:
         assert done.stdout == "Pinged(number=1, again=Pinged(number=2, again=None))\n", done.stderr
 
 
+TYPED = """
+from dataclasses import field, replace
+from typing import Generic, TypeVar, reveal_type
+
+from atlas.core.messages import Command, Event, message, value
+
+T = TypeVar("T")
+
+@value
+class Page(Generic[T]):
+    items: tuple[T, ...]
+
+@message("order.placed", version=1)
+class OrderPlaced(Event):
+    order_id: str
+    total: float
+    tags: list[str] = field(default_factory=list)
+
+@message
+class PriceAsked(Command[float]):
+    item: str
+
+order = OrderPlaced(order_id="A1", total=250.0)
+reveal_type(order)  # R: OrderPlaced
+reveal_type(Page((1,)).items)  # R: tuple[int, ...]
+replace(order, total=3.0)
+PriceAsked("x")
+order.total = 3  # E: read-only
+OrderPlaced(order_id=1, total=2.0)  # E: incompatible type
+OrderPlaced("x")  # E: Missing positional argument
+OrderPlaced("x", 1.0, nope=1)  # E: Unexpected keyword
+"""
+
+
+def test_type_checkers_know_the_fields(tmp_path):
+    api = pytest.importorskip("mypy.api", reason="mypy is in the lint group")
+    file = tmp_path / "typed.py"
+    file.write_text(TYPED)
+    report, errors, _ = api.run(["--strict", "--cache-dir", str(tmp_path / "cache"), str(file)])
+    said = {
+        int(line.split(":")[1]): line for line in report.splitlines() if line.startswith(str(file))
+    }
+    expected = {
+        number: line.split(": ", 1)[-1]
+        for number, line in enumerate(TYPED.splitlines(), 1)
+        if "  # R: " in line or "  # E: " in line
+    }
+
+    assert said.keys() == expected.keys(), report + errors
+    for number, words in expected.items():
+        assert words in said[number]
+
+
 def test_importing_messages_loads_no_schema_library():
     code = (
         "import sys, atlas.core.messages\n"
