@@ -7,7 +7,6 @@ import gc
 import random
 
 import pytest
-from support.checking import request
 
 from atlas.errors import (
     AuthenticationError,
@@ -29,6 +28,8 @@ from atlas.providers.base import (
 from atlas.providers.messages import Usage
 from atlas.providers.resilience import Deadlines, Retry, RetryPolicy, resilient_stream
 from atlas.providers.scripted import Pause, ScriptedProvider
+
+from support.checking import request
 
 OFF = Deadlines(connect=None, first_token=None, gap=None, total=None)
 
@@ -290,7 +291,7 @@ async def test_the_total_deadline_covers_the_waits_between_attempts() -> None:
 
 
 async def test_the_total_deadline_interrupts_a_wait() -> None:
-    provider = scripted(RateLimitedError("slow", retry_after=0.2), "never")
+    provider = scripted(OverloadedError("busy"), "never")
 
     async def sleep_too_long(seconds: float) -> None:
         await asyncio.Event().wait()
@@ -300,7 +301,7 @@ async def test_the_total_deadline_interrupts_a_wait() -> None:
             resilient_stream(
                 provider,
                 request(),
-                deadlines=Deadlines(total=0.3),
+                deadlines=Deadlines(total=0.5),
                 retries=RetryPolicy(base_delay=0.0),
                 sleep=sleep_too_long,
             )
