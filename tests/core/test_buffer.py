@@ -784,16 +784,12 @@ class MeddledBuffer(StreamBuffer):
         return lag
 
 
-@pytest.mark.parametrize("way", ["put", "put_from_thread"])
-async def test_an_item_dropped_because_others_were_quicker_is_not_put_again(way):
+async def test_an_item_dropped_because_others_were_quicker_is_not_put_again():
     buffer = MeddledBuffer(capacity=4, overflow="drop_newest")
     reader = buffer.read()
     put_all(buffer, [0])
     buffer.before_put = lambda: put_all(buffer, [1, 2, 3])
-    if way == "put":
-        await buffer.put(9)
-    else:
-        buffer.put_from_thread(9)
+    buffer.put_from_thread(9)
 
     assert buffer.stats.accepted == 5
     assert await reader.next_batch() == [0, 1, 2, 3]
