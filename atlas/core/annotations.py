@@ -117,6 +117,7 @@ class Description:
         self.derived: dict[Any, Any] = {}
         # Held only until all names are found: a frame keeps everything in it alive.
         self._frame = None if frame.f_locals is frame.f_globals else frame
+        self._globals = frame.f_globals
         self._kept: Mapping[str, object] = {}
         self._nodes: dict[str, Node] | None = None
 
@@ -172,10 +173,11 @@ class Description:
         inherited = _inherited_variables(self.cls, variables)
         for spec in self.fields:
             described = spec.owner.__dict__.get("__description__", self)
+            module = sys.modules.get(spec.owner.__module__, types)
             scope = Scope(
                 cls=self.cls,
                 field=spec.name,
-                globals=vars(sys.modules.get(spec.owner.__module__, types)),
+                globals=described._globals if described.cls is spec.owner else vars(module),
                 locals={
                     **described._names(),
                     spec.owner.__name__: spec.owner,
@@ -272,8 +274,10 @@ def describe(annotation: object, scope: Scope) -> Node:
         return _describe_alias(annotation, (), scope)
     if isinstance(annotation, type):
         return _describe_class(annotation, scope)
-    if annotation is getattr(typing, "Self", None):
+    if annotation is typing.Self:
         return describe(scope.cls, scope)
+    if annotation is typing.LiteralString:
+        return SCALARS[str]
     return _refuse_form(annotation, scope)
 
 

@@ -390,13 +390,14 @@ def _declare(
 
 def _as_dataclass(target: type) -> type:
     """Let `dataclasses` collect the fields and lay out the slots; the methods are ours."""
+    doc = target.__doc__  # dataclasses writes a signature where there is none
     try:
         made: type = dataclasses.dataclass(
             frozen=True, slots=True, init=False, repr=False, eq=False
         )(target)
     except (TypeError, ValueError) as error:
         raise SchemaError(f"{_place(target)} cannot be declared: {error}.") from error
-    made.__doc__ = target.__doc__
+    made.__doc__ = doc
     _move_class_cell(target, made)
     return made
 

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -280,6 +281,55 @@ class TestConstruction:
 
     def test_the_signature_shows_the_fields(self):
         assert list(inspect.signature(Derived).parameters) == ["origin", "extra", "late"]
+
+    def test_a_class_without_docstring_stays_without(self):
+        assert Everything.__doc__ is None
+        assert Item.__doc__ == "Something ordered."
+
+    def test_mixins_bring_methods_and_an_undeclared_subclass_can_be_made(self):
+        class Shown:
+            __slots__ = ()
+
+            def shown(self):
+                return f"<{self.order_id}>"
+
+        @message
+        class Mixed(Shown, Event):
+            order_id: str
+
+        class Undeclared(Mixed):
+            pass
+
+        assert Mixed("A1").shown() == "<A1>"
+        assert Undeclared("A1").shown() == "<A1>"
+        assert Undeclared("A1") != Mixed("A1")
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="the syntax is new in 3.12")
+    def test_type_parameters_and_aliases_of_newer_pythons_work(self):
+        source = (
+            "type Number = int | float\n"
+            "type Row[T] = tuple[T, ...]\n"
+            "@value\n"
+            "class Box[T]:\n    items: Row[T]\n"
+            "@message('test.newer')\n"
+            "class Newer(Event):\n    box: 'Box[str]'\n    number: Number\n"
+        )
+        names = {"message": message, "value": value, "Event": Event, "__name__": __name__}
+        exec(compile(source, "newer", "exec", dont_inherit=True), names)
+
+        assert names["Newer"](names["Box"](["x"]), 1).box.items == ("x",)
+        with pytest.raises(ValidationError):
+            names["Newer"](names["Box"]([5]), 1)
+
+    def test_many_threads_may_make_the_first_message(self):
+        @message
+        class Raced(Event):
+            x: int
+
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(Raced, range(500)))
+
+        assert [event.x for event in made] == list(range(500))
 
     def test_the_generated_constructor_is_shown_in_tracebacks(self):
         @message
