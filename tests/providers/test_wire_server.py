@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx2
 import pytest
+
 from support.wire import CUT, DROP, HANG, RESET, Answer, Gate, Repeat, WireServer, error_answer, sse
 
 
@@ -45,6 +46,7 @@ async def test_it_waits_at_gates_and_sees_the_client_leave() -> None:
                 await gate.reached()
                 gate.open()
                 assert [chunk async for chunk in chunks] == [b"data: 2\n\n"]
+            await server.connections[0].wait_closed()
             async with client.stream("POST", server.url) as response:
                 chunks = response.aiter_raw()
                 assert await anext(chunks) == b"x"
