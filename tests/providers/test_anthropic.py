@@ -42,6 +42,7 @@ from atlas.providers.messages import (
     Usage,
 )
 from atlas.providers.resilience import Deadlines, RetryPolicy, resilient_stream
+from atlas.testing.providers import check_provider
 
 from support.anthropic_cases import (
     ERROR_ROWS,
@@ -127,6 +128,25 @@ def test_the_cases_left_out_are_those_that_the_protocol_cannot_say():
         "tool-id-and-name-repeated",
         "tool-id-late",
     }
+
+
+class Claude(WireServer):
+    """Answers with the same words, and knows one model."""
+
+    def next_answer(self, request):
+        if request.method == "GET":
+            return error_answer(200, {"data": [], "has_more": False})
+        if request.json()["model"] != "claude-test":
+            return error_answer(404, refusal("not_found_error", "model: nobody"))
+        return Answer(*pieces(said("Hello", " there", "!"), 40))
+
+
+async def test_it_keeps_the_promises_of_a_provider():
+    with Claude() as server:
+        await check_provider(
+            lambda: AnthropicProvider(model="claude-test", api_key="key", base_url=server.url),
+            failing=ask(model="nobody"),
+        )
 
 
 # -- answers --------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from atlas.providers.anthropic import AnthropicProvider
 from atlas.providers.base import TextDelta
 from atlas.providers.messages import ChatMessage, TextPart
 from atlas.providers.resilience import resilient_stream
-from atlas.testing.providers import check_provider
 
 from support.checking import ask as ask_once
 from support.checking import request
@@ -98,11 +97,3 @@ async def test_streams_run_at_once(provider):
     answers = await asyncio.gather(*(ask(provider, asked) for _ in range(4)))
 
     assert all(answer.text.strip() for answer in answers)
-
-
-async def test_it_keeps_the_promises_of_a_provider(llama_url):  # noqa: F811
-    await check_provider(
-        lambda: AnthropicProvider(model="smollm2", api_key="none", base_url=llama_url),
-        request=request("Say hello.", max_tokens=8),
-        failing=request("word " * 5000, max_tokens=4),
-    )
