@@ -17,6 +17,7 @@ Everything here runs in the loop's thread, except where the docstring says "any 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from asyncio import AbstractEventLoop, CancelledError
@@ -119,9 +120,8 @@ class ObserverLane(Lane):
             BufferOverflowError: The lane is at its limit and nothing in it may be dropped.
         """
         with self.lock:
-            queue = self.queue
-            if len(queue) < self.capacity:
-                queue.append(message)
+            if len(self.queue) < self.capacity:
+                self.queue.append(message)
             else:
                 self._squeeze_in(message)
         if not self.called:
@@ -130,22 +130,12 @@ class ObserverLane(Lane):
 
     def _squeeze_in(self, message: Message) -> None:
         queue = self.queue
-        if self.merge is not None and queue:
-            both = self.merge(queue[-1], message)
-            if both is not None:
-                if both._stamp is None and message._stamp is not None:
-                    stamp(both, message._stamp)
-                queue[-1] = both
-                self.merged += 1
-                return
+        if self.merge is not None and self._merged_in(message, self.merge):
+            return
         if self.newest_goes and self.droppable(message):
             self.dropped += 1
             return
-        victim = None if self.newest_goes else self._oldest_droppable()
-        if victim is not None:
-            del queue[victim]
-            self.dropped += 1
-        elif len(queue) >= self.limit:
+        if not (self.newest_goes or self._oldest_dropped()) and len(queue) >= self.limit:
             raise BufferOverflowError(
                 f"{self.subscription.name} has {self.limit} messages waiting that may not be "
                 f"dropped, and takes no more. Say with `merge` or `droppable` which may be.",
@@ -153,16 +143,31 @@ class ObserverLane(Lane):
             )
         queue.append(message)
 
-    def _oldest_droppable(self) -> int | None:
-        for index, waiting in enumerate(self.queue):
-            if self.droppable(waiting):
-                return index
-        return None
+    # The runner takes from the left without the lock. So nothing here relies on a place in the queue:
+    # the newest is taken out to be merged, and what is dropped is removed as what it is.
 
-    def take(self) -> Message | None:
-        """Return the next message, None when there is none."""
-        with self.lock:
-            return self.queue.popleft() if self.queue else None
+    def _merged_in(self, message: Message, merge: Callable[[Any, Any], Message | None]) -> bool:
+        try:
+            newest = self.queue.pop()
+        except IndexError:
+            return False
+        both = merge(newest, message)
+        self.queue.append(newest if both is None else both)
+        if both is None:
+            return False
+        if both._stamp is None and message._stamp is not None:
+            stamp(both, message._stamp)
+        self.merged += 1
+        return True
+
+    def _oldest_dropped(self) -> bool:
+        for waiting in list(self.queue):
+            if self.droppable(waiting):
+                with contextlib.suppress(ValueError):  # it is being handled: that makes room too
+                    self.queue.remove(waiting)
+                    self.dropped += 1
+                return True
+        return False
 
     def close(self) -> None:
         """Give up what waits. Any thread."""
@@ -438,17 +443,15 @@ class Port:
             self._free(lane)
 
     async def _drain(self, lane: Lane) -> None:
-        many = len(lane.queue)
+        many = len(lane.queue)  # what comes meanwhile lets the loop turn first
         try:
             if isinstance(lane, ObserverLane):
-                while many and (message := lane.take()) is not None:
-                    many -= 1
-                    await _Within(Context(), self._observe(lane, message))
-            else:
-                while many and lane.queue:
-                    many -= 1
-                    receipt = lane.queue.popleft()
-                    await _Within(receipt.context.copy(), self._deliver(lane, receipt))
+                await self._observe(lane, many)
+                return
+            while many and lane.queue:
+                many -= 1
+                receipt = lane.queue.popleft()
+                await _Within(receipt.context.copy(), self._deliver(lane, receipt))
         finally:
             self._release(lane)
 
@@ -589,18 +592,24 @@ class Port:
             lane.running.remove(cause)
         CURRENT.reset(token)
 
-    async def _observe(self, lane: ObserverLane, message: Message) -> None:
-        if not lane.subscription.is_open:
-            return
-        CURRENT.set(message._stamp)
-        try:
-            await lane.handler(message)
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            self.failed(lane.subscription, message, error)
-            if _ends_the_task(error):
+    async def _observe(self, lane: ObserverLane, many: int) -> None:
+        """Run an observer on so many messages, in the context of the runner's task."""
+        handler = lane.handler
+        subscription = lane.subscription
+        take = lane.queue.popleft
+        set_cause = CURRENT.set
+        while many and lane.queue and subscription.is_open:
+            many -= 1
+            message = take()
+            set_cause(message._stamp)
+            try:
+                await handler(message)
+            except GeneratorExit:
                 raise
+            except BaseException as error:
+                self.failed(subscription, message, error)
+                if _ends_the_task(error):
+                    raise
 
     # -- awaiting ---------------------------------------------------------------------------------
 

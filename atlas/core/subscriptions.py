@@ -46,7 +46,15 @@ def selectors_of(selector: Selector) -> tuple[type[Message] | str, ...]:
         raise SubscriptionError("An empty tuple selects no messages; name at least one class.")
     for part in parts:
         _check_part(part)
-    return tuple(dict.fromkeys(parts))
+    return _interned(tuple(dict.fromkeys(parts)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _interned(
+    parts: tuple[type[Message] | str, ...],
+) -> tuple[type[Message] | str, ...]:
+    """Return one tuple for all subscriptions with the same selector: they are many."""
+    return parts
 
 
 def _check_part(part: object) -> None:
@@ -137,7 +145,6 @@ class Subscription(Generic[M]):
     """
 
     __slots__ = (
-        "__weakref__",
         "_bus",
         "_lanes",
         "_meter",
@@ -201,6 +208,13 @@ class Subscription(Generic[M]):
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
         return f"<Subscription of {self.name} to {self.selectors!r}, {state}>"
+
+    @property
+    def offer(self) -> Callable[[Message], None]:
+        """What takes a message in for an observer."""
+        lane = self._lanes
+        assert isinstance(lane, ObserverLane)
+        return lane.offer
 
     @property
     def metrics(self) -> HandlerMetrics:
@@ -286,11 +300,10 @@ class Subscription(Generic[M]):
         return _named_like(once, call)
 
     def _weakly(self, handler: Callable[[M], object]) -> Callable[[Any], Any]:
-        gone = self._bus._forget_later
-        this = weakref.ref(self)
+        gone = self._bus._expired.append
 
-        def expired(_: object) -> None:
-            gone(this)
+        def expired(_: object) -> None:  # in garbage collection: takes no lock
+            gone(self)
 
         reference: Callable[[], Callable[[Any], Any] | None] = (
             weakref.WeakMethod(handler, expired)

@@ -134,7 +134,9 @@ class Recorder:
         wanted = [line[margin:] for line in lines]
         actual = [_named(line) for line in self.tree.splitlines()]
         if wanted != actual:
-            raise AssertionError("Expected the tree:\n" + "\n".join(wanted) + f"\ngot:\n{self.tree}")
+            raise AssertionError(
+                "Expected the tree:\n" + "\n".join(wanted) + f"\ngot:\n{self.tree}"
+            )
 
 
 def capture(bus: EventBus, selector: Selector = "**") -> Recorder:

@@ -458,7 +458,9 @@ def test_the_unhandled_hook_sees_what_nobody_is_subscribed_to(seen):
 
 @pytest.mark.parametrize("thing", [None, "order.placed", {"order_id": "A1"}, OrderPlaced, 3.5])
 def test_what_is_no_message_is_refused_by_its_type(bus, thing):
-    with pytest.raises(NotAMessageError, match=f"is no message but a builtins.{type(thing).__name__}"):
+    with pytest.raises(
+        NotAMessageError, match=f"is no message but a builtins.{type(thing).__name__}"
+    ):
         bus.publish(thing)
 
 

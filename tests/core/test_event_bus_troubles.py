@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import tracemalloc
 import types
@@ -105,7 +106,7 @@ def test_plain_handlers_start_no_threads_that_could_be_left_behind():
     assert threading.active_count() == before
 
 
-def test_two_classes_of_one_name_in_two_modules_do_not_collide():
+def test_two_classes_of_one_name_in_two_modules_do_not_collide(monkeypatch):
     source = (
         "from atlas.core.messages import Event, message\n"
         "@message('{name}.same')\n"
@@ -115,6 +116,7 @@ def test_two_classes_of_one_name_in_two_modules_do_not_collide():
     modules = []
     for name in ("one", "two"):
         module = types.ModuleType(f"trouble_{name}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(source.format(name=name), module.__dict__)  # noqa: S102  two modules, made here
         modules.append(module)
     seen = []
@@ -283,9 +285,9 @@ async def test_tasks_are_not_garbage_collected_mid_flight(bus):
 
     async def handle(event: Happened) -> None:
         future = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(
-            future.set_result, None
-        ))
+        asyncio.get_running_loop().call_soon(
+            lambda: asyncio.get_running_loop().call_soon(future.set_result, None)
+        )
         await future
         done.append(event)
 
@@ -301,10 +303,10 @@ async def test_tasks_are_not_garbage_collected_mid_flight(bus):
 def test_memory_does_not_grow_with_messages_subscriptions_or_sessions():
     bus = EventBus(history=100)
 
-    def session(number: int) -> None:
-        class Screen:
-            def show(self, event: Happened) -> None: ...
+    class Screen:
+        def show(self, event: Happened) -> None: ...
 
+    def session(number: int) -> None:
         with bus.subscribe(Happened, Screen().show), bus.scope(run=f"session {number}"):
             bus.publish(Happened(number=number))
 
@@ -396,8 +398,6 @@ def test_publishing_does_not_look_at_other_topics_the_backlog_or_the_history():
         bus.subscribe(Happened, lambda _: None)
         bus.publish(Happened())  # makes the route
         counted = []
-        import sys
-
         event = Happened()
         sys.setprofile(lambda *what, counted=counted: counted.append(what[1]))
         try:
@@ -433,7 +433,9 @@ async def test_messages_of_one_subscription_stay_in_order_while_others_run_besid
         return handle
 
     for entity in (0, 1):
-        bus.subscribe(Happened, of(entity), where=lambda event, entity=entity: event.number % 2 == entity)
+        bus.subscribe(
+            Happened, of(entity), where=lambda event, entity=entity: event.number % 2 == entity
+        )
     for number in range(6):
         bus.publish(Happened(number=number))
     gates[1].set()
