@@ -17,7 +17,7 @@ from marshmallow import validate
 
 from atlas.core.annotations import description_of
 from atlas.core.messages import ALLOW_NAN, Event, message, value
-from atlas.core.schema import dump, json_schema, load, upcaster
+from atlas.core.schema import decode_fields, dump, encode_fields, json_schema, load, upcaster
 from atlas.core.schema.export import check, discover, export, release
 from atlas.core.schema.jsonschema import breaking_changes
 from atlas.core.schema.reference import reference
@@ -107,7 +107,9 @@ class TestJsonSchema:
         assert invalid
         for sample in valid:
             judge.validate(sample)
-            load(cls, sample)
+            made = load(cls, sample)
+            name, version = made.message_name, made.message_version
+            assert decode_fields(name, version, encode_fields(made)) == made
         for sample in invalid:
             assert not judge.is_valid(sample["fields"])
             with pytest.raises(ValidationError) as caught:
