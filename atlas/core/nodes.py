@@ -761,7 +761,12 @@ class RuleNode(Node):
         return frozen
 
     def check(self, value: object, path: tuple[str, ...]) -> None:
-        """Raise `RefusedError` if a rule says no: by raising ``ValueError`` or returning False."""
+        """Raise `RefusedError` if a rule says no: by raising ``ValueError`` or returning False.
+
+        Rules are not asked about None, as in marshmallow.
+        """
+        if value is None:
+            return
         for rule in self.rules:
             try:
                 passed = rule(value)

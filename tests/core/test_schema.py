@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 import json
 import math
+import random
 import subprocess
 import sys
 from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -149,7 +151,7 @@ class TestEnvelope:
 
     def test_other_processes_write_the_same_bytes(self):
         code = (
-            "import sys; sys.path.insert(0, 'tests/core')\n"
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
             "from test_schema import Noted, encode\n"
             "sys.stdout.buffer.write(encode(Noted('x', free={'z': 1, 'a': 2}, numbers=range(99))))"
         ).replace("range(99)", "set(range(99))")
@@ -548,6 +550,25 @@ def test_random_bytes_are_refused_and_never_crash(data):
     for attempt in (data, b"\xa3" + data, b'{"name":' + data):
         with pytest.raises((ValidationError, SchemaError)):
             decode(attempt)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_damaged_bytes_are_refused_and_never_crash(binary):
+    rnd = random.Random(3)
+    made = published(Noted("x", free={"k": [1, None]}, numbers={1, 2}), run="r", headers={"a": "b"})
+    data = encode(made, binary=binary)
+    refused = 0
+    for _ in range(2_000):
+        damaged = bytearray(data)
+        for _ in range(rnd.randrange(1, 4)):
+            at = rnd.randrange(len(damaged))
+            damaged[at : at + rnd.randrange(3)] = rnd.randbytes(rnd.randrange(3))
+        try:
+            decode(damaged)
+        except (ValidationError, SchemaError):
+            refused += 1
+
+    assert refused > 1_000
 
 
 def test_ids_of_a_decoded_message_are_the_original_ones():

@@ -137,6 +137,7 @@ SCALARS: list[tuple[Any, Maker]] = [
     (Access, lambda r: r.choice([Access.READ, Access.READ | Access.WRITE, Access(0)])),
     (Literal["a", "b", 1, True], lambda r: r.choice(["a", "b", 1, True])),
     (Annotated[int, validate.Range(min=3)], lambda r: r.randrange(3, 9)),
+    (Annotated[int | None, validate.Range(min=3)], lambda r: r.choice([None, 3, 10**30])),
     (Annotated[str, validate.Length(max=4)], lambda r: text(r)[:4]),
     (Annotated[float, ALLOW_NAN], lambda r: r.choice([1.5, math.inf, -math.inf, math.nan])),
     (JSON, free),
