@@ -59,6 +59,7 @@ from atlas.core.subscriptions import (
     Mode,
     ObserverOverflow,
     Options,
+    PatternSelector,
     Selector,
     Subscription,
     check_handler,
@@ -599,7 +600,7 @@ class EventBus:
     @overload
     def on(
         self,
-        selector: Selector,
+        selector: PatternSelector,
         *,
         # Any: a pattern does not say which classes it selects
         where: Callable[[Any], object] | None = None,
@@ -645,7 +646,7 @@ class EventBus:
     @overload
     def subscribe(
         self,
-        selector: Selector,
+        selector: PatternSelector,
         # Any: a pattern does not say which classes it selects
         handler: Callable[[Any], object],
         *,
@@ -792,7 +793,7 @@ class EventBus:
     @overload
     def stream(
         self,
-        selector: Selector,
+        selector: PatternSelector,
         *,
         where: Callable[[Any], object] | None = None,
         capacity: int = 256,
@@ -831,7 +832,7 @@ class EventBus:
     @overload
     async def wait_for(
         self,
-        selector: Selector,
+        selector: PatternSelector,
         *,
         where: Callable[[Any], object] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109

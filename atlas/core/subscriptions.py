@@ -22,12 +22,23 @@ from atlas.errors import SubscriptionError
 if TYPE_CHECKING:
     from atlas.core.event_bus import EventBus
 
-__all__ = ["Mode", "ObserverOverflow", "Selector", "Subscription", "matches", "selectors_of"]
+__all__ = [
+    "Mode",
+    "ObserverOverflow",
+    "PatternSelector",
+    "Selector",
+    "Subscription",
+    "matches",
+    "selectors_of",
+]
 
 M = TypeVar("M", bound=Message)
 
 Selector: TypeAlias = "type[Message] | str | tuple[type[Message] | str, ...]"
 """Which messages: a class with its subclasses, a pattern over names, or several of those."""
+
+PatternSelector: TypeAlias = "str | tuple[type[Message] | str, ...]"
+"""A selector that does not say which class its messages have."""
 
 Mode = Literal["reliable", "observer"]
 ObserverOverflow = Literal["merge", "drop_oldest", "drop_newest"]

@@ -219,7 +219,7 @@ async def test_a_notebook_whose_loop_is_already_running():
     ]
     for cell in cells:
         code = compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        result = eval(code, namespace)  # noqa: S307  what a notebook does
+        result = eval(code, namespace)
         if asyncio.iscoroutine(result):
             await result
 

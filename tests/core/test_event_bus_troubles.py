@@ -117,7 +117,7 @@ def test_two_classes_of_one_name_in_two_modules_do_not_collide(monkeypatch):
     for name in ("one", "two"):
         module = types.ModuleType(f"trouble_{name}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        exec(source.format(name=name), module.__dict__)  # noqa: S102  two modules, made here
+        exec(source.format(name=name), module.__dict__)
         modules.append(module)
     seen = []
     bus = EventBus()
