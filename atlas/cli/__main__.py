@@ -21,6 +21,7 @@ from atlas.errors import AtlasError
 COMMANDS: Final[Mapping[str, str]] = {
     "chat": "Ask a model and stream its answer.",
     "providers": "Show every provider: is it configured, does it answer, which models has it.",
+    "schema": "Show, export and check the schemas of all messages.",
 }
 """The commands and what they do; each is the function of its name in the module of its name."""
 
@@ -28,18 +29,18 @@ COMMANDS: Final[Mapping[str, str]] = {
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called, not to list it."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, without importing any."""
         return sorted(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command; None when there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(f"atlas.cli.{cmd_name}"), cmd_name)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl(sorted(COMMANDS.items()))

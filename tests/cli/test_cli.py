@@ -11,35 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from atlas.cli.__main__ import COMMANDS, main
+from atlas.cli.__main__ import COMMANDS
 from atlas.core.schema import decode
 from atlas.providers.messages import StreamCompleted, StreamStarted, StreamToken
 
 from support.ollama_server import Model, OllamaServer
 
-PLAIN = ["ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OLLAMA_HOST", "ATLAS_PROVIDER", "ATLAS_MODEL"]
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PLAIN:
-        monkeypatch.delenv(name, raising=False)
-
-
-class Ran:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def atlas(capfd: pytest.CaptureFixture[str]):
-    def run(*arguments: str) -> Ran:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        out, err = capfd.readouterr()
-        return Ran(ended.value.code, out, err)
-
-    return run
+SETTINGS = ("_API_KEY", "OLLAMA_", "ATLAS_")
 
 
 # -- chat -----------------------------------------------------------------------------------------
@@ -140,7 +118,7 @@ class Terminal:
     """The command in a pseudo-terminal."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
-        kept = {k: v for k, v in os.environ.items() if k not in PLAIN}
+        kept = {k: v for k, v in os.environ.items() if not any(part in k for part in SETTINGS)}
         self.seen = ""
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
@@ -237,6 +215,16 @@ def test_every_command_explains_itself(atlas, command: str) -> None:
 
     assert ran.code == 0
     assert "--json" in ran.out
+    assert command in atlas("--help").out
+
+
+@pytest.mark.parametrize("group", ["schema"])
+def test_every_command_of_a_group_takes_json(atlas, group: str) -> None:
+    listed = atlas(group, "--help").out.partition("Commands:\n")[2]
+
+    assert listed
+    for line in listed.splitlines():
+        assert "--json" in atlas(group, line.split()[0], "--help").out
 
 
 def test_help_imports_no_application() -> None:
