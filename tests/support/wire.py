@@ -380,9 +380,10 @@ class _Protocol(asyncio.Protocol):
 
     async def _write(self, answer: Answer, data: bytes) -> None:
         await self._writable.wait()
-        self._transport.write(answer.frame(data))
+        # Counted first: the test's thread may read the bytes, and look, before this one goes on.
         self._connection.frames_written += 1
         self._connection.bytes_written += len(data)
+        self._transport.write(answer.frame(data))
 
     async def _end(self, answer: Answer, end: Signal) -> None:
         if end is HANG:
