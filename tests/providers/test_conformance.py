@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.openai_cases import ERROR_ROWS, chat_answer, responses_answer, said, words
-from support.wire import Answer, WireServer
 
 from atlas.errors import BadRequestError, ModelNotFoundError
 from atlas.providers.base import Capabilities, ChatRequest, Finished, TextDelta
 from atlas.providers.openai import OpenAIProvider
 from atlas.providers.scripted import ScriptedProvider
 from atlas.testing.providers import check_provider
+
+from support.openai_cases import ERROR_ROWS, chat_answer, responses_answer, said, words
+from support.wire import Answer, WireServer
 
 FAILING = ChatRequest(messages=(), model="no such model")
 

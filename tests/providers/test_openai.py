@@ -10,18 +10,6 @@ import threading
 
 import openai
 import pytest
-from support.cases import CASES, Row
-from support.checking import ask, check_row, request
-from support.openai_cases import (
-    CHAT_ROWS,
-    ERROR_ROWS,
-    RESPONSES_ROWS,
-    chat_answer,
-    chunk,
-    responses_answer,
-    words,
-)
-from support.wire import HANG, RESET, Answer, Gate, Repeat, WireServer, pieces, sse
 
 from atlas.errors import (
     BadRequestError,
@@ -45,6 +33,19 @@ from atlas.providers.messages import (
 )
 from atlas.providers.openai import OpenAIProvider
 from atlas.providers.resilience import Deadlines, RetryPolicy, resilient_stream
+
+from support.cases import CASES, Row
+from support.checking import ask, check_row, request
+from support.openai_cases import (
+    CHAT_ROWS,
+    ERROR_ROWS,
+    RESPONSES_ROWS,
+    chat_answer,
+    chunk,
+    responses_answer,
+    words,
+)
+from support.wire import HANG, RESET, Answer, Gate, Repeat, WireServer, pieces, sse
 
 
 def chat_at(url: str, **options) -> OpenAIProvider:
@@ -253,7 +254,7 @@ async def test_closing_from_another_task_ends_the_reader_and_closes_the_socket()
 
         async def read() -> None:
             async for delta in deltas:
-                seen.append(delta)  # noqa: PERF401  (looked at while it grows)
+                seen.append(delta)
 
         reader = asyncio.create_task(read())
         await gate.reached()

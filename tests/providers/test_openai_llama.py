@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.checking import ask as ask_once
-from support.checking import request
-from support.llama import llama_url  # noqa: F401
 
 from atlas.errors import ContextLengthError
 from atlas.providers.base import TextDelta
 from atlas.providers.messages import ChatMessage, TextPart
 from atlas.providers.openai import OpenAIProvider
 from atlas.providers.resilience import resilient_stream
+
+from support.checking import ask as ask_once
+from support.checking import request
+from support.llama import llama_url  # noqa: F401
 
 
 async def ask(provider, asked):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.checking import ask, request
 
 from atlas.errors import (
     BadRequestError,
@@ -16,6 +15,8 @@ from atlas.errors import (
 from atlas.providers.base import Finished, Provider, TextDelta
 from atlas.providers.messages import RefusalPart, ThinkingPart, ToolCallPart
 from atlas.providers.scripted import Pause, ScriptedProvider
+
+from support.checking import ask, request
 
 
 async def test_text_is_streamed_word_by_word() -> None:

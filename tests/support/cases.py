@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from support.wire import Answer
-
 from atlas.errors import (
     AuthenticationError,
     BadRequestError,
@@ -29,6 +27,8 @@ from atlas.errors import (
     ServerError,
 )
 from atlas.providers.messages import FinishReason
+
+from support.wire import Answer
 
 __all__ = ["CASES", "Outcome", "Row", "row"]
 

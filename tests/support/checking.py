@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.cases import Outcome, Row
-from support.wire import WireServer
 
 from atlas.errors import ProviderError
 from atlas.providers.assembler import Assembler
 from atlas.providers.base import ChatRequest, Provider
 from atlas.providers.messages import ChatMessage, Completion, RefusalPart, TextPart, ThinkingPart
 from atlas.providers.resilience import Deadlines, RetryPolicy, resilient_stream
+
+from support.cases import Outcome, Row
+from support.wire import WireServer
 
 __all__ = ["ask", "check_row", "request"]
 
