@@ -16,6 +16,8 @@ import sys
 from atlas import Atlas, AtlasError
 from atlas.providers.messages import StreamCompleted, StreamStarted, StreamToken
 
+# What handlers print is dimmed, to tell it from the answer; only where a terminal shows it.
+DIM, BOLD, PLAIN = ("\033[2m", "\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 SCRIPT = ["Explain event sourcing in one line.", "Name one advantage of it."]
 
 
@@ -25,7 +27,7 @@ def watch(app: Atlas, *, verbose: bool) -> None:
 
     @app.bus.on(StreamStarted)
     def announce(event: StreamStarted) -> None:
-        print(f"  [started: {event.provider}, {event.model}]")
+        print(f"{DIM}  [started: {event.provider}, {event.model}]{PLAIN}")
 
     @app.bus.on(StreamToken)
     def count(event: StreamToken) -> None:
@@ -39,12 +41,14 @@ def watch(app: Atlas, *, verbose: bool) -> None:
     def summarise(event: StreamCompleted) -> None:
         timing = event.timing
         print(
-            f"\n  [{seen['tokens']} tokens so far, the longest {seen['longest']!r}; first after "
-            f"{timing.first_token or 0:.2f} s, then {timing.tokens_per_second or 0:.0f} per second]"
+            f"\n{DIM}  [{seen['tokens']} tokens so far, the longest {seen['longest']!r}; first after "
+            f"{timing.first_token or 0:.2f} s, then {timing.tokens_per_second or 0:.0f} per second]{PLAIN}"
         )
 
     if verbose:
-        app.bus.subscribe("stream.**", lambda event: print(f"  {event.meta.sequence:>4} {event}"))
+        app.bus.subscribe(
+            "stream.**", lambda event: print(f"{DIM}{event.meta.sequence:>6} {event}{PLAIN}")
+        )
 
 
 def questions() -> list[str] | None:
@@ -63,13 +67,13 @@ async def converse(options: argparse.Namespace) -> None:
         conversation = app.conversation(system=options.system, max_tokens=options.max_tokens)
         while True:
             if scripted is None:
-                question = (await asyncio.to_thread(input, "\nyou › ")).strip()
+                question = (await asyncio.to_thread(input, f"\n{BOLD}you ›{PLAIN} ")).strip()
             else:
                 question = scripted.pop(0) if scripted else ""
-                print(f"\nyou › {question}" if question else "")
+                print(f"\n{BOLD}you ›{PLAIN} {question}" if question else "")
             if not question:
                 return
-            print("model ›", flush=True)
+            print(f"{BOLD}model ›{PLAIN}", flush=True)
             async for token in conversation.chat(question):
                 print(token, end="", flush=True)
 
