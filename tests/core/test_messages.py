@@ -515,7 +515,7 @@ class TestDeclaration:
     @pytest.mark.parametrize(
         ("class_name", "name"),
         [
-            ("OrderPlaced", "order.placed"),
+            ("InvoiceSent", "invoice.sent"),
             ("HTTPRequestSent", "http.request.sent"),
             ("Ping", "ping"),
             ("OrderV2Placed", "order.v2.placed"),
