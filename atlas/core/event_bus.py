@@ -319,8 +319,9 @@ class EventBus:
             passed = self._pass_middleware(message)
             if passed is None:
                 return _dropped(message)
-            message = cast("M", passed)
-            route = self._route(message)
+            if passed is not message:
+                message = cast("M", passed)
+                route = self._route(message)
             stamp = self._stamp(
                 message,
                 headers=headers,
@@ -401,11 +402,12 @@ class EventBus:
         are the handlers on the stack, and those that await each other.
         """
         frame = sys._getframe(1)
-        depth = self._ports.awaiting(cause[1])
+        depth = 0
         mine = {EventBus.publish.__code__, Port.go.__code__, Port._handle.__code__}
         while frame is not None:
             depth += frame.f_code in mine
             frame = frame.f_back  # type: ignore[assignment]
+        depth = max(depth, self._ports.awaiting(cause[1]) + 1)
         if depth <= self._max_depth:
             return depth - 1
         chain = self.history.chain(cause[0])

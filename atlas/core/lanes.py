@@ -476,7 +476,7 @@ class Port:
         else:
             await self._finish_broken(receipt)
             if is_awaited and not receipt.finished:
-                await self._wait(receipt)
+                await _until_done(receipt)
         return receipt._checked() if receipt.failures and is_awaited else receipt
 
     async def _go_on(
@@ -618,11 +618,26 @@ class Port:
 
         Any thread and loop of asyncio. The short way is not taken here: see `Pending.__await__`.
         """
+        me = cause_of(CURRENT.get())
+        if me is None:
+            await self._join(receipt)
+            return receipt._checked()
+        waits = self.awaited.setdefault(me[0], Waits(me[1]))
+        waits.receipts.append(receipt)
+        try:
+            await self._join(receipt)
+        finally:
+            waits.receipts.remove(receipt)
+            if not waits.receipts:
+                self.awaited.pop(me[0], None)
+        return receipt._checked()
+
+    async def _join(self, receipt: Pending[Any]) -> None:
         if not receipt.claimed and _running_loop() is self.loop:
             await self._join_in_lanes(receipt)
         if not receipt.finished:
-            await self._wait(receipt)
-        return receipt._checked()
+            self._let_overtake()
+            await _until_done(receipt)
 
     async def _join_in_lanes(self, receipt: Pending[Any]) -> None:
         if self.express is not None:
@@ -643,21 +658,6 @@ class Port:
         self.runs[id(reserved)] = reserved
         await self._deliver_reserved(receipt, reserved)
         self._report_idle()
-
-    async def _wait(self, receipt: Pending[Any]) -> None:
-        me = cause_of(CURRENT.get())
-        if me is None:
-            await _until_done(receipt)
-            return
-        waits = self.awaited.setdefault(me[0], Waits(me[1]))
-        waits.receipts.append(receipt)
-        self._let_overtake()
-        try:
-            await _until_done(receipt)
-        finally:
-            waits.receipts.remove(receipt)
-            if not waits.receipts:
-                self.awaited.pop(me[0], None)
 
     def _let_overtake(self) -> None:
         """Find messages that wait behind a handler which (in the end) waits for them."""

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
+from atlas.core.causality import CURRENT
 from atlas.core.messages import Message
 from atlas.errors import BusError, HandlersFailedError, RecursionLimitError, WaitTimeoutError
 
@@ -32,6 +33,7 @@ PendingT = TypeVar("PendingT", bound="Pending[Any]")
 T = TypeVar("T")
 
 _running_loop = asyncio._get_running_loop
+_current_cause = CURRENT.get
 
 
 class Receipt(Generic[M_co]):
@@ -260,6 +262,7 @@ class Pending(Receipt[M_co]):
             return _at_once(self._checked())
         if (
             not self.claimed
+            and _current_cause() is None  # else it has to be known who waits for whom
             and len(port.inbox) == 1
             and not port.busy
             and port.express is None
