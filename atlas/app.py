@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Self, cast
 
 from typing_extensions import Unpack
 
-from atlas.container import Container
+from atlas.container import Container, check
 from atlas.core.event_bus import EventBus
 from atlas.core.loop_thread import LoopThread
-from atlas.core.registry import Registry
+from atlas.core.registry import FallbackTaken, Registry
 from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
 from atlas.providers.base import ChatRequest, ModelCatalogue, Provider
 from atlas.providers.chat_state import project_chat
 from atlas.providers.conversation import ChatOptions, Conversation
-from atlas.providers.messages import ChatMessage, TextPart
+from atlas.providers.messages import ChatMessage, ProviderFallbackTaken, TextPart
+from atlas.providers.profile import ChatProfile, chat_profile
 from atlas.providers.reply import Reply, StreamOptions, SyncReply
 from atlas.providers.resilience import Deadlines, RetryPolicy
 from atlas.providers.selection import Choice, choose
 
 __all__ = ["Atlas"]
+
+_NOTHING: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({})
 
 
 class Atlas:
@@ -46,6 +51,11 @@ class Atlas:
         provider: Whom to ask by default: a registered name or a `Provider` of your own (which you
             close). Default: what the environment suggests, see `atlas.providers.choose`.
         model: The model to ask by default.
+        fallback: Providers to build instead, in this order, when the one chosen cannot be built (no
+            key, no package, no weights): names, or ``{name: configuration}``. Taking one is told by
+            the event ``provider.fallback_taken``. A vendor that fails later is not replaced.
+        profile: Settings by default, as a file's path or a `ChatProfile`. Whatever is said here or
+            in a call wins over them, and they win over the environment.
         bus: A bus to work on; default: one of the application's own.
         deadlines: How long to wait for a vendor.
         retries: What to do when a call fails before its first token.
@@ -58,6 +68,11 @@ class Atlas:
         state: The live state of all replies: ``app.state.value.replies[reply.id]``, its earlier
             versions, and patches between them; see `StateProjector` and `ChatState`.
         container: The parts the application was built from.
+        profile: The settings it was given, an empty `ChatProfile` when it was given none.
+
+    Raises:
+        ProfileError: The profile cannot be read, or says what makes no sense.
+        ConfigurationError: An argument makes no sense.
     """
 
     def __init__(
@@ -65,6 +80,8 @@ class Atlas:
         *,
         provider: str | Provider | None = None,
         model: str | None = None,
+        fallback: Sequence[str] | Mapping[str, Mapping[str, object]] | None = None,
+        profile: str | Path | ChatProfile | None = None,
         bus: EventBus | None = None,
         deadlines: Deadlines | None = None,
         retries: RetryPolicy | None = None,
@@ -72,15 +89,17 @@ class Atlas:
         rate: float | None = None,
         container: Container | None = None,
     ) -> None:
+        self.profile = chat_profile(profile)
         self.container = container or Container()
         self.bus: EventBus = bus or self.container.bus()
         self._owns_bus = bus is None and not self.container.bus.overridden
         self._registry: Registry[Provider] = self.container.model_providers()
         self._wanted_provider = provider
         self._wanted_model = model
+        self._fallback = _fallbacks(fallback, provider, self.profile)
         self._stream_options = StreamOptions(
-            deadlines=deadlines or Deadlines(),
-            retries=retries or RetryPolicy(),
+            deadlines=deadlines or self.profile.deadlines,
+            retries=retries or self.profile.retries,
             capacity=capacity,
             rate=rate,
         )
@@ -106,12 +125,33 @@ class Atlas:
         await asyncio.to_thread(self._prepare)
 
     def _prepare(self) -> None:
-        if isinstance(self._wanted_provider, str) or self._wanted_provider is None:
-            self._choice = choose(self._wanted_provider, self._wanted_model)
-            self._default = self._registry.create(self._choice.provider)
+        wanted = self._wanted_provider
+        if wanted is not None and not isinstance(wanted, str):
+            model = self._wanted_model or self.profile.model_of(wanted.name)
+            self._choice = Choice(wanted.name, model, "it was given")
+            self._default = wanted
             return
-        self._default = self._wanted_provider
-        self._choice = Choice(self._default.name, self._wanted_model or "", "it was given")
+        check(self.container)
+        self._choice = choose(wanted, self._wanted_model, profile=self.profile)
+        self._registry.on_fallback(self._fell_back)
+        try:
+            self._default = self._create(self._choice.provider, self._fallback)
+        finally:
+            self._registry.remove_hook(self._fell_back)
+
+    def _create(
+        self, name: str, fallback: Mapping[str, Mapping[str, object]] = _NOTHING
+    ) -> Provider:
+        # The key and the address of a profile are those of its provider.
+        own = self.profile.provider_options() if name == self.profile.provider else {}
+        others = {other: config for other, config in fallback.items() if other != name}
+        return self._registry.create(name, fallback=others, **own)
+
+    def _fell_back(self, taken: FallbackTaken) -> None:
+        # Without the model: it was meant for the provider that could not be built.
+        self._choice = Choice(taken.chosen, "", f"{taken.requested} could not be built")
+        failures = tuple(f"{name}: {error}" for name, error in taken.failures)
+        self.bus.publish(ProviderFallbackTaken(taken.requested, taken.chosen, failures))
 
     async def aclose(self) -> None:
         """Cancel unfinished replies, close providers and the bus. Idempotent."""
@@ -159,6 +199,8 @@ class Atlas:
         **options: Unpack[ChatOptions],
     ) -> Reply:
         """Ask a model; the answer is made in the background from now on.
+
+        What is not said by ``options`` is taken from the application's profile.
 
         Args:
             prompt: What to say, or whole messages (an earlier history, tool results).
@@ -240,6 +282,7 @@ class Atlas:
     def _ask(
         self, talk: Conversation, prompt: str | Sequence[ChatMessage], options: ChatOptions
     ) -> Reply:
+        options = _over(self.profile, options)
         provider = self._provider(options.get("provider"))
         asked = _messages(prompt)
         request = _request((*talk.messages, *asked), self._model(provider, options), options)
@@ -268,9 +311,7 @@ class Atlas:
         if wanted is None:
             assert self._default is not None
             return self._default
-        if isinstance(wanted, str):
-            return self._registry.create(wanted)
-        return wanted
+        return self._create(wanted) if isinstance(wanted, str) else wanted
 
     def _model(self, provider: Provider, options: ChatOptions) -> str:
         if model := options.get("model"):
@@ -279,6 +320,28 @@ class Atlas:
         if provider is self._default and self._choice is not None and self._choice.model:
             return self._choice.model
         return _default_model(provider)
+
+
+def _fallbacks(
+    given: Sequence[str] | Mapping[str, Mapping[str, object]] | None,
+    provider: str | Provider | None,
+    profile: ChatProfile,
+) -> Mapping[str, Mapping[str, object]]:
+    if isinstance(given, str):
+        raise ConfigurationError(f"fallback is {given!r}. Give a list of names: [{given!r}].")
+    if given and not isinstance(provider, str | None):
+        raise ConfigurationError(
+            f"There is a fallback for {provider!r}, which is built already. Give the name of a "
+            f"provider, or no fallback."
+        )
+    named = profile.fallback if given is None else given
+    return named if isinstance(named, Mapping) else {name: {} for name in named}
+
+
+def _over(profile: ChatProfile, options: ChatOptions) -> ChatOptions:
+    """Return the options of a call over those of the profile; None says nothing."""
+    said = {name: value for name, value in options.items() if value is not None}
+    return cast("ChatOptions", profile.chat_options() | said)
 
 
 def _default_model(provider: Provider) -> str:

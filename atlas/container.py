@@ -17,7 +17,7 @@ from atlas.core.clock import SystemClock
 from atlas.core.event_bus import EventBus
 from atlas.providers.selection import provider_registry
 
-__all__ = ["Container", "new_id"]
+__all__ = ["Container", "check", "new_id"]
 
 
 def new_id() -> str:
@@ -39,3 +39,13 @@ class Container(containers.DeclarativeContainer):
     bus = providers.Singleton(EventBus, clock=clock)
     model_providers = providers.Singleton(provider_registry)
     identify = providers.Factory(new_id)
+
+
+def check(container: Container) -> None:
+    """Check that every provider could be built, before anything is; nothing is imported.
+
+    Raises:
+        RegistrationError: Two distributions claim one name, a dependency is not registered,
+            dependencies form a circle, or entries that need each other exclude each other.
+    """
+    container.model_providers().check()

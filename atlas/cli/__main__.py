@@ -20,6 +20,7 @@ from atlas.errors import AtlasError
 
 COMMANDS: Final[Mapping[str, str]] = {
     "chat": "Ask a model and stream its answer.",
+    "profile": "Look at profiles, the settings of an assistant.",
     "providers": "Show every provider: is it configured, does it answer, which models has it.",
     "schema": "Show, export and check the schemas of all messages.",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from queue import SimpleQueue
+from typing import cast
 
 import click
 
@@ -12,7 +13,7 @@ from atlas.app import Atlas
 from atlas.cli.options import json_option, model_options
 from atlas.core.messages import Event
 from atlas.core.schema.codec import encode
-from atlas.providers.conversation import Conversation
+from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.messages import StreamCancelled, StreamCompleted, StreamFailed
 from atlas.providers.reply import SyncReply
 
@@ -22,6 +23,7 @@ HELP = "Ctrl-C stops an answer, Ctrl-D or an empty line ends the conversation."
 @click.command()
 @click.argument("prompt", nargs=-1)
 @model_options
+@click.option("--profile", metavar="FILE", help="Settings; whatever is said here wins over them.")
 @click.option("-s", "--system", metavar="TEXT", help="Instructions the model is given first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0: always the likeliest word.")
@@ -32,6 +34,7 @@ def chat(
     prompt: tuple[str, ...],
     provider: str | None,
     model: str | None,
+    profile: str | None,
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
@@ -44,10 +47,13 @@ def chat(
     conversation. With --json every event of the stream is printed as one JSON object a line.
     """
     interactive = not prompt and sys.stdin.isatty()
-    with Atlas(provider=provider, model=model) as app:
+    said = {"system": system, "max_tokens": max_tokens, "temperature": temperature}
+    # None says nothing, so that the profile may.
+    options = {name: value for name, value in said.items() if value is not None}
+    with Atlas(provider=provider, model=model, profile=profile) as app:
         if verbose and not as_json:
             click.secho(app.describe(), fg="bright_black", err=True)
-        talk = app.conversation(system=system or "", max_tokens=max_tokens, temperature=temperature)
+        talk = app.conversation(**cast("ChatOptions", options))
         for question in read_questions() if interactive else [given(prompt)]:
             if as_json:
                 print_events(app, talk, question)

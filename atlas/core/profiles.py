@@ -31,7 +31,7 @@ from atlas.errors import (
     ProfileError,
     nearest_name,
 )
-from atlas.typing import is_secret
+from atlas.typing import JSON, is_secret
 
 __all__ = ["Origin", "Profile", "load_profile"]
 
@@ -42,6 +42,7 @@ _MAX_DEPTH = 32
 _SECRET_NAME = re.compile(
     r"(^|_|-)(key|token|secret|password|passwd|credentials?|authorization)$", re.IGNORECASE
 )
+_NUMBERS = frozenset({int, float, bool, type(None)})
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<body>[^}]*)(?P<end>\}?)")
 _VARIABLE = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?", re.DOTALL)
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True} | {
@@ -110,6 +111,11 @@ class Profile(Generic[T]):
         width = max((len(line) for line, _ in lines), default=0)
         return "\n".join(f"{line:<{width}}  # {where}" for line, where in lines)
 
+    def masked(self) -> dict[str, JSON]:
+        """Return each value by its dotted key, as JSON data for programs; secrets are masked."""
+        shown = {key: self._shown(key) for key in self.origins}
+        return {key: _MASK if text == _MASK else json.loads(text) for key, text in shown.items()}
+
     def __repr__(self) -> str:
         shown = ", ".join(f"{key}={self._shown(key)}" for key in self.origins)
         return f"<Profile {type(self.value).__name__}: {shown}>"
@@ -137,7 +143,8 @@ def load_profile(
     dates, `Enum` classes (by value), ``Literal``, unions, lists, tuples, sets and mappings of these,
     other frozen dataclasses, classes with a static ``from_json`` such as `Schedule`, and ``Any``.
     Lists become tuples and mappings read-only. A field marked ``Annotated[str, SECRET]`` is masked
-    when shown, and so is one whose name ends in key, token, secret, password or credentials.
+    when shown, and so is one, unless it is a number, whose name ends in key, token, secret, password or
+    credentials. A field declared with ``compare=False`` is no setting: it is not shown.
 
     Args:
         path: A ``.toml``, ``.yaml`` or ``.yml`` file.
@@ -347,18 +354,20 @@ class _Reader:
         hints = typing.get_type_hints(type(made), include_extras=True)
         for each in dataclasses.fields(made):
             value, key = getattr(made, each.name), prefix + each.name
-            if names is not None and each.name not in names:
+            if (names is not None and each.name not in names) or not each.compare:
                 continue
             if _is_frozen_dataclass(type(value)) and not hasattr(value, "from_json"):
                 self._note_defaults(value, f"{key}.")
                 continue
             if is_secret(hints[each.name]):
                 self.secrets.add(key)
-            self._note(key, Origin("default"))
+            self._note(key, Origin("default"), hints[each.name])
 
-    def _note(self, key: str, origin: Origin) -> None:
+    def _note(self, key: str, origin: Origin, hint: object = object) -> None:
         self.origins[key] = origin
-        if any(map(_SECRET_NAME.search, (key.rpartition(".")[2], *origin.variables))):
+        # A number is no secret for its name alone: `first_token` is a deadline.
+        names = () if _NUMBERS.issuperset(_options(hint)) else (key.rpartition(".")[2],)
+        if any(map(_SECRET_NAME.search, (*names, *origin.variables))):
             self.secrets.add(key)
 
     # -- one value of a type ----------------------------------------------------------------------
@@ -390,7 +399,7 @@ class _Reader:
 
     def _single(self, leaf: _Leaf, hint: object, options: Sequence[object], key: str) -> object:
         value, origin = self._filled(leaf, key)
-        self._note(key, origin)
+        self._note(key, origin, hint)
         for candidate in _readings(value):
             for option in options:
                 try:

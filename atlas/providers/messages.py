@@ -6,7 +6,8 @@ provider. The events are published by `atlas.app` for each reply, in this order:
     stream.started  (stream.retried)*  (stream.thinking | stream.token | stream.tool_call)*
     then exactly one of  stream.completed | stream.failed | stream.cancelled
 
-with ``stream.paused`` and ``stream.resumed`` in between where someone pauses.
+with ``stream.paused`` and ``stream.resumed`` in between where someone pauses. What concerns a
+provider and no single reply is called ``provider.*``.
 """
 
 from __future__ import annotations
@@ -261,3 +262,15 @@ class StreamCancelled(Event):
     conversation: str
     partial: str
     timing: Timing
+
+
+@message("provider.fallback_taken")
+class ProviderFallbackTaken(Event):
+    """A provider could not be built, and the first of its fallbacks that could was taken.
+
+    ``failures`` has a sentence, after the provider's name, for each that failed, in the order tried.
+    """
+
+    requested: str
+    chosen: str
+    failures: tuple[str, ...]

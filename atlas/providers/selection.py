@@ -1,7 +1,8 @@
 """Which provider and model a user gets: the choice, its reason, and what each provider could do.
 
-The order is the same everywhere: an explicit choice > ``ATLAS_PROVIDER`` and ``ATLAS_MODEL`` > a
-provider whose API key is in the environment > an Ollama that answers > the local model.
+The order is the same everywhere: an explicit choice > the profile > ``ATLAS_PROVIDER`` and
+``ATLAS_MODEL`` > a provider whose API key is in the environment > an Ollama that answers > the local
+model.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
 from atlas.core.registry import Registry
 from atlas.errors import AtlasError, ConfigurationError, UnknownProviderError
 from atlas.providers.base import ModelCatalogue, Provider
+from atlas.providers.profile import ChatProfile
 
 __all__ = ["Choice", "ProviderStatus", "choose", "inspect_provider", "provider_registry"]
 
@@ -34,6 +36,7 @@ PACKAGES: Final[Mapping[str, str]] = {
 }
 """The package without which a provider of ours cannot work; installed by the extra of its name."""
 
+_PROFILE: Final = "the profile asks for it"
 OLLAMA_PORT: Final = 11434
 PROBE_TIMEOUT: Final = 0.25  # seconds; a running Ollama on this machine accepts within 1 ms
 
@@ -82,6 +85,7 @@ def choose(
     provider: str | None = None,
     model: str | None = None,
     *,
+    profile: ChatProfile | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Choice:
     """Choose a provider and a model.
@@ -89,12 +93,17 @@ def choose(
     Args:
         provider: The user's explicit choice, if any.
         model: The user's explicit choice, if any.
+        profile: The user's settings, if any: they come after what is explicit.
         environment: Where to look for settings; default: the process's environment.
 
     Asks a running Ollama for its models (at most 0.25 s) if nothing earlier in the order decides;
     one without a model is passed over.
     """
     settings = os.environ if environment is None else environment
+    if profile is not None:
+        model = model or profile.model_of(provider)
+        if not provider and profile.provider:
+            return replace(choose(profile.provider, model, environment=settings), reason=_PROFILE)
     chosen_model = model or settings.get("ATLAS_MODEL", "")
     if provider:
         # ATLAS_MODEL belongs to ATLAS_PROVIDER: a model of one provider means nothing to another.
@@ -129,7 +138,9 @@ def ollama_models(host: str = "") -> tuple[str, ...]:
     from http.client import HTTPConnection, HTTPException, HTTPSConnection  # noqa: PLC0415
 
     secure, address, port = _ollama_address(host)
-    connection = (HTTPSConnection if secure else HTTPConnection)(address, port, timeout=PROBE_TIMEOUT)
+    connection = (HTTPSConnection if secure else HTTPConnection)(
+        address, port, timeout=PROBE_TIMEOUT
+    )
     try:
         connection.request("GET", "/api/tags")
         answer = json.load(connection.getresponse())

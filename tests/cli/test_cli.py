@@ -218,7 +218,7 @@ def test_every_command_explains_itself(atlas, command: str) -> None:
     assert command in atlas("--help").out
 
 
-@pytest.mark.parametrize("group", ["schema"])
+@pytest.mark.parametrize("group", ["profile", "schema"])
 def test_every_command_of_a_group_takes_json(atlas, group: str) -> None:
     listed = atlas(group, "--help").out.partition("Commands:\n")[2]
 

@@ -406,6 +406,8 @@ def test_secrets_are_masked_wherever_a_profile_is_shown(write):
         password: str = ""
         url: str = ""
         max_tokens: int = 5
+        first_token: float | None = 60.0
+        inner: object = field(default="s3cret-6", compare=False)
 
     path = write(
         "a.toml",
@@ -419,11 +421,15 @@ def test_secrets_are_masked_wherever_a_profile_is_shown(write):
 
     profile = load_profile(path, Secrets, environ={"API_TOKEN": "s3cret-5"})
 
-    for shown in (profile.show(), profile.show(origin=True), repr(profile), str(profile)):
+    told = profile.masked()
+    for shown in (profile.show(), profile.show(origin=True), repr(profile), str(told)):
         assert "s3cret" not in shown
+    assert (told["pin"], told["password"], told["first_token"]) == ("********", "", 60.0)
     lines = profile.show().splitlines()
     assert 'password = ""' in lines
     assert "max_tokens = 5" in lines
+    assert "first_token = 60.0" in lines
+    assert "inner" not in told
     assert 'headers.Accept = "all"' in lines
     assert profile.value.pin == "s3cret-1"
 
