@@ -53,7 +53,7 @@ from atlas.core.lanes import Group, Port
 from atlas.core.messages import Command, Event, Message, Origin, Stamp, message, stamped_copy
 from atlas.core.metrics import HandlerMetrics
 from atlas.core.ports import Ports
-from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled, pending
+from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled
 from atlas.core.streams import MessageStream, StreamOverflow
 from atlas.core.subscriptions import (
     Mode,
@@ -71,7 +71,6 @@ from atlas.core.subscriptions import (
 from atlas.errors import (
     AtlasError,
     BusClosedError,
-    HandlersFailedError,
     NoResponderError,
     NotAMessageError,
     RecursionLimitError,
@@ -438,7 +437,7 @@ class EventBus:
         token = _enter(message._stamp)
         try:
             receipt = self.publish(event, source=self.name)
-        except (BusClosedError, HandlersFailedError):
+        except Exception:  # noqa: BLE001  a failing middleware, say: the first failure counts
             self._log_failure(subscription, message, error)
             return
         finally:
@@ -468,8 +467,8 @@ class EventBus:
             with self._lock:
                 groups = route.groups[running] = self._ports.groups(route.lanes, running)
         if len(groups) > 1:
-            return Joint(message, [_post_to(group, message) for group in groups])
-        return _post_to(groups[0], message)
+            return Joint(message, [group.post(message) for group in groups])
+        return groups[0].post(message)
 
     def _offer(self, message: Message, route: _Route) -> None:
         for offer, where, subscription in route.offers:
@@ -1064,12 +1063,6 @@ class EventBus:
 
     def __repr__(self) -> str:
         return f"<EventBus {self.name!r}, {self._state}, {len(self.history)} messages kept>"
-
-
-def _post_to(group: Group, message: M) -> Pending[M]:
-    receipt = pending(message, group)
-    group.port.post(receipt)
-    return receipt
 
 
 def _is_nested(message: Message) -> bool:

@@ -29,7 +29,7 @@ from typing import Any
 
 from atlas.core.causality import CURRENT, cause_of
 from atlas.core.messages import Message, Origin, Stamp, stamp
-from atlas.core.receipts import Pending, PendingT
+from atlas.core.receipts import M, Pending, PendingT, pending
 from atlas.errors import BufferOverflowError, BusError, SubscriptionError
 
 __all__ = ["Group", "Lane", "ObserverLane", "Port", "Waits"]
@@ -108,7 +108,8 @@ class ObserverLane(Lane):
         self.newest_goes = newest_goes
         self.droppable = droppable
         self.merge = merge
-        self.lock = threading.Lock()
+        # reentrant: `merge`, or a finalizer at any moment, may publish to this very lane
+        self.lock = threading.RLock()
         self.called = False
         self.dropped = 0
         self.merged = 0
@@ -195,6 +196,18 @@ class Group:
         self.lanes = lanes
         self.handlers = tuple(lane.handler for lane in lanes)
 
+    def post(self, message: M) -> Pending[M]:
+        """Send a message on its way to these lanes. Any thread; never blocks."""
+        receipt = pending(message, self)
+        port = self.port
+        if len(port.inbox) >= port.limit:
+            port.refuse(receipt)
+            return receipt
+        port.inbox.append(receipt)
+        if not port.woken:
+            port.call_wake()
+        return receipt
+
     def refresh(self) -> None:
         """Make messages already on their way skip subscriptions that are closed."""
         self.handlers = tuple(
@@ -254,20 +267,11 @@ class Port:
 
     # -- any thread -------------------------------------------------------------------------------
 
-    def post(self, receipt: Pending[Any]) -> None:
-        """Take a message in for the lanes of its group. Any thread; never blocks."""
-        if len(self.inbox) >= self.limit:
-            self._refuse(receipt)
-            return
-        self.inbox.append(receipt)
-        if not self.woken:
-            self._call_wake()
-
     def call(self, lane: ObserverLane) -> None:
         """Have an observer's lane emptied. Any thread; never blocks."""
         self.called.append(lane)
         if not self.woken:
-            self._call_wake()
+            self.call_wake()
 
     @property
     def is_idle(self) -> bool:
@@ -290,7 +294,8 @@ class Port:
         else:
             self.loop.call_soon_threadsafe(call)
 
-    def _call_wake(self) -> None:
+    def call_wake(self) -> None:
+        """Have `wake` called, once for all that comes until then. Any thread."""
         self.woken = True
         try:
             self.call_soon(self.wake)
@@ -300,7 +305,8 @@ class Port:
                 raise
             self.abandon("its event loop is closed")
 
-    def _refuse(self, receipt: Pending[Any]) -> None:
+    def refuse(self, receipt: Pending[Any]) -> None:
+        """Fail a message for which there is no room. Any thread."""
         text = (
             f"{{}} has {self.limit} messages waiting for its event loop, its limit, and takes no "
             f"more. Await the receipts to publish no faster than it handles, or subscribe it with "
@@ -384,7 +390,7 @@ class Port:
     async def _run(self, ready: deque[Lane]) -> None:
         self.runs[id(ready)] = ready
         if not self.woken:
-            self._call_wake()
+            self.call_wake()
         try:
             many = len(self.inbox)
             while many and self.inbox and not self.busy and self.express is None:
@@ -438,7 +444,7 @@ class Port:
         if lane.queue:
             self.handed.append(lane)
             if not self.woken:
-                self._call_wake()
+                self.call_wake()
         else:
             self._free(lane)
 
@@ -472,7 +478,9 @@ class Port:
         CURRENT.reset(token)
         if self.express is receipt:
             self.express = None
-            receipt.finish()
+            receipt.finished = True
+            if receipt.waiters is not None:
+                receipt.finish()
         else:
             await self._finish_broken(receipt)
             if is_awaited and not receipt.finished:
@@ -522,7 +530,7 @@ class Port:
         del self.runs[id(reserved)]
         self.handed.extend(_emptied(reserved))
         if self.handed and not self.woken:
-            self._call_wake()
+            self.call_wake()
 
     def _break_express(self) -> None:
         """Turn a message that runs in one go into one that is in its lanes, from here on."""

@@ -169,7 +169,7 @@ class Settled(Receipt[M_co]):
         return _at_once(self._checked())
 
 
-_waiting = threading.Lock()
+_waiting = threading.RLock()  # reentrant: a finalizer may publish while it is held
 """Guards only the creation of a receipt's list of waiters; never held while anything runs."""
 
 

@@ -50,7 +50,7 @@ class MessageStream(Generic[M_co]):
         self._capacity = 1 if overflow == "latest" else capacity
         self._overflow = overflow
         self._items: deque[M_co] = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer may publish while it is held
         self._reader: asyncio.Future[None] | None = None
         self._room: deque[asyncio.Future[None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None

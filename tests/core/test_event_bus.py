@@ -653,6 +653,21 @@ def test_middleware_that_fails_fails_the_publish(seen):
         bus.publish(OrderPlaced())
 
 
+def test_middleware_that_fails_on_failures_does_not_hide_them(seen, caplog):
+    def no_failures(item: Message) -> Message:
+        if isinstance(item, HandlerFailed):
+            raise TypeError("not these")
+        return item
+
+    bus = EventBus(middleware=[no_failures])
+    bus.subscribe(OrderPlaced, fail)
+    bus.subscribe(OrderPlaced, seen.append)
+    receipt = bus.publish(OrderPlaced())
+
+    assert (len(seen), str(receipt.errors[0])) == (1, "on purpose")
+    assert "on purpose" in caplog.text
+
+
 # -- history, tree, metrics, explain --------------------------------------------------------------
 
 

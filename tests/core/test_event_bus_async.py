@@ -682,6 +682,26 @@ async def test_a_full_observer_drops_by_its_policy(bus, seen, overflow, kept):
     assert subscription.metrics.dropped == 3
 
 
+async def test_an_observers_merge_may_publish_to_the_same_observer(bus, seen):
+    gate = threading.Event()
+
+    def merge(older, newer):
+        if newer.text == "c":
+            bus.publish(Token(text="from merge"))
+
+    def show(event: Token) -> None:
+        gate.wait(5)
+        seen.append(event.text)
+
+    bus.subscribe(Token, show, mode="observer", capacity=1, merge=merge)
+    for letter in "abcd":
+        bus.publish(Token(text=letter))
+    gate.set()
+    await bus.drain(5)
+
+    assert sorted(seen) == ["a", "b", "c", "d", "from merge"]
+
+
 async def test_only_what_is_droppable_is_dropped(bus, seen):
     gate = asyncio.Event()
 
