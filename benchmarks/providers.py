@@ -24,6 +24,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 
 TOKENS = 5_000
 QUESTION = "Tell me something long."
@@ -72,7 +73,43 @@ def openai_bytes(count: int) -> Bytes:
     )
 
 
-PROTOCOLS: dict[str, Callable[[int], Bytes]] = {"openai": openai_bytes}
+def anthropic_event(kind: str, **fields) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
+
+
+def anthropic_bytes(count: int) -> Bytes:
+    message = {
+        "id": "msg_01abcdefghijklmnopqrstuv",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-benchmark",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 9, "output_tokens": 1},
+    }
+    block = {"type": "text", "text": ""}
+    stop = {"stop_reason": "end_turn", "stop_sequence": None}
+    return Bytes(
+        head=[
+            anthropic_event("message_start", message=message),
+            anthropic_event("content_block_start", index=0, content_block=block),
+        ],
+        token=lambda n: anthropic_event(
+            "content_block_delta", index=0, delta={"type": "text_delta", "text": f" word{n % 97}"}
+        ),
+        tail=[
+            anthropic_event("content_block_stop", index=0),
+            anthropic_event("message_delta", delta=stop, usage={"output_tokens": count}),
+            anthropic_event("message_stop"),
+        ],
+    )
+
+
+PROTOCOLS: dict[str, Callable[[int], Bytes]] = {
+    "anthropic": anthropic_bytes,
+    "openai": openai_bytes,
+}
 
 
 def http_chunk(text: str) -> bytes:
@@ -157,14 +194,34 @@ async def openai_sdk(url: str) -> AsyncIterator[Ask]:
 
 
 @contextlib.asynccontextmanager
-async def openai_raw(url: str) -> AsyncIterator[Ask]:
+async def anthropic_sdk(url: str) -> AsyncIterator[Ask]:
+    import anthropic
+
+    async with anthropic.AsyncAnthropic(api_key="key", base_url=url) as client:
+
+        async def ask() -> AsyncIterator[str]:
+            async with await client.messages.create(
+                model="m",
+                max_tokens=10_000,
+                messages=[{"role": "user", "content": QUESTION}],
+                stream=True,
+            ) as stream:
+                async for event in stream:
+                    if event.type == "content_block_delta" and event.delta.type == "text_delta":
+                        yield event.delta.text
+
+        yield ask
+
+
+@contextlib.asynccontextmanager
+async def raw_httpx(url: str) -> AsyncIterator[Ask]:
     import httpx2
 
     async with httpx2.AsyncClient(limits=httpx2.Limits(max_connections=1000)) as client:
 
         async def ask() -> AsyncIterator[str]:
             body = {"messages": [{"role": "user", "content": QUESTION}]}
-            sending = client.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=None)
+            sending = client.stream("POST", f"{url}/v1/answers", json=body, timeout=None)
             async with sending as response, contextlib.aclosing(response.aiter_raw()) as chunks:
                 async for _ in chunks:
                     yield "not decoded"
@@ -172,11 +229,20 @@ async def openai_raw(url: str) -> AsyncIterator[Ask]:
         yield ask
 
 
-@contextlib.asynccontextmanager
-async def openai_atlas(url: str) -> AsyncIterator[Ask]:
+def provider_at(protocol: str, url: str):
+    """Return our adapter of a protocol, pointed at the server."""
+    if protocol == "anthropic":
+        from atlas.providers.anthropic import AnthropicProvider
+
+        return AnthropicProvider(model="m", api_key="key", base_url=url)
     from atlas.providers.openai import OpenAIProvider
 
-    provider = OpenAIProvider(model="m", api_key="key", base_url=f"{url}/v1")
+    return OpenAIProvider(model="m", api_key="key", base_url=f"{url}/v1")
+
+
+@contextlib.asynccontextmanager
+async def atlas_provider(protocol: str, url: str) -> AsyncIterator[Ask]:
+    provider = provider_at(protocol, url)
     try:
         yield lambda: atlas_stream(provider)
     finally:
@@ -184,13 +250,12 @@ async def openai_atlas(url: str) -> AsyncIterator[Ask]:
 
 
 @contextlib.asynccontextmanager
-async def openai_app(url: str) -> AsyncIterator[Ask]:
+async def atlas_application(protocol: str, url: str) -> AsyncIterator[Ask]:
     """The whole application: bus, one subscriber to every token, metrics, live state, buffer."""
     from atlas import Atlas
     from atlas.providers.messages import StreamToken
-    from atlas.providers.openai import OpenAIProvider
 
-    provider = OpenAIProvider(model="m", api_key="key", base_url=f"{url}/v1")
+    provider = provider_at(protocol, url)
     seen: list[int] = [0]
 
     def count(event: StreamToken) -> None:
@@ -236,12 +301,18 @@ class Contestant:
     is_baseline: bool = False
 
 
-CONTESTANTS = [
-    Contestant("openai: bare SDK", "openai", openai_sdk, is_baseline=True),
-    Contestant("openai: raw httpx, not decoded", "openai", openai_raw),
-    Contestant("openai: Atlas provider", "openai", openai_atlas),
-    Contestant("openai: Atlas application", "openai", openai_app),
-]
+def contestants(protocol: str, sdk: Callable[[str], AbstractAsyncContextManager[Ask]]) -> list:
+    return [
+        Contestant(f"{protocol}: bare SDK", protocol, sdk, is_baseline=True),
+        Contestant(f"{protocol}: raw httpx, not decoded", protocol, raw_httpx),
+        Contestant(f"{protocol}: Atlas provider", protocol, partial(atlas_provider, protocol)),
+        Contestant(
+            f"{protocol}: Atlas application", protocol, partial(atlas_application, protocol)
+        ),
+    ]
+
+
+CONTESTANTS = [*contestants("anthropic", anthropic_sdk), *contestants("openai", openai_sdk)]
 
 
 # -- measuring ------------------------------------------------------------------------------------
@@ -275,17 +346,17 @@ async def sample(ask: Ask, streams: int) -> Sample:
 
 async def compare(protocol: str, streams: int, tokens: int, rounds: int) -> dict[str, dict]:
     """Let the contestants of a protocol take turns; each has its client open and warm."""
-    contestants = [c for c in CONTESTANTS if c.protocol == protocol]
-    samples: dict[str, list[Sample]] = {c.name: [] for c in contestants}
+    own = [c for c in CONTESTANTS if c.protocol == protocol]
+    samples: dict[str, list[Sample]] = {c.name: [] for c in own}
     with served(protocol, tokens) as url:
         async with contextlib.AsyncExitStack() as stack:
-            asks = {c.name: await stack.enter_async_context(c.open(url)) for c in contestants}
+            asks = {c.name: await stack.enter_async_context(c.open(url)) for c in own}
             for ask in asks.values():
                 await sample(ask, streams)
             for _ in range(rounds):
                 for name, ask in asks.items():
                     samples[name].append(await sample(ask, streams))
-    base = next(c.name for c in contestants if c.is_baseline)
+    base = next(c.name for c in own if c.is_baseline)
     return {name: summary(taken, samples[base]) for name, taken in samples.items()}
 
 

@@ -6,16 +6,14 @@ decoded here, which costs a fraction of the SDK's event models and lets no forei
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from atlas.errors import (
     BadRequestError,
     ConfigurationError,
-    ConnectionFailedError,
     IncompleteStreamError,
     InvalidResponseError,
     MissingCredentialsError,
@@ -34,6 +32,7 @@ from atlas.providers.base import (
     UsageDelta,
 )
 from atlas.providers.http import error_from, transport_error, vendor_error
+from atlas.providers.http_body import closed_error, drain, raw_body
 from atlas.providers.messages import (
     ChatMessage,
     FinishReason,
@@ -62,7 +61,6 @@ __all__ = ["AnthropicProvider"]
 
 _NAME: Final = "anthropic"
 _DEFAULT_MODEL: Final = "claude-sonnet-5-5"
-_DRAIN: Final = 0.25  # seconds for the end of the body after the end marker: then reuse is given up
 _LISTING: Final = 30.0  # seconds for one page of the list of models
 _BODY_SHOWN: Final = 65_536  # bytes read of an answer that is no event stream
 _NEEDS_KEY: Final = (
@@ -150,13 +148,13 @@ class AnthropicProvider:
                 http = response.http_response
                 translator.headers = http.headers
                 await _check_event_stream(http, model)
-                async with contextlib.aclosing(_bytes(http)) as chunks:
+                async with contextlib.aclosing(raw_body(http)) as chunks:
                     async for chunk in chunks:
                         for event in decoder.feed(chunk):
                             for delta in translate(event.data):
                                 yield delta
                         if translator.finished is not None:
-                            await _drain(chunks)
+                            await drain(chunks, httpx2.HTTPError)
                             break
         yield translator.end(decoder.finish())
 
@@ -198,7 +196,7 @@ class AnthropicProvider:
     def _neutral_errors(self, model: str, connect_timeout: float | None) -> Iterator[None]:
         """Let nothing out of the SDK, httpx or the decoders but a `ProviderError`."""
         if self._closed:
-            raise _closed(model)
+            raise closed_error(_NAME, model)
         try:
             yield
         except anthropic.APIStatusError as error:
@@ -222,7 +220,7 @@ class AnthropicProvider:
         self, error: Exception, model: str, connect_timeout: float | None
     ) -> ProviderError:
         if self._closed:
-            return _closed(model)
+            return closed_error(_NAME, model)
         return transport_error(
             error,
             provider=_NAME,
@@ -254,38 +252,19 @@ def _client(api_key: str | None, base_url: str | None) -> anthropic.AsyncAnthrop
     return client
 
 
-def _closed(model: str) -> ConnectionFailedError:
-    return ConnectionFailedError(
-        "The anthropic provider is closed; make a new one.", provider=_NAME, model=model
-    )
-
-
 async def _check_event_stream(http: httpx2.Response, model: str) -> None:
     """Refuse an answer that says of itself that it is no event stream."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not kind.endswith(("json", "html", "xml")):
         return
     body = b""
-    async with contextlib.aclosing(_bytes(http)) as chunks:
+    async with contextlib.aclosing(raw_body(http)) as chunks:
         async for chunk in chunks:
             body += chunk
             if len(body) > _BODY_SHOWN:
                 break
     status = None if vendor_error(body).type else http.status_code
     raise error_from(body, status=status, headers=http.headers, provider=_NAME, model=model)
-
-
-def _bytes(http: httpx2.Response) -> AsyncGenerator[bytes, None]:
-    """Return the body by the shortest way: without a decoder where nothing is encoded."""
-    return http.aiter_bytes() if "content-encoding" in http.headers else http.aiter_raw()
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read the little that follows the end marker, so that the connection can be used again."""
-    with contextlib.suppress(TimeoutError, httpx2.HTTPError):
-        async with asyncio.timeout(_DRAIN):
-            async for _ in chunks:
-                pass
 
 
 # -- the request ----------------------------------------------------------------------------------

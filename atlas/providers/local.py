@@ -51,6 +51,7 @@ from atlas.providers.base import (
     UsageDelta,
 )
 from atlas.providers.http import error_from
+from atlas.providers.http_body import closed_error
 from atlas.providers.messages import (
     ChatMessage,
     FinishReason,
@@ -241,9 +242,7 @@ class LocalProvider:
 
     def _engine(self, model: str) -> _Engine:
         if not self._finalizer.alive:
-            raise ConnectionFailedError(
-                "The local provider is closed; make a new one.", provider=_NAME, model=model
-            )
+            raise closed_error(_NAME, model)
         weights = self._weights if model == self._model else _find_weights(model)
         if weights not in self._engines:
             self._engines[weights] = _Engine(weights, self._options)

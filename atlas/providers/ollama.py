@@ -7,10 +7,9 @@ drops the ids of tool calls and knows no deadline.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from atlas.errors import (
@@ -35,6 +34,7 @@ from atlas.providers.base import (
     UsageDelta,
 )
 from atlas.providers.http import error_from, transport_error
+from atlas.providers.http_body import closed_error, drain, raw_body
 from atlas.providers.messages import (
     ChatMessage,
     FinishReason,
@@ -62,7 +62,6 @@ __all__ = ["OllamaProvider"]
 
 _NAME: Final = "ollama"
 _DEFAULT_MODEL: Final = "llama3.2"
-_DRAIN: Final = 0.25  # seconds for the end of the body after the end marker: then reuse is given up
 _LISTING: Final = 30.0  # seconds for the list of models, which the server has at hand
 
 _FINISH_REASONS: Final[dict[str, FinishReason]] = {"": "stop", "stop": "stop", "length": "length"}
@@ -132,13 +131,13 @@ class OllamaProvider:
         with self._neutral_errors(model, request.connect_timeout):
             async with self._request(request, model) as response:
                 await self._check_answer(response, model)
-                async with contextlib.aclosing(_bytes(response)) as chunks:
+                async with contextlib.aclosing(raw_body(response)) as chunks:
                     async for chunk in chunks:
                         for line in decoder.feed(chunk):
                             for delta in translator.translate(line):
                                 yield delta
                         if translator.finished is not None:
-                            await _drain(chunks)
+                            await drain(chunks, httpx.HTTPError)
                             break
         for delta in translator.end(decoder.finish()):
             yield delta
@@ -204,7 +203,7 @@ class OllamaProvider:
     def _neutral_errors(self, model: str, connect_timeout: float | None) -> Iterator[None]:
         """Let nothing out of httpx or the decoders but a `ProviderError`."""
         if self._closed:
-            raise _closed(model)
+            raise closed_error(_NAME, model)
         try:
             yield
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
@@ -220,7 +219,7 @@ class OllamaProvider:
         self, error: Exception, model: str, connect_timeout: float | None
     ) -> ProviderError:
         if self._closed:
-            return _closed(model)
+            return closed_error(_NAME, model)
         if isinstance(error, httpx.ConnectError):
             return ConnectionFailedError(
                 f"No Ollama answers at {self._address} ({error}); is `ollama serve` running "
@@ -251,12 +250,6 @@ def _client(api_key: str | None, base_url: str | None) -> httpx.AsyncClient:
     return client
 
 
-def _closed(model: str) -> ConnectionFailedError:
-    return ConnectionFailedError(
-        "The ollama provider is closed; make a new one.", provider=_NAME, model=model
-    )
-
-
 def _not_ollama(shown: str, model: str) -> InvalidResponseError:
     return InvalidResponseError(
         f"The answer is not what Ollama's protocol promises: {shown}; check OLLAMA_HOST, "
@@ -264,21 +257,6 @@ def _not_ollama(shown: str, model: str) -> InvalidResponseError:
         provider=_NAME,
         model=model,
     )
-
-
-def _bytes(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """Return the body by the shortest way: without a decoder where nothing is encoded."""
-    encoded = "content-encoding" in response.headers
-    # httpx promises an iterator and returns a generator, whose closing is what counts here.
-    return response.aiter_bytes() if encoded else response.aiter_raw()  # type: ignore[return-value]
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read the little that follows the end marker, so that the connection can be used again."""
-    with contextlib.suppress(TimeoutError, httpx.HTTPError):
-        async with asyncio.timeout(_DRAIN):
-            async for _ in chunks:
-                pass
 
 
 # -- the request ----------------------------------------------------------------------------------

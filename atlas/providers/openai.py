@@ -12,7 +12,6 @@ compatible servers offer. Both can be set.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -44,6 +43,7 @@ from atlas.providers.base import (
     UsageDelta,
 )
 from atlas.providers.http import error_from, transport_error
+from atlas.providers.http_body import closed_error, drain, raw_body
 from atlas.providers.messages import (
     ChatMessage,
     FinishReason,
@@ -72,7 +72,6 @@ __all__ = ["OpenAIProvider"]
 _OFFICIAL_URL = "https://api.openai.com/v1"
 _OFFICIAL_MODEL = "gpt-5-mini"
 _ENOUGH_TO_QUOTE = 65_536  # bytes of an answer that is no stream
-_DRAIN_SECONDS = 0.25  # the end of the body comes with the end marker, or is not worth waiting for
 
 
 class OpenAIProvider:
@@ -148,7 +147,7 @@ class OpenAIProvider:
         translator = self._translator(model)
         decoder = SseDecoder()
         async with self._answer(request, model) as answer:
-            body = _bytes(answer)
+            body = raw_body(answer)
             try:
                 async with contextlib.aclosing(body):
                     await self._check_content(answer, body, model)
@@ -157,7 +156,7 @@ class OpenAIProvider:
                             for delta in translator.feed(event):
                                 yield delta
                         if translator.finished:
-                            await _drain(body)
+                            await drain(body, httpx2.HTTPError)
                             return
             except httpx2.HTTPError as error:
                 raise self._transport_error(error, request, model) from error
@@ -209,9 +208,7 @@ class OpenAIProvider:
     async def _answer(self, request: ChatRequest, model: str) -> AsyncIterator[httpx2.Response]:
         """Send the request; the connection is released at the end of the block."""
         if self._client.is_closed():
-            raise ProviderError(
-                "The provider 'openai' is closed; make a new one.", provider=self.name, model=model
-            )
+            raise closed_error(self.name, model)
         timeout = httpx2.Timeout(None, connect=request.connect_timeout)
         if self._api == "responses":
             sending = self._client.responses.with_streaming_response.create(
@@ -300,21 +297,6 @@ def _key(api_key: str | None, base_url: str) -> str:
 def _is_official(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host == "api.openai.com" or host.endswith(".api.openai.com")
-
-
-def _bytes(answer: httpx2.Response) -> AsyncGenerator[bytes, None]:
-    """Return the body's bytes by the shortest way: without a decoder where nothing is encoded."""
-    if answer.headers.get("content-encoding", "identity").lower() == "identity":
-        return answer.aiter_raw()
-    return answer.aiter_bytes()
-
-
-async def _drain(body: AsyncIterator[bytes]) -> None:
-    """Read to the end of the body, which lets the connection be used again."""
-    with contextlib.suppress(TimeoutError, httpx2.HTTPError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            async for _ in body:
-                pass
 
 
 def _says_error(body: bytes) -> bool:

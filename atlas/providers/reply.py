@@ -303,6 +303,10 @@ class Reply:
                 if type(event) is StreamToken:
                     if not put(event.text):
                         await self._put_patiently(event.text)
+                    if event.index == 0:
+                        # A vendor that floods would keep this task busy while the reader waits
+                        # for what matters most to it.
+                        await asyncio.sleep(0)
                     if self._on_token is not None:
                         await self._call_back(event.text)
         for call in self._assembler.tool_calls():
