@@ -543,9 +543,9 @@ async def test_closing_the_provider_ends_its_streams_with_a_neutral_error(server
     await provider.aclose()
     await provider.aclose()
 
-    with pytest.raises(ConnectionFailedError, match="closed"):
+    with pytest.raises(ProviderError, match="closed"):
         await asyncio.wait_for(reading, 5)
-    with pytest.raises(ConnectionFailedError, match="closed"):
+    with pytest.raises(ProviderError, match="closed"):
         await answer_of(provider)
     await server.connections[0].wait_closed()
 
