@@ -24,6 +24,7 @@ from atlas.providers.profile import ChatProfile, chat_profile
 from atlas.providers.reply import Reply, StreamOptions, SyncReply
 from atlas.providers.resilience import Deadlines, RetryPolicy
 from atlas.providers.selection import Choice, choose
+from atlas.providers.timing import ProviderTimer
 
 __all__ = ["Atlas"]
 
@@ -106,6 +107,7 @@ class Atlas:
         self.state = project_chat().attach(self.bus)
         self._default: Provider | None = None
         self._choice: Choice | None = None
+        self._timer: ProviderTimer | None = None
         self._loop: LoopThread | None = None
         self._replies: dict[str, Reply] = {}
 
@@ -158,6 +160,8 @@ class Atlas:
         for reply in list(self._replies.values()):
             await reply.cancel()
         self._default = None
+        if self._timer is not None:
+            self._timer.close()
         try:
             await self._registry.aclose()
         finally:
@@ -252,6 +256,17 @@ class Atlas:
         model = self._choice.model or _default_model(self._default)
         return f"{self._default.name} · {model} ({self._choice.reason})"
 
+    def time_providers(self) -> ProviderTimer:
+        """Publish ``provider.timed`` after each call of a provider that begins from now on.
+
+        Returns:
+            The timer, one at a time for an application. Close it, or use it as a context manager,
+            to stop; it is closed with the application. It holds on to every provider it has timed.
+        """
+        if self._timer is None or not self._timer.is_open:
+            self._timer = ProviderTimer(self.bus)
+        return self._timer
+
     @property
     def replies(self) -> tuple[Reply, ...]:
         """The replies being made at this moment, oldest first."""
@@ -284,6 +299,8 @@ class Atlas:
     ) -> Reply:
         options = _over(self.profile, options)
         provider = self._provider(options.get("provider"))
+        if self._timer is not None and self._timer.is_open:
+            self._timer.time(provider)
         asked = _messages(prompt)
         request = _request((*talk.messages, *asked), self._model(provider, options), options)
 

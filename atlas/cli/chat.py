@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import cast
 
@@ -16,6 +17,7 @@ from atlas.core.schema.codec import encode
 from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.messages import StreamCancelled, StreamCompleted, StreamFailed
 from atlas.providers.reply import SyncReply
+from atlas.providers.views import event_line
 
 HELP = "Ctrl-C stops an answer, Ctrl-D or an empty line ends the conversation."
 
@@ -29,6 +31,11 @@ HELP = "Ctrl-C stops an answer, Ctrl-D or an empty line ends the conversation."
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0: always the likeliest word.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which model answers, and how fast.")
 @json_option
+@click.option(
+    "--view",
+    type=click.Choice(["public"]),
+    help="With --json: events as this view shows them; public hides what is said.",
+)
 def chat(
     *,
     prompt: tuple[str, ...],
@@ -40,12 +47,15 @@ def chat(
     temperature: float | None,
     verbose: bool,
     as_json: bool,
+    view: str | None,
 ) -> None:
     """Ask a model and stream its answer.
 
     Without PROMPT the question is read from standard input; in a terminal that becomes a
     conversation. With --json every event of the stream is printed as one JSON object a line.
     """
+    if view and not as_json:
+        raise click.UsageError("--view is a view of events: add --json.")
     interactive = not prompt and sys.stdin.isatty()
     said = {"system": system, "max_tokens": max_tokens, "temperature": temperature}
     # None says nothing, so that the profile may.
@@ -56,7 +66,7 @@ def chat(
         talk = app.conversation(**cast("ChatOptions", options))
         for question in read_questions() if interactive else [given(prompt)]:
             if as_json:
-                print_events(app, talk, question)
+                print_events(app, talk, question, view)
             else:
                 print_answer(talk, question, verbose=verbose or interactive)
 
@@ -96,8 +106,9 @@ def print_answer(talk: Conversation, question: str, *, verbose: bool) -> None:
         click.secho(summary(reply), fg="bright_black", err=True)
 
 
-def print_events(app: Atlas, talk: Conversation, question: str) -> None:
+def print_events(app: Atlas, talk: Conversation, question: str, view: str | None) -> None:
     """Print every event of one answer as a line of JSON: its name, fields and place in the log."""
+    written: Callable[[Event], str | bytes] = partial(event_line, view=view) if view else encode
     # Through a queue: printed by a handler, an error of standard output would be the bus's affair.
     events: SimpleQueue[Event] = SimpleQueue()
     with app.bus.subscribe("stream.**", events.put):
@@ -105,7 +116,7 @@ def print_events(app: Atlas, talk: Conversation, question: str) -> None:
         event = None
         while not isinstance(event, StreamCompleted | StreamCancelled | StreamFailed):
             event = events.get()
-            click.echo(encode(event))
+            click.echo(written(event))
     reply.result()
 
 

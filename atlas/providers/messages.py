@@ -274,3 +274,21 @@ class ProviderFallbackTaken(Event):
     requested: str
     chosen: str
     failures: tuple[str, ...]
+
+
+@message("provider.timed")
+class ProviderTimed(Event):
+    """A call of a provider is over; published while a `ProviderTimer` times it. Times in seconds.
+
+    ``outcome`` is ``"closed"`` when the reader left, was cancelled or lost patience. ``waited`` is
+    the part of ``total`` in which the reader waited for the provider. ``first_delta`` is None when
+    nothing came.
+    """
+
+    provider: str
+    model: str
+    outcome: Literal["ended", "failed", "closed"]
+    total: float
+    waited: float
+    deltas: int
+    first_delta: float | None = None

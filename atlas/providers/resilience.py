@@ -317,7 +317,7 @@ class _Call:
         watch, text, held = self._watch, self._text, list[Delta]()
         watch.begin_attempt()
         finished = False
-        async with _closing(self._provider.stream(self._request)) as stream:
+        async with closing(self._provider.stream(self._request)) as stream:
             receive = stream.__anext__
             while True:
                 watch.begin_wait()
@@ -545,10 +545,13 @@ class _Watch:
         return since + limit
 
 
-def _closing(
+def closing(
     stream: AsyncIterator[Delta],
 ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Delta]]:
-    """Close the stream at the end of the block; a third party's iterator may have no close."""
+    """Return a context that closes a provider's stream at its end.
+
+    A third party's iterator may have no ``aclose``; it is then left as it is.
+    """
     if isinstance(stream, AsyncGenerator):
         return contextlib.aclosing(stream)
     return contextlib.nullcontext(stream)
