@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from atlas.providers.messages import ToolResultPart as ToolResultPart
     from atlas.providers.messages import ToolSpec as ToolSpec
     from atlas.providers.messages import Usage as Usage
+    from atlas.providers.profile import ChatProfile as ChatProfile
+    from atlas.providers.profile import load_chat_profile as load_chat_profile
     from atlas.providers.reply import Reply as Reply
     from atlas.providers.reply import StreamOptions as StreamOptions
     from atlas.providers.reply import SyncReply as SyncReply
@@ -52,6 +54,10 @@ if TYPE_CHECKING:
     from atlas.providers.selection import ProviderStatus as ProviderStatus
     from atlas.providers.selection import choose as choose
     from atlas.providers.selection import provider_registry as provider_registry
+    from atlas.providers.timing import ProviderTimer as ProviderTimer
+    from atlas.providers.views import event_line as event_line
+    from atlas.providers.views import event_views as event_views
+    from atlas.providers.views import log_lines as log_lines
 
 __getattr__, __dir__ = exported(
     __name__,
@@ -87,10 +93,13 @@ __getattr__, __dir__ = exported(
             "ToolSpec",
             "Usage",
         ),
+        "atlas.providers.profile": ("ChatProfile", "load_chat_profile"),
         "atlas.providers.reply": ("Reply", "StreamOptions", "SyncReply"),
         "atlas.providers.resilience": ("Deadlines", "Retry", "RetryPolicy", "resilient_stream"),
         "atlas.providers.scripted": ("ScriptedProvider",),
         "atlas.providers.selection": ("Choice", "ProviderStatus", "choose", "provider_registry"),
+        "atlas.providers.timing": ("ProviderTimer",),
+        "atlas.providers.views": ("event_line", "event_views", "log_lines"),
     },
 )
 
@@ -99,6 +108,7 @@ __all__ = [
     "Capabilities",
     "ChatMessage",
     "ChatOptions",
+    "ChatProfile",
     "ChatRequest",
     "ChatState",
     "Choice",
@@ -112,6 +122,7 @@ __all__ = [
     "Part",
     "Provider",
     "ProviderStatus",
+    "ProviderTimer",
     "RefusalDelta",
     "RefusalPart",
     "Reply",
@@ -134,6 +145,10 @@ __all__ = [
     "Usage",
     "UsageDelta",
     "choose",
+    "event_line",
+    "event_views",
+    "load_chat_profile",
+    "log_lines",
     "provider_registry",
     "resilient_stream",
 ]

@@ -59,6 +59,16 @@ def test_chat_as_json_is_the_stream_of_events(atlas) -> None:
     assert {event.meta.causation for event in events[1:]} == {events[0].meta.id}
 
 
+def test_the_public_view_hides_what_is_said(atlas) -> None:
+    ran = atlas("chat", "-p", "scripted", "--json", "--view", "public", "My secret")
+    events = [json.loads(line) for line in ran.out.splitlines()]
+
+    assert (events[0]["name"], events[-1]["name"]) == ("stream.started", "stream.completed")
+    assert events[0]["fields"]["prompt"] == events[1]["fields"]["text"] == "[redacted]"
+    assert "secret" not in ran.out
+    assert "fixed words" not in ran.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -71,6 +81,8 @@ def test_chat_as_json_is_the_stream_of_events(atlas) -> None:
         (["--temperature", "9", "hi"], 2, "--temperature"),
         (["-p", "scripted", " "], 2, "There is no question"),
         (["--nonsense"], 2, "--nonsense"),
+        (["--view", "public", "hi"], 2, "add --json"),
+        (["--json", "--view", "pubic", "hi"], 2, "'pubic' is not"),
     ],
 )
 def test_what_is_wrong_is_told_without_a_traceback(atlas, arguments, code, says) -> None:
