@@ -42,7 +42,8 @@ schemas: $(VENV)/.dev ## write schemas/ and the reference of messages from the c
 bench: $(VENV)/.dev ## measure, as ratios in one run
 	$(RUN)/python -m benchmarks
 
-docs: $(VENV)/.dev ## run every example in README and docs/
+docs: $(VENV)/.dev ## write the reference pages and run every example in README and docs/
+	$(RUN)/python docs/generate.py
 	$(RUN)/python -m pytest tests/test_docs.py
 
 constraints: $(VENV)/.dev ## pin the versions installed now

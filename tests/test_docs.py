@@ -45,6 +45,27 @@ def pages_with(language: str) -> list[object]:
     ]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose)
+    inside = [link for link in links if "://" not in link]
+
+    assert [link for link in inside if not (page.parent / link).exists()] == []
+
+
+def test_the_generated_reference_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_the_python_blocks_of_a_page_run_top_to_bottom(page: Path, tmp_path: Path) -> None:
     program = tmp_path / "page.py"
