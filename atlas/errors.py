@@ -35,6 +35,7 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   └── MissingDependencyError (ImportError) an optional package is not installed
     ├── CloseFailedError                         closing one or more things failed
     ├── AppNotRunningError (RuntimeError)        the application is not started, or is closed
+    ├── BlockingCallError (RuntimeError)         a blocking call on the loop that has to do its work
     ├── ConversationBusyError (RuntimeError)     the answer before is still being made
     └── ProviderError                            a model call failed; see its ``kind``
         ├── AuthenticationError (PermissionError)
@@ -64,6 +65,7 @@ __all__ = [
     "AtlasError",
     "AuthenticationError",
     "BadRequestError",
+    "BlockingCallError",
     "BufferClosedError",
     "BufferOverflowError",
     "BufferTimeoutError",
@@ -367,6 +369,10 @@ class CloseFailedError(AtlasError):
 
 class AppNotRunningError(AtlasError, RuntimeError):
     """The application is used before it was started or after it was closed."""
+
+
+class BlockingCallError(AtlasError, RuntimeError):
+    """A blocking call was made on the event loop that has to do its work; it would never end."""
 
 
 class ConversationBusyError(AtlasError, RuntimeError):

@@ -10,6 +10,7 @@ from atlas import Atlas, ChatMessage, Completion, EventBus
 from atlas.container import Container
 from atlas.errors import (
     AppNotRunningError,
+    BlockingCallError,
     ConfigurationError,
     ConversationBusyError,
     ServerError,
@@ -501,7 +502,7 @@ async def test_a_call_from_another_thread_is_told_about_chat_sync() -> None:
 
 async def test_a_blocking_call_on_the_applications_own_loop_is_refused() -> None:
     async with Atlas(provider=ListProvider([WORDS])) as app:
-        with pytest.raises(RuntimeError, match="wait for ever"):
+        with pytest.raises(BlockingCallError, match="wait for ever"):
             app.chat_sync("What?")
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from atlas.errors import BlockingCallError
+
 __all__ = ["LoopThread"]
 
 T = TypeVar("T")
@@ -24,7 +26,7 @@ class LoopThread:
     that somebody else runs, and stays theirs.
 
     Raises:
-        RuntimeError: From `run` and `call`, when used on the loop's own thread: waiting there for
+        BlockingCallError: From `run` and `call`, when used on the loop's own thread: waiting there for
             what only that thread can do would never end.
     """
 
@@ -93,7 +95,7 @@ class LoopThread:
         if running is self.loop:
             if work is not None:
                 work.close()
-            raise RuntimeError(
+            raise BlockingCallError(
                 "This blocking call was made on the event loop that has to do its work, and would "
                 "wait for ever. Use the `async` form here, or call it from another thread."
             )
