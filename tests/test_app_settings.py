@@ -8,6 +8,7 @@ from dependency_injector import providers
 from atlas import Atlas, EventBus
 from atlas.container import Container
 from atlas.core.registry import Registry
+from atlas.core.schedules import Linear
 from atlas.errors import (
     ConfigurationError,
     MissingCredentialsError,
@@ -38,6 +39,7 @@ first_token = 7
 
 [retries]
 attempts = 4
+delays = {kind = "linear", start = 1, end = 5, steps = 3}
 """
 
 
@@ -109,7 +111,7 @@ async def test_a_profile_sets_the_provider_and_the_options_of_every_call(
     assert (asked.model, asked.temperature, asked.max_tokens) == ("large", 0.5, 20)
     assert (asked.stop, asked.messages[0].text) == (("END",), "Be brief.")
     assert app.profile.deadlines == Deadlines(first_token=7)
-    assert app.profile.retries == RetryPolicy(attempts=4)
+    assert app.profile.retries == RetryPolicy(attempts=4, delays=Linear(1, 5, steps=3))
 
 
 async def test_what_is_said_wins_over_the_profile(shop, profile) -> None:

@@ -33,7 +33,7 @@ from atlas.errors import (
 )
 from atlas.typing import JSON, is_secret
 
-__all__ = ["Origin", "Profile", "load_profile"]
+__all__ = ["Origin", "Profile", "load_profile", "read_tables"]
 
 T = TypeVar("T")
 
@@ -177,6 +177,17 @@ def load_profile(
         tuple(files),
         _secrets=frozenset(reader.secrets),
     )
+
+
+# Any: a file may say anything.
+def read_tables(path: str | Path) -> dict[str, Any]:
+    """Return what one profile file says, as it says it: nothing extended, looked up or checked.
+
+    Raises:
+        ProfileError: The file cannot be read.
+        MissingDependencyError: The file is YAML and PyYAML is not installed.
+    """
+    return _parsed(Path(path), ())
 
 
 # -- reading files --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from types import AsyncGeneratorType
 from typing import Literal, NamedTuple, Self, TypeAlias
 
+from atlas.core.schedules import Schedule
 from atlas.errors import (
     AtlasError,
     ConfigurationError,
@@ -84,6 +85,8 @@ class RetryPolicy:
     Attributes:
         attempts: How often to ask at most, the first time included; 1 means no retry.
         base_delay: Upper end of the first delay, in seconds.
+        delays: Upper end of the delay after failed attempt *n*, in seconds, as a schedule of
+            *n* - 1; in place of the doubling.
         max_delay: Upper end of any delay, in seconds.
         max_retry_after: A vendor that asks to wait longer than this, in seconds, is not waited
             for: its error is raised.
@@ -96,6 +99,7 @@ class RetryPolicy:
 
     attempts: int = 3
     base_delay: float = 0.5
+    delays: Schedule | None = None
     max_delay: float = 30.0
     max_retry_after: float = 60.0
     random: Callable[[], float] = field(default=random.random, repr=False, compare=False)
@@ -118,8 +122,13 @@ class RetryPolicy:
         asked = error.retry_after or 0.0
         if asked > self.max_retry_after:
             return None
-        ceiling = min(self.max_delay, self.base_delay * 2.0 ** min(attempt - 1, 62))
+        ceiling = min(self.max_delay, self._ceiling(attempt))
         return max(asked, ceiling * self.random())
+
+    def _ceiling(self, attempt: int) -> float:
+        if self.delays is not None:
+            return self.delays(attempt - 1)
+        return self.base_delay * 2.0 ** min(attempt - 1, 62)
 
 
 class Retry(NamedTuple):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from dataclasses import replace
 
 import pytest
 
+from atlas.core.schedules import Linear, Step
 from atlas.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -164,6 +166,20 @@ async def test_a_stream_without_an_end_is_an_error() -> None:
     with pytest.raises(IncompleteStreamError) as caught:
         await collect(resilient_stream(Odd(cut), request()))
     assert (caught.value.partial, caught.value.provider) == ("so far", "odd")
+
+
+def test_delays_may_follow_a_schedule_in_place_of_doubling() -> None:
+    def ceilings(policy: RetryPolicy) -> list[float | None]:
+        return [policy.delay(attempt, OverloadedError("busy")) for attempt in range(1, 6)]
+
+    line = Linear(1, 9, steps=4)
+    doubling = RetryPolicy(attempts=9, base_delay=0.5, random=lambda: 1.0)
+
+    assert ceilings(RetryPolicy(attempts=9, delays=line, random=lambda: 1.0)) == [1, 3, 5, 7, 9]
+    assert ceilings(RetryPolicy(attempts=9, delays=line, max_delay=4, random=lambda: 1.0)) == [
+        *(1, 3, 4, 4, 4)
+    ]
+    assert ceilings(doubling) == ceilings(replace(doubling, delays=Step(0.5, 2, every=1)))
 
 
 def test_delays_grow_with_full_jitter_and_can_be_reproduced() -> None:
