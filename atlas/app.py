@@ -144,10 +144,16 @@ class Atlas:
     def _create(
         self, name: str, fallback: Mapping[str, Mapping[str, object]] = _NOTHING
     ) -> Provider:
+        others = {
+            other: {**self._configuration(other), **config}
+            for other, config in fallback.items()
+            if other != name
+        }
+        return self._registry.create(name, fallback=others, **self._configuration(name))
+
+    def _configuration(self, name: str) -> Mapping[str, object]:
         # The key and the address of a profile are those of its provider.
-        own = self.profile.provider_options() if name == self.profile.provider else {}
-        others = {other: config for other, config in fallback.items() if other != name}
-        return self._registry.create(name, fallback=others, **own)
+        return self.profile.provider_options() if name == self.profile.provider else {}
 
     def _fell_back(self, taken: FallbackTaken) -> None:
         # Without the model: it was meant for the provider that could not be built.
@@ -299,7 +305,7 @@ class Atlas:
     ) -> Reply:
         options = _over(self.profile, options)
         provider = self._provider(options.get("provider"))
-        if self._timer is not None and self._timer.is_open:
+        if self._timer is not None:
             self._timer.time(provider)
         asked = _messages(prompt)
         request = _request((*talk.messages, *asked), self._model(provider, options), options)

@@ -232,6 +232,15 @@ async def test_a_fallback_may_have_its_own_configuration(shop) -> None:
     assert shop.built["spare"].config == {"context": 5}
 
 
+async def test_a_fallback_that_is_the_provider_of_the_profile_gets_its_key(shop) -> None:
+    given = ChatProfile(provider="acme", api_key="k-123")
+    app = Atlas(profile=given, provider="locked", fallback=["acme"], container=shop.container)
+    async with app:
+        pass
+
+    assert shop.built["acme"].config == {"api_key": "k-123"}
+
+
 async def test_a_fallback_named_by_a_profile_is_overruled_by_an_explicit_one(shop) -> None:
     given = ChatProfile(provider="locked", fallback=("spare",))
     async with Atlas(profile=given, container=shop.container) as app:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
@@ -17,7 +18,6 @@ from typing import Literal, Self
 
 from atlas.core.aspect_weaver import AspectWeaver, Call
 from atlas.core.event_bus import EventBus
-from atlas.errors import ConfigurationError
 from atlas.providers.base import ChatRequest, Delta, ModelCatalogue, Provider
 from atlas.providers.messages import ProviderTimed
 from atlas.providers.resilience import closing
@@ -48,32 +48,34 @@ class ProviderTimer:
         self.is_open = True
         self._bus = bus
         self._clock = clock or time.perf_counter
+        self._lock = threading.Lock()
         self._weaver = AspectWeaver()
         # By id: a provider need not be hashable. Held, so that an id is not given to another one.
         self._timed: dict[int, Provider] = {}
 
     def time(self, provider: Provider) -> None:
-        """Time the calls of a provider that begin from now on; doing it again changes nothing.
+        """Time the calls of a provider that begin from now on.
+
+        Doing it again changes nothing, and neither does doing it once the timer is closed.
 
         Raises:
-            ConfigurationError: The timer is closed, or the provider does not let its attributes be
-                set.
+            ConfigurationError: The provider does not let its attributes be set.
         """
-        if not self.is_open:
-            raise ConfigurationError("This timer is closed. Make a new one.")
-        if id(provider) in self._timed:
-            return
-        # Advice is of the same kind as what it is put around.
-        is_generator = inspect.isasyncgenfunction(provider.stream)
-        around = partial(self._measured if is_generator else self._begun, provider)
-        self._weaver.weave(provider, "stream", around=around)
-        self._timed[id(provider)] = provider
+        with self._lock:
+            if not self.is_open or id(provider) in self._timed:
+                return
+            # Advice is of the same kind as what it is put around.
+            is_generator = inspect.isasyncgenfunction(provider.stream)
+            around = partial(self._measured if is_generator else self._begun, provider)
+            self._weaver.weave(provider, "stream", around=around)
+            self._timed[id(provider)] = provider
 
     def close(self) -> None:
         """Leave the providers as they were; calls under way are not reported. Idempotent."""
-        self.is_open = False
-        self._weaver.close()
-        self._timed.clear()
+        with self._lock:
+            self.is_open = False
+            self._weaver.close()
+            self._timed.clear()
 
     def __enter__(self) -> Self:
         return self

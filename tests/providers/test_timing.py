@@ -86,14 +86,13 @@ async def test_closing_puts_back_exactly_what_was_there(bus) -> None:
     woven = provider.stream
     timer.close()
     timer.close()
+    timer.time(provider)
 
     assert woven is not provider.stream
     assert vars(provider) == before
     assert provider.stream.__func__ is Slow.stream
     assert other.stream is mine
     assert not timer.is_open
-    with pytest.raises(ConfigurationError, match="Make a new one"):
-        timer.time(provider)
 
 
 async def test_a_call_under_way_when_the_timer_closes_ends_as_ever_and_is_not_reported(bus) -> None:
@@ -151,3 +150,14 @@ async def test_an_application_times_every_provider_it_asks_and_leaves_them_as_th
     assert len(seen) == 2
     assert "stream" not in vars(default)
     assert "stream" not in vars(other)
+
+
+def test_a_provider_that_cannot_be_woven_is_told(bus) -> None:
+    class Sealed(Slow):
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError(name)
+
+    with ProviderTimer(bus) as timer, pytest.raises(ConfigurationError, match="Weave its class"):
+        timer.time(object.__new__(Sealed))
