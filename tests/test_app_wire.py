@@ -153,7 +153,7 @@ async def test_pings_for_ever_end_at_the_total_deadline(protocol: Protocol) -> N
     with WireServer() as server:
         server.play(protocol.answer(Repeat(protocol.ping)))
         provider = protocol.provider_at(server.url)
-        deadlines = Deadlines(first_token=None, gap=None, total=0.3)
+        deadlines = Deadlines(first_token=None, gap=None, total=1.5)
         async with Atlas(provider=provider, deadlines=deadlines) as app:
             with pytest.raises(DeadlineExceededError) as raised:
                 await app.chat("Hi")
