@@ -114,7 +114,7 @@ def test_errors_can_be_read_by_programs(atlas) -> None:
 
 
 def test_chat_in_a_terminal_is_a_conversation_that_ctrl_c_and_ctrl_d_steer(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, "chat", "--max-tokens", "400")
+    terminal = Terminal(tmp_path, "chat", "--max-tokens", "400", "--temperature", "0")
     terminal.expect("› ")
     terminal.type("Tell me a very long story.\n")
     terminal.expect("story.")
