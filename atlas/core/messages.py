@@ -77,7 +77,7 @@ Stamp: TypeAlias = (
 
 MessageT = TypeVar("MessageT", bound="Message")
 ClassT = TypeVar("ClassT", bound=type)
-AnswerT = TypeVar("AnswerT", covariant=True)  # it is only ever given back
+AnswerT = TypeVar("AnswerT")
 
 _PACK_ID = struct.Struct(">QQ").pack
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
