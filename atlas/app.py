@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -95,7 +96,7 @@ class Atlas:
         self.bus: EventBus = bus or self.container.bus()
         self._owns_bus = bus is None and not self.container.bus.overridden
         self._registry: Registry[Provider] = self.container.model_providers()
-        self._wanted_provider = provider
+        self._wanted_provider = provider if isinstance(provider, str | None) else _usable(provider)
         self._wanted_model = model
         self._fallback = _fallbacks(fallback, provider, self.profile)
         self._stream_options = StreamOptions(
@@ -122,9 +123,12 @@ class Atlas:
         """
         if self._loop is not None:
             raise AppNotRunningError("This application was started before. Make a new Atlas().")
-        self._loop = LoopThread.of(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._loop = LoopThread.of(loop)
         # In a thread: the import of a vendor's SDK takes up to a second, a probe of Ollama 0.25 s.
-        await asyncio.to_thread(self._prepare)
+        # Not one of the loop's own, which would stay when the application is closed.
+        with ThreadPoolExecutor(1, "atlas-start") as thread:
+            await loop.run_in_executor(thread, self._prepare)
 
     def _prepare(self) -> None:
         wanted = self._wanted_provider
@@ -334,7 +338,7 @@ class Atlas:
         if wanted is None:
             assert self._default is not None
             return self._default
-        return self._create(wanted) if isinstance(wanted, str) else wanted
+        return self._create(wanted) if isinstance(wanted, str) else _usable(wanted)
 
     def _model(self, provider: Provider, options: ChatOptions) -> str:
         if model := options.get("model"):
@@ -343,6 +347,17 @@ class Atlas:
         if provider is self._default and self._choice is not None and self._choice.model:
             return self._choice.model
         return _default_model(provider)
+
+
+def _usable(provider: Provider) -> Provider:
+    """Return the provider; refuse what cannot be one before anything is asked of it."""
+    named = isinstance(getattr(provider, "name", None), str)
+    if isinstance(provider, type) or not named or not callable(getattr(provider, "stream", None)):
+        raise ConfigurationError(
+            f"The provider is {provider!r}. Give a registered name, or an object with `name` (a "
+            f"text), `capabilities`, `stream` and `aclose`; see atlas.providers.Provider."
+        )
+    return provider
 
 
 def _fallbacks(

@@ -1,7 +1,9 @@
 """The application object and its replies, with scripted answers."""
 
 import asyncio
+import contextlib
 import threading
+from collections.abc import AsyncIterator
 
 import pytest
 from dependency_injector import providers
@@ -16,7 +18,7 @@ from atlas.errors import (
     ServerError,
     UnknownProviderError,
 )
-from atlas.providers.base import Finished, TextDelta, UsageDelta
+from atlas.providers.base import ChatRequest, Delta, Finished, TextDelta, UsageDelta
 from atlas.providers.messages import (
     MessageAdded,
     StreamCancelled,
@@ -260,6 +262,108 @@ async def test_whoever_awaits_the_rest_after_a_break_gets_it() -> None:
         assert (await reply).text == "Events are facts."
 
 
+async def test_a_handler_cancels_the_reply_that_waits_for_it_and_goes_on() -> None:
+    provider = GatedProvider(WORDS, gate_after=3)
+    done: list[str] = []
+    async with Atlas(provider=provider) as app:
+
+        @app.bus.on(StreamToken)
+        async def stop(event: StreamToken) -> None:
+            await replies[0].cancel()
+            await asyncio.sleep(0)
+            done.append(event.text)
+
+        failures = seen_by(app.bus, "bus.handler_failed")
+        replies = [app.chat("What?")]
+        await replies[0]
+
+    assert done == WORDS[:1]
+    assert failures == []
+    assert replies[0].finish_reason == "cancelled"
+
+
+async def test_a_callback_cancels_its_reply() -> None:
+    async def stop(delta: str, text: str) -> None:
+        await replies[0].cancel()
+
+    async with Atlas(provider=GatedProvider(WORDS, gate_after=3)) as app:
+        replies = [app.chat("What?", on_token=stop)]
+        await replies[0]
+
+    assert replies[0].finish_reason == "cancelled"
+    assert replies[0].text == WORDS[0]
+
+
+async def test_cancelling_again_leaves_the_provider_to_close_its_connection() -> None:
+    closing, may_close = asyncio.Event(), asyncio.Event()
+    closed: list[bool] = []
+
+    class SlowToClose(GatedProvider):
+        async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
+            try:
+                async for delta in super().stream(request):
+                    yield delta
+            finally:
+                closing.set()
+                await may_close.wait()
+                closed.append(True)
+
+    provider = SlowToClose(WORDS, gate_after=1)
+    async with Atlas(provider=provider) as app:
+        reply = app.chat("What?")
+        await provider.at_gate.wait()
+        first = asyncio.create_task(reply.cancel())
+        await closing.wait()
+        second = asyncio.create_task(reply.cancel())
+        await asyncio.sleep(0)
+        may_close.set()
+        await asyncio.gather(first, second)
+
+    assert closed == [True]
+
+
+async def test_a_provider_that_swallows_its_cancellation_is_left_at_its_next_delta() -> None:
+    class Deaf(ListProvider):
+        async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+                yield TextDelta("again ")
+
+    async with Atlas(provider=Deaf([])) as app:
+        async for _ in (reply := app.chat("What?")):
+            await reply.cancel()
+
+    assert reply.status == "cancelled"
+
+
+@pytest.mark.parametrize("ask", ["cancel", "await", "iterate"])
+async def test_a_reply_may_be_used_from_another_loop(ask: str) -> None:
+    provider = GatedProvider(WORDS, gate_after=3)
+
+    async def elsewhere() -> None:
+        if ask == "cancel":
+            await reply.cancel()
+        elif ask == "await":
+            waiting = asyncio.ensure_future(reply)
+            await asyncio.sleep(0)
+            await reply.cancel()
+            assert (await waiting).text == "".join(WORDS)
+        else:
+            async for _ in reply:
+                break
+
+    async with Atlas(provider=provider) as app:
+        reply = app.chat("What?")
+        await provider.at_gate.wait()
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        async for _ in reply:
+            pass
+
+    assert reply.status == "cancelled"
+    assert provider.closed == 1
+
+
 async def test_leaving_the_context_of_a_reply_cancels_it() -> None:
     provider = GatedProvider(WORDS, gate_after=1)
     async with Atlas(provider=provider) as app:
@@ -457,6 +561,14 @@ async def test_closing_the_application_cancels_what_is_unfinished() -> None:
     assert app.bus.is_closed
 
 
+async def test_closing_the_application_leaves_no_thread_on_a_loop_that_goes_on() -> None:
+    before = set(threading.enumerate())
+    async with Atlas(provider="scripted") as app:
+        await app.chat("What?")
+
+    assert set(threading.enumerate()) == before
+
+
 async def test_a_given_bus_stays_open_and_a_given_provider_stays_with_its_owner() -> None:
     bus, provider = EventBus(), ListProvider([WORDS])
     async with Atlas(bus=bus, provider=provider) as app:
@@ -506,6 +618,18 @@ async def test_a_blocking_call_on_the_applications_own_loop_is_refused() -> None
             app.chat_sync("What?")
 
 
+@pytest.mark.parametrize("wrong", [object(), ListProvider, 3])
+async def test_what_is_no_provider_is_refused_with_what_one_needs(wrong) -> None:
+    with pytest.raises(
+        ConfigurationError, match="Give a registered name, or an object with `name`"
+    ):
+        Atlas(provider=wrong)
+
+    async with Atlas(provider=ListProvider([WORDS])) as app:
+        with pytest.raises(ConfigurationError, match="Give a registered name"):
+            app.chat("What?", provider=wrong)
+
+
 async def test_an_unknown_provider_fails_at_the_start_with_the_known_names() -> None:
     with pytest.raises(UnknownProviderError, match=r"opnai.*nearest is 'openai'"):
         async with Atlas(provider="opnai"):
@@ -552,6 +676,15 @@ def test_a_plain_program_streams_converses_and_leaves_no_thread() -> None:
         assert [m.text for m in talk.messages] == ["What?", "Events are facts.", "And?", "Again."]
 
     assert threading.active_count() == before
+
+
+def test_a_finished_reply_outlives_its_application() -> None:
+    with Atlas(provider=ListProvider([WORDS])) as app:
+        reply = app.chat_sync("What?")
+        reply.result()
+
+    assert reply.result().text == "".join(reply) == "Events are facts."
+    reply.cancel()
 
 
 def test_leaving_a_plain_loop_early_cancels_the_reply() -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, TypeVar
 
 from atlas.core.buffer import BufferReader, StreamBuffer
 from atlas.core.causality import caused_by
@@ -33,6 +33,7 @@ from atlas.providers.messages import (
     StreamResumed,
     StreamRetried,
     StreamStarted,
+    StreamThinking,
     StreamToken,
     Timing,
     ToolCallPart,
@@ -41,6 +42,8 @@ from atlas.providers.messages import (
 from atlas.providers.resilience import Deadlines, Retry, RetryPolicy, resilient_stream
 
 __all__ = ["OnToken", "Reply", "ReplyStatus", "StreamOptions", "SyncReply"]
+
+T = TypeVar("T")
 
 ReplyStatus = Literal["streaming", "paused", "completed", "failed", "cancelled"]
 
@@ -78,8 +81,9 @@ class Reply:
     nobody ever reads runs to its end. ``async with reply`` cancels on the way out what is not
     finished.
 
-    Replies are made by `atlas.Atlas.chat` and `Conversation.chat`. Use one on the loop it was made
-    on; `pause`, `resume` and the facts may be used from any thread.
+    Replies are made by `atlas.Atlas.chat` and `Conversation.chat`. Best used on the loop it was made
+    on; another loop may iterate, await and cancel it too, and `pause`, `resume` and the facts may be
+    used from any thread.
 
     Attributes:
         id: The reply's id, in every event it causes.
@@ -121,6 +125,7 @@ class Reply:
         self._error: BaseException | None = None
         self._interested = 0
         self._paused = False
+        self._stopping = False
         self._go_on = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -192,7 +197,7 @@ class Reply:
             self.leave(reader)
 
     def __await__(self) -> Generator[object, None, Completion]:
-        return self._result().__await__()
+        return self._at_home(self._result).__await__()
 
     async def _result(self) -> Completion:
         self._interested += 1
@@ -227,11 +232,12 @@ class Reply:
         self._interested -= 1
         if not self._interested and not self._finished.is_set():
             # Not at once: whoever left a loop may be about to await the rest.
-            asyncio.get_running_loop().call_soon(self._stop_if_unwanted)
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._stop_if_unwanted)
 
     def _stop_if_unwanted(self) -> None:
-        if not self._interested and self._task is not None:
-            self._task.cancel()
+        if not self._interested:
+            self._stop()
 
     # -- steering --
 
@@ -255,11 +261,31 @@ class Reply:
     async def cancel(self) -> None:
         """Stop making the answer; the connection to the vendor is closed on return.
 
-        Readers get what had arrived and end. Does nothing to a finished reply.
+        Readers get what had arrived and end. Does nothing to a finished reply. May be awaited on
+        any loop. In a callback or handler that the answer itself waits for, it returns at once, and
+        the answer stops when that has returned.
         """
-        if self._task is not None and not self._finished.is_set():
+        await self._at_home(self._cancel)
+
+    async def _cancel(self) -> None:
+        if asyncio.current_task() is self._task:
+            self._stopping = True  # `_run` looks when the caller has returned
+            return
+        self._stop()
+        await self._finished.wait()
+
+    def _stop(self) -> None:
+        # Once: a second cancellation would hit the provider while it closes its connection.
+        if self._task is not None and not self._stopping:
+            self._stopping = True
             self._task.cancel()
-            await self._finished.wait()
+
+    async def _at_home(self, work: Callable[[], Coroutine[object, None, T]]) -> T:
+        """Do on the reply's own loop what only it can do, whichever loop asks."""
+        home = self._loop
+        if home is None or self._finished.is_set() or home is asyncio.get_running_loop():
+            return await work()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), home))
 
     # -- making --
 
@@ -291,13 +317,15 @@ class Reply:
         tick = self._stopwatch.tick
         async with aclosing(stream):
             async for delta in stream:
+                if self._stopping:  # a provider has swallowed the cancellation and goes on
+                    raise asyncio.CancelledError
                 event = feed(delta)
                 if event is None:
                     continue
                 tick()
                 receipt = publish(event)
                 if not receipt.done:
-                    await receipt
+                    await self._handled(receipt)
                 if self._paused:
                     await self._go_on.wait()
                 if type(event) is StreamToken:
@@ -355,6 +383,16 @@ class Reply:
         outcome = self._on_token(delta, self.text)
         if inspect.isawaitable(outcome):
             await outcome
+            self._stop_here_if_asked()
+
+    async def _handled(self, receipt: Receipt[StreamToken | StreamThinking]) -> None:
+        await receipt
+        self._stop_here_if_asked()
+
+    def _stop_here_if_asked(self) -> None:
+        """End this task when what it waited for has called `cancel`."""
+        if self._stopping:
+            raise asyncio.CancelledError
 
     def _report_retry(self, retry: Retry) -> None:
         self._stopwatch.attempts = retry.attempt + 1
@@ -412,11 +450,11 @@ class SyncReply:
         return f"<SyncReply {self.reply!r}>"
 
     def __iter__(self) -> Iterator[str]:
-        reader = self._loop.call(self.reply.join)
+        reader = self._call(self.reply.join)
         try:
             yield from reader
         finally:
-            self._loop.call(self.reply.leave, reader)
+            self._call(self.reply.leave, reader)
 
     def result(self) -> Completion:
         """Wait for the whole answer and return it.
@@ -424,7 +462,9 @@ class SyncReply:
         Raises:
             ProviderError: The answer failed.
         """
-        return self._loop.run(_await(self.reply))
+        if self.reply.error is not None:
+            raise self.reply.error
+        return self.reply.completion or self._loop.run(_await(self.reply))
 
     def pause(self) -> None:
         """Hold the readers, as `Reply.pause` does."""
@@ -436,7 +476,18 @@ class SyncReply:
 
     def cancel(self) -> None:
         """Stop making the answer; the connection to the vendor is closed on return."""
-        self._loop.run(self.reply.cancel())
+        if not self._is_finished:
+            self._loop.run(self.reply.cancel())
+
+    @property
+    def _is_finished(self) -> bool:
+        return self.reply.status not in ("streaming", "paused")
+
+    def _call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call on the loop; a finished reply does not need it, and may have outlived it."""
+        if self._is_finished:
+            return function(*arguments)
+        return self._loop.call(function, *arguments)
 
     @property
     def status(self) -> ReplyStatus:
