@@ -249,6 +249,13 @@ class LocalProvider:
         return self._engines[weights]
 
     def _check_abilities(self, request: ChatRequest, engine: _Engine, model: str) -> None:
+        if request.extra.get("n") not in (None, 1):
+            raise BadRequestError(
+                f"n={request.extra['n']!r} asks for several answers in one stream; Atlas reads "
+                f"one. Ask several times instead.",
+                provider=_NAME,
+                model=model,
+            )
         facts = self._facts_of(engine.weights)
         for what, asked, able in (
             ("tools", request.tools, facts.tools),
@@ -308,7 +315,8 @@ def _packaged_weights() -> Path | None:
 
 def _find_weights(model: str) -> Path:
     if model != PACKAGED_MODEL:
-        return _checked(Path(model).expanduser(), model)
+        # By os.path: Path.expanduser raises where there is no such user.
+        return _checked(Path(os.path.expanduser(model)), model)  # noqa: PTH111
     weights = _packaged_weights()
     if weights is None:
         raise ModelNotFoundError(
@@ -411,10 +419,12 @@ class _Engine:
         model = answer.translator.model
         failure: ProviderError | None = None
         try:
-            server = self._loaded(model)
+            self._loaded(model)
             with self._slot(answer) as granted:
                 if granted and answer.begin():
-                    server.handle_chat_completions(body, answer.write)
+                    # Not bound to a name: the traceback of an error would keep the server alive,
+                    # and its port open, until the garbage collector comes by.
+                    self._loaded(model).handle_chat_completions(body, answer.write)
             answer.finish()
         except ProviderError as error:
             failure = error
@@ -687,8 +697,8 @@ def _body(request: ChatRequest, defaults: dict[str, JSON]) -> dict[str, JSON]:
     if request.tools:
         body["tools"] = [_tool(tool) for tool in request.tools]
         body["tool_choice"] = request.tool_choice or "auto"
-    body.update(request.extra)
-    return body
+    # Whatever is said, the answer is one stream: what reads it knows no other form.
+    return {**body, **request.extra, "stream": True}
 
 
 def _tool(tool: ToolSpec) -> JSON:

@@ -64,6 +64,15 @@ def native_threads() -> int:
     return len(list(Path("/proc/self/task").glob("*")))
 
 
+def listening() -> set[str]:
+    """The sockets of this process that listen."""
+    lines = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+    rows = (line.split() for line in lines)
+    all_listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
+    files = Path("/proc/self/fd").iterdir()
+    return all_listening & {str(file.readlink()) for file in files if file.is_symlink()}
+
+
 @pytest.fixture(scope="module")
 def provider():
     """One loaded model for all tests that do not ask how it is loaded or closed."""
@@ -420,6 +429,29 @@ async def test_a_request_that_makes_no_sense_is_refused_and_the_model_lives_on(p
     assert isinstance((await deltas_of(provider, ask("Hi", max_tokens=1)))[-1], Finished)
 
 
+async def test_several_answers_at_once_are_refused(provider):
+    with pytest.raises(BadRequestError, match="n=2 asks for several answers"):
+        await deltas_of(provider, ask("Hi", max_tokens=1, extra={"n": 2}))
+
+
+async def test_an_answer_is_streamed_whatever_the_vendor_options_say(provider):
+    deltas = await deltas_of(provider, ask("Hi", max_tokens=3, extra={"stream": False}))
+
+    assert deltas[-1] == Finished("length", "length")
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="the system does not tell")
+async def test_closing_closes_the_port_also_after_an_error(fresh):
+    before = listening()
+    with pytest.raises(ContextLengthError):
+        await deltas_of(fresh, ask("word " * 2000))
+    while_open = listening()
+    await fresh.aclose()
+
+    assert while_open > before
+    assert listening() == before
+
+
 async def test_half_a_character_in_the_prompt_is_refused(provider):
     with pytest.raises(BadRequestError, match="surrogate"):
         await deltas_of(provider, ask("x\ud83d", max_tokens=1))
@@ -430,7 +462,7 @@ def test_a_missing_file_is_named_with_the_mend(tmp_path):
         LocalProvider(model=str(tmp_path / "nowhere.gguf"))
 
 
-@pytest.mark.parametrize("name", ["no\0file", "n" * 5000, "/dev/null"])
+@pytest.mark.parametrize("name", ["no\0file", "n" * 5000, "/dev/null", "~nobody-here/x.gguf"])
 def test_a_name_that_can_be_no_file_is_named_with_the_mend(name):
     with pytest.raises(ModelNotFoundError, match="ATLAS_LOCAL_MODEL"):
         LocalProvider(model=name)
