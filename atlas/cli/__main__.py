@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = root.main(args=given, prog_name="atlas", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: the shell has closed it (`atlas … >&-`)
+            sys.stdout.flush()
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:

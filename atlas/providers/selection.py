@@ -138,9 +138,12 @@ def ollama_models(host: str = "") -> tuple[str, ...]:
     from http.client import HTTPConnection, HTTPException, HTTPSConnection  # noqa: PLC0415
 
     secure, address, port = _ollama_address(host)
-    connection = (HTTPSConnection if secure else HTTPConnection)(
-        address, port, timeout=PROBE_TIMEOUT
-    )
+    try:
+        connection = (HTTPSConnection if secure else HTTPConnection)(
+            address, port, timeout=PROBE_TIMEOUT
+        )
+    except HTTPException as error:
+        raise _no_address(host, error) from error
     try:
         connection.request("GET", "/api/tags")
         answer = json.load(connection.getresponse())
@@ -158,13 +161,17 @@ def _ollama_address(host: str) -> tuple[bool, str, int]:
         secure = parts.scheme == "https"
         port = parts.port or (443 if secure else OLLAMA_PORT)
     except ValueError as error:
-        raise ConfigurationError(
-            f"OLLAMA_HOST is {host!r}, which is no address ({error}). "
-            f"Set it to a host, host:port or URL, such as 127.0.0.1:{OLLAMA_PORT}."
-        ) from error
+        raise _no_address(host, error) from error
     address = parts.hostname or "127.0.0.1"
     # 0.0.0.0 is where a server listens, not where a client finds it.
     return secure, "127.0.0.1" if address in {"0.0.0.0", "::"} else address, port  # noqa: S104
+
+
+def _no_address(host: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"OLLAMA_HOST is {host!r}, which is no address ({error}). "
+        f"Set it to a host, host:port or URL, such as 127.0.0.1:{OLLAMA_PORT}."
+    )
 
 
 async def inspect_provider(registry: Registry[Provider], name: str) -> ProviderStatus:

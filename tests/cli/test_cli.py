@@ -176,6 +176,13 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) -> Non
     assert done.stderr == ""
 
 
+def test_a_closed_standard_output_is_no_traceback() -> None:
+    command = f"{sys.executable} -m atlas.cli chat -p scripted hi >&-"
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, timeout=60, check=True)
+
+    assert done.stderr == b""
+
+
 # -- providers ------------------------------------------------------------------------------------
 
 
@@ -191,6 +198,15 @@ def test_providers_shows_what_is_ready_and_what_stands_in_the_way(
     assert "set ANTHROPIC_API_KEY" in ran.out
     assert "○ ollama      does not answer" in ran.out
     assert "Without --provider, local is used: no key is set" in ran.out
+
+
+@pytest.mark.parametrize("address", ["foo bar", "http://[::1", "host:99999999"])
+def test_an_ollama_address_that_is_none_is_one_sentence(atlas, monkeypatch, address) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", address)
+    ran = atlas("providers")
+
+    assert ran.code == 1
+    assert ran.err.startswith(f"Error: OLLAMA_HOST is {address!r}, which is no address")
 
 
 def test_a_running_ollama_is_found_and_preferred_to_the_local_model(atlas, monkeypatch) -> None:
