@@ -175,7 +175,7 @@ class OpenAIProvider:
             raise self._neutral(error) from error
         try:
             return tuple(sorted(str(entry["id"]) for entry in json.loads(answer.content)["data"]))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise error_from(
                 answer.content,
                 status=answer.status_code,
@@ -302,7 +302,7 @@ def _is_official(url: str) -> bool:
 def _says_error(body: bytes) -> bool:
     try:
         parsed = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(parsed, dict) and bool(parsed.get("error"))
 

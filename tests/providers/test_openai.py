@@ -92,6 +92,17 @@ async def test_a_missing_done_is_allowed_on_request_if_a_finish_reason_came() ->
         await provider.aclose()
 
 
+async def test_an_answer_nested_too_deep_to_read_is_no_foreign_error() -> None:
+    with WireServer() as server:
+        server.play(Answer(b"[" * 60_000, content_type="application/json"))
+        provider = chat_at(server.url)
+
+        with pytest.raises(ProviderError) as caught:
+            await ask(provider)
+        assert caught.value.kind == "invalid_response"
+        await provider.aclose()
+
+
 async def test_done_without_a_last_blank_line_counts() -> None:
     with WireServer() as server:
         server.play(Answer(*words("Hello"), chunk({}, "stop"), b"data: [DONE]"))
