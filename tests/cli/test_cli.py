@@ -136,6 +136,9 @@ class Terminal:
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
             os.chdir(home)
+            # Where the tests themselves run in the background, interrupts are ignored, and so
+            # they would be here.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             command = [sys.executable, "-m", "atlas.cli", *arguments]
             os.execve(sys.executable, command, kept | {"TERM": "dumb"})
 
