@@ -79,12 +79,23 @@ def given(prompt: tuple[str, ...]) -> str:
     return question
 
 
+def can_show(text: str) -> bool:
+    """Return whether standard output has the characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_questions() -> Iterator[str]:
     """Yield what the user types, until they end it."""
     click.secho(HELP, fg="bright_black", err=True)
+    # Unlike click.echo, input() fails where the terminal's encoding lacks a character.
+    sign = "\n› " if can_show("›") else "\n> "
     while True:
         try:
-            question = input("\n› ").strip()
+            question = input(sign).strip()
         except (EOFError, KeyboardInterrupt):
             click.echo()
             return

@@ -127,10 +127,19 @@ def test_chat_in_a_terminal_is_a_conversation_that_ctrl_c_and_ctrl_d_steer(tmp_p
     assert "Traceback" not in terminal.seen
 
 
+def test_a_conversation_needs_no_character_that_the_terminal_lacks(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "chat", "-p", "scripted", PYTHONIOENCODING="ascii")
+    terminal.expect("> ")
+    terminal.type("\x04")
+
+    assert terminal.wait() == 0
+    assert "Traceback" not in terminal.seen
+
+
 class Terminal:
     """The command in a pseudo-terminal."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if not any(part in k for part in SETTINGS)}
         self.seen = ""
         self._pid, self._fd = pty.fork()
@@ -140,7 +149,7 @@ class Terminal:
             # they would be here.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             command = [sys.executable, "-m", "atlas.cli", *arguments]
-            os.execve(sys.executable, command, kept | {"TERM": "dumb"})
+            os.execve(sys.executable, command, kept | {"TERM": "dumb"} | environment)
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
