@@ -680,10 +680,14 @@ class _ToolCalls:
         if isinstance(arguments, dict | list):
             arguments = json.dumps(arguments)
         arguments = _text(arguments)
+        known = len(self._calls)
         call = self._owner(index, _text(fragment.get("id")), name, arguments)
         if name and name != call.name and not call.pieces:
             call.name += name
-        return (call.take(arguments),) if arguments else ()
+        if arguments:
+            return (call.take(arguments),)
+        # The name may still grow; told at once is only the call's place before those that follow.
+        return (ToolCallDelta(call.number),) if call.number == known else ()
 
     def unsent(self) -> list[ToolCallDelta]:
         """Return what is known of calls and not told yet: calls without arguments, late ids."""
@@ -808,9 +812,10 @@ class _ResponsesStream:
 
     def on_item(self, event: dict[str, Any]) -> Sequence[Delta]:
         item = event.get("item") or {}
-        if item.get("type") == "function_call":
-            self._call(event, item)
-        return ()
+        if item.get("type") != "function_call":
+            return ()
+        call = self._call(event, item)
+        return (call.take(""),) if call.name and not call.is_told else ()
 
     def on_arguments(self, event: dict[str, Any]) -> Sequence[Delta]:
         arguments = _text(event.get("delta"))

@@ -42,7 +42,9 @@ from support.openai_cases import (
     RESPONSES_ROWS,
     chat_answer,
     chunk,
+    fragment,
     responses_answer,
+    tool_answer,
     words,
 )
 from support.wire import HANG, RESET, Answer, Gate, Repeat, WireServer, pieces, sse
@@ -89,6 +91,45 @@ async def test_a_missing_done_is_allowed_on_request_if_a_finish_reason_came() ->
         with pytest.raises(ProviderError) as caught:
             await ask(provider)
         assert caught.value.kind == "incomplete_stream"
+        await provider.aclose()
+
+
+async def test_parallel_calls_keep_the_order_in_which_they_began() -> None:
+    def begun(number: int, name: str) -> dict[str, object]:
+        return fragment(number, f"call_{number}", name, "")
+
+    with WireServer() as server:
+        server.play(
+            tool_answer(
+                *(begun(0, "first"), begun(1, "second")),
+                *(fragment(1, None, None, "{}"), fragment(0, None, None, "{}")),
+            )
+        )
+        provider = chat_at(server.url)
+
+        assert [call.name for call in (await ask(provider)).tool_calls] == ["first", "second"]
+        await provider.aclose()
+
+
+async def test_parallel_calls_of_the_responses_api_keep_their_order() -> None:
+    def begun(number: int, name: str) -> dict[str, object]:
+        item = {"type": "function_call", "call_id": f"call_{number}", "name": name, "arguments": ""}
+        return {"type": "response.output_item.added", "output_index": number, "item": item}
+
+    def arguments(number: int) -> dict[str, object]:
+        kind = "response.function_call_arguments.delta"
+        return {"type": kind, "output_index": number, "delta": "{}"}
+
+    with WireServer() as server:
+        server.play(
+            Answer(
+                sse(begun(0, "first"), begun(1, "second"), arguments(1), arguments(0)),
+                sse({"type": "response.completed", "response": {"id": "r"}}),
+            )
+        )
+        provider = responses_at(server.url)
+
+        assert [call.name for call in (await ask(provider)).tool_calls] == ["first", "second"]
         await provider.aclose()
 
 
