@@ -1,5 +1,6 @@
 """Where an application's settings come from: arguments, profile, environment; and fallbacks."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from atlas.providers import choose
 from atlas.providers.messages import ProviderFallbackTaken
 from atlas.providers.profile import ChatProfile
 from atlas.providers.resilience import Deadlines, RetryPolicy
+from atlas.providers.selection import inspect_provider, provider_registry
 
 from support.providers import ListProvider
 
@@ -295,3 +297,17 @@ async def test_all_providers_are_checked_before_the_first_is_built(shop) -> None
         async with Atlas(provider="acme", container=shop.container):
             pass
     assert shop.built == {}
+
+
+async def test_a_provider_that_never_names_its_models_is_not_waited_for() -> None:
+    class Silent(ListProvider):
+        async def models(self) -> list[str]:
+            await asyncio.Event().wait()
+            return []
+
+    registry = provider_registry()
+    registry.register("silent", lambda: Silent([]))
+    status = await inspect_provider(registry, "silent", patience=0.01)
+
+    assert status.reachable is False
+    assert status.problem.startswith("silent did not answer within 0.01 s; check its address")

@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -174,10 +175,17 @@ def _no_address(host: str, error: Exception) -> ConfigurationError:
     )
 
 
-async def inspect_provider(registry: Registry[Provider], name: str) -> ProviderStatus:
+async def inspect_provider(
+    registry: Registry[Provider], name: str, *, patience: float = 5.0
+) -> ProviderStatus:
     """Find out what one provider could do now; asks it for its models.
 
     Never raises an `AtlasError`: what stands in the way becomes ``problem``.
+
+    Args:
+        registry: Where the provider is registered.
+        name: Its registered name.
+        patience: Seconds to wait for its answer.
     """
     installed = is_installed(name)
     try:
@@ -187,10 +195,13 @@ async def inspect_provider(registry: Registry[Provider], name: str) -> ProviderS
             name=name, installed=installed, configured=False, reachable=None, problem=str(error)
         )
     try:
-        models = tuple(await provider.models()) if isinstance(provider, ModelCatalogue) else ()
-    except AtlasError as error:
+        async with asyncio.timeout(patience):
+            models = tuple(await provider.models()) if isinstance(provider, ModelCatalogue) else ()
+    except (AtlasError, TimeoutError) as error:
+        late = f"{name} did not answer within {patience:g} s; check its address and the network."
+        problem = str(error) if isinstance(error, AtlasError) else late
         return ProviderStatus(
-            name=name, installed=installed, configured=True, reachable=False, problem=str(error)
+            name=name, installed=installed, configured=True, reachable=False, problem=problem
         )
     return ProviderStatus(
         name=name, installed=installed, configured=True, reachable=True, models=models
