@@ -32,7 +32,7 @@ import weakref
 from asyncio import AbstractEventLoop, CancelledError
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import blinker
 
@@ -40,6 +40,7 @@ from atlas.core.answers import Answer
 from atlas.core.causality import (
     CURRENT,
     NO_HEADERS,
+    Links,
     Scope,
     causal_tree,
     cause_of,
@@ -50,7 +51,20 @@ from atlas.core.causality import (
 from atlas.core.clock import SystemClock
 from atlas.core.history import History
 from atlas.core.lanes import Group, Port
-from atlas.core.messages import Command, Event, Message, Origin, Stamp, message, stamped_copy
+from atlas.core.messages import (
+    Command,
+    Event,
+    Message,
+    Origin,
+    Place,
+    Stamp,
+    causation_in,
+    message,
+    origin_in,
+    spelled_out,
+    stamp,
+    stamped_copy,
+)
 from atlas.core.metrics import HandlerMetrics
 from atlas.core.ports import Ports
 from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled
@@ -102,8 +116,7 @@ _running_loop = asyncio._get_running_loop
 _current_cause = CURRENT.get
 _enter = CURRENT.set
 _leave = CURRENT.reset
-# the slot's own setter: messages are frozen, and this is several times faster than object.__setattr__
-_set_stamp = cast("Callable[[Message, Stamp], None]", Message.__dict__["_stamp"].__set__)
+_set_stamp = stamp
 
 
 @message("bus.handler_failed")
@@ -260,16 +273,7 @@ class EventBus:
 
     # -- publishing -------------------------------------------------------------------------------
 
-    def publish(
-        self,
-        message: M,
-        *,
-        headers: Mapping[str, str] | None = None,
-        source: str | None = None,
-        run: str | None = None,
-        correlation: Message | str | None = None,
-        causation: Message | str | None = None,
-    ) -> Receipt[M]:
+    def publish(self, message: M, **links: Unpack[Links]) -> Receipt[M]:
         """Stamp a message and deliver it. Any thread, with or without a loop; never blocks.
 
         Plain handlers have run when it returns; async ones are on their way: await the receipt, or
@@ -294,44 +298,25 @@ class EventBus:
             RecursionLimitError: Handlers publish into each other without end. Only raised inside
                 handlers; it unwinds them all, and ends up in the outermost receipt.
         """
+        # The time of this method is the time of the bus. A message with nothing to it but its
+        # place, which most are, is therefore dealt with right here; whatever else there may be
+        # (causes, scopes, links, middleware, a message published before) is left to `_stamped`.
         try:
             route = self._routes[type(message)]
         except KeyError:
             route = self._route(message)
         cause = _current_cause()
-        if (
-            message._stamp is None
-            and headers is None
-            and source is run is correlation is causation is None
-            and not self._hooked
-            and (cause is None or type(cause) is tuple)
-        ):
-            origin = (self._identity, self._next(), self._time_ns())
-            if cause is None:
-                stamp: Stamp = (origin, None, origin, None, None, NO_HEADERS, 0)
-            else:
-                depth = cause[6] + 1
-                if depth > self._max_depth:
-                    depth = self._nesting(message, cause)
-                stamp = (origin, cause[0], cause[2], cause[3], None, NO_HEADERS, depth)
+        if cause is None and message._stamp is None and not links and not self._hooked:
+            known: Stamp | Place = (self._identity, self._next(), self._time_ns())
         else:
-            passed = self._pass_middleware(message)
-            if passed is None:
+            stamped = self._stamped(message, cause, links)
+            if stamped is None:
                 return _dropped(message)
-            if passed is not message:
-                message = cast("M", passed)
+            if stamped[0] is not message:
+                message = stamped[0]
                 route = self._route(message)
-            stamp = self._stamp(
-                message,
-                headers=headers,
-                source=source,
-                run=run,
-                correlation=correlation,
-                causation=causation,
-            )
-            if message._stamp is not None:
-                message = stamped_copy(message, None)
-        _set_stamp(message, stamp)
+            known = stamped[1]
+        _set_stamp(message, known)
         self._keep(message)
 
         if route.has_lanes:
@@ -341,7 +326,7 @@ class EventBus:
             receipt.message = message
         handlers = route.handlers
         if handlers:
-            token = _enter(stamp)
+            token = _enter(known)
             try:
                 for handler in handlers:
                     handler(message)
@@ -350,6 +335,31 @@ class EventBus:
             finally:
                 _leave(token)
         return receipt
+
+    def _stamped(
+        self, message: M, current: Stamp | Place | Scope | None, links: Links
+    ) -> tuple[M, Stamp] | None:
+        """Return a message as it is to be published and its stamp; None if it is dropped."""
+        if type(current) is tuple and message._stamp is None and not links and not self._hooked:
+            # published by a handler, and no more than that: the second most frequent
+            if len(current) == 7:
+                by, _, together, run, _, _, depth = current
+            else:
+                by, together, run, depth = current, current, None, 0
+            depth += 1
+            if depth > self._max_depth:
+                depth = self._nesting(message, current)
+            origin = (self._identity, self._next(), self._time_ns())
+            return message, (origin, by, together, run, None, NO_HEADERS, depth)
+        passed = self._pass_middleware(message)
+        if passed is None:
+            return None
+        if passed is not message:
+            self._route(passed)  # refuses what is no message, before it is stamped
+        known = self._stamp(passed, **links)
+        if passed._stamp is not None:
+            passed = stamped_copy(passed, None)
+        return cast("M", passed), known
 
     def _go_on(
         self, receipt: Receipt[M], route: _Route, bad: Callable[[Any], object], error: BaseException
@@ -380,12 +390,11 @@ class EventBus:
                 return None
         return passed
 
-    # Any: the links are passed on to `links_of`, which knows what they are
-    def _stamp(self, message: Message, **links: Any) -> Stamp:
+    def _stamp(self, message: Message, **links: Unpack[Links]) -> Stamp:
         """Work out the stamp of a message for which something was given, or a scope is open."""
         current = _current_cause()
         cause = cause_of(current)
-        depth = 0 if cause is None else cause[6] + 1
+        depth = 0 if cause is None else spelled_out(cause)[6] + 1
         if cause is not None and depth > self._max_depth:
             depth = self._nesting(message, cause)
         by, together, of_run, source, headers = links_of(current, **links)
@@ -394,7 +403,7 @@ class EventBus:
             current.on_stamped(origin)
         return (origin, by, together or origin, of_run, source, headers, depth)
 
-    def _nesting(self, message: Message, cause: Stamp) -> int:
+    def _nesting(self, message: Message, cause: Stamp | Place) -> int:
         """Return how deep this publish really is; refuse if that is too deep.
 
         The depth in stamps also grows along tasks that handlers start, which are not nested. Nested
@@ -406,10 +415,10 @@ class EventBus:
         while frame is not None:
             depth += frame.f_code in mine
             frame = frame.f_back  # type: ignore[assignment]
-        depth = max(depth, self._ports.awaiting(cause[1]) + 1)
+        depth = max(depth, self._ports.awaiting(causation_in(cause)) + 1)
         if depth <= self._max_depth:
             return depth - 1
-        chain = self.history.chain(cause[0])
+        chain = self.history.chain(origin_in(cause))
         shown = " -> ".join(["...", *chain[-9:], message.message_name])
         raise RecursionLimitError(
             f"Handlers publish into each other without end: {self._max_depth} messages deep: "
@@ -1066,7 +1075,7 @@ class EventBus:
 
 
 def _is_nested(message: Message) -> bool:
-    return message._stamp is not None and message._stamp[6] > 0
+    return message._stamp is not None and spelled_out(message._stamp)[6] > 0
 
 
 def _dropped(message: M) -> Receipt[M]:

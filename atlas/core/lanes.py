@@ -28,7 +28,7 @@ from operator import length_hint
 from typing import Any
 
 from atlas.core.causality import CURRENT, cause_of
-from atlas.core.messages import Message, Origin, Stamp, stamp
+from atlas.core.messages import Message, Origin, Place, Stamp, causation_in, origin_in, stamp
 from atlas.core.receipts import M, Pending, PendingT, pending
 from atlas.errors import BufferOverflowError, BusError, SubscriptionError
 
@@ -55,7 +55,7 @@ class Lane:
         self.capacity = capacity
         self.queue: deque[Any] = deque()
         self.busy = False
-        self.running: list[Stamp] = []
+        self.running: list[Stamp | Place] = []
 
     @property
     def depth(self) -> int:
@@ -630,14 +630,15 @@ class Port:
         if me is None:
             await self._join(receipt)
             return receipt._checked()
-        waits = self.awaited.setdefault(me[0], Waits(me[1]))
+        origin = origin_in(me)
+        waits = self.awaited.setdefault(origin, Waits(causation_in(me)))
         waits.receipts.append(receipt)
         try:
             await self._join(receipt)
         finally:
             waits.receipts.remove(receipt)
             if not waits.receipts:
-                self.awaited.pop(me[0], None)
+                self.awaited.pop(origin, None)
         return receipt._checked()
 
     async def _join(self, receipt: Pending[Any]) -> None:
@@ -689,13 +690,13 @@ class Port:
 
     def _waits_for(self, lane: Lane, me: Origin, seen: set[Origin]) -> bool:
         """Whether what a lane is at cannot end before the handler of ``me`` goes on."""
-        for at in lane.running:
-            if at[0] == me:
+        for at in map(origin_in, lane.running):
+            if at == me:
                 return True
-            if at[0] in seen:
+            if at in seen:
                 continue
-            seen.add(at[0])
-            waits = self.awaited.get(at[0])
+            seen.add(at)
+            waits = self.awaited.get(at)
             for receipt in () if waits is None else list(waits.receipts):
                 if any(self._waits_for(other, me, seen) for other in receipt.group.lanes):
                     return True
