@@ -165,7 +165,10 @@ class _Route:
         self.handlers = _all_different(one.call for one in self.owners)
         self.lanes = tuple(one for one in reliable if one.is_async)
         self.observers = tuple(one for one in self.all if one.options.mode == "observer")
-        self.offers = tuple((one.offer, one.options.where, one) for one in self.observers)
+        self.offers = tuple(
+            (one.observer_lane, one.observer_lane.queue, one.options.where, one)
+            for one in self.observers
+        )
         self.has_lanes = bool(self.lanes or self.observers)
         self.groups: dict[AbstractEventLoop | None, tuple[Group, ...]] = {}
 
@@ -480,10 +483,15 @@ class EventBus:
         return groups[0].post(message)
 
     def _offer(self, message: Message, route: _Route) -> None:
-        for offer, where, subscription in route.offers:
+        for lane, queue, where, subscription in route.offers:
+            if where is None and len(queue) < lane.room:  # most often: no call, no lock
+                queue.append(message)
+                if not lane.called:
+                    lane.call()
+                continue
             try:
                 if where is None or where(message):
-                    offer(message)
+                    lane.offer(message)
             except Exception as error:  # noqa: BLE001  a failing predicate stops nobody
                 self._failed(subscription, message, error)
 
