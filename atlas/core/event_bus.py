@@ -30,8 +30,8 @@ import threading
 import traceback
 import weakref
 from asyncio import AbstractEventLoop, CancelledError
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import blinker
@@ -132,25 +132,31 @@ class HandlerFailed(Event):
 
 
 class _Signal(blinker.Signal):
-    """A signal that does not keep a set of senders for each receiver: 216 bytes saved for each.
+    """A signal in which subscriptions register without blinker's own bookkeeping of senders.
 
-    blinker writes to those sets and never reads them.
+    blinker keeps a set of senders for each receiver and one of receivers for each sender, some 300
+    bytes a receiver. A subscription is for any sender and takes one entry in ``receivers``.
     """
 
-    def __init__(self, doc: str | None = None) -> None:
-        super().__init__(doc)
-        senders = _WriteOnly()
-        self._by_receiver = defaultdict(lambda: senders)
+    def register(self, subscription: Subscription[Any]) -> None:
+        """Connect a subscription, for any sender."""
+        self.receivers[id(subscription)] = subscription
+        self.receiver_connected.send(self, receiver=subscription, sender=blinker.ANY, weak=False)
 
+    def has_receivers_for(self, sender: Any) -> bool:
+        """Whether a message sent by this sender would reach somebody."""
+        return any(isinstance(one, Subscription) for one in list(self.receivers.values())) or (
+            super().has_receivers_for(sender)
+        )
 
-class _WriteOnly(set[Any]):
-    """A set that forgets what it is given."""
-
-    def add(self, element: object) -> None:
-        """Do nothing."""
-
-    def __bool__(self) -> bool:
-        return True  # empty ones would be tidied away with their receivers
+    def receivers_for(self, sender: Any) -> Generator[Callable[..., Any], None, None]:
+        """Yield every subscription, and what was connected with blinker for this sender."""
+        for one in list(self.receivers.values()):
+            if isinstance(one, Subscription):
+                yield one
+        for one in super().receivers_for(sender):
+            if not isinstance(one, Subscription):
+                yield one
 
 
 class _Route:
@@ -259,7 +265,7 @@ class EventBus:
         self._identity = secrets.randbits(30)
         self._lock = threading.RLock()  # guards subscriptions, routes and ports; not publishing
         self._order = itertools.count()
-        self._signals: dict[type[Message] | str, blinker.Signal] = {}
+        self._signals: dict[type[Message] | str, _Signal] = {}
         self._foreign: dict[tuple[type[Message] | str, object], Subscription[Any]] = {}
         self._routes: dict[type[Message], _Route] = {}
         self._ports = Ports(name, self._failed, strict=strict)
@@ -582,6 +588,9 @@ class EventBus:
         priority 0. A message sent through it reaches the subscriptions to just this part, without
         being stamped into the history.
         """
+        return self._signal(part)
+
+    def _signal(self, part: type[Message] | str) -> _Signal:
         with self._lock:
             (checked,) = selectors_of(part)
             signal = self._signals.get(checked)
@@ -766,7 +775,7 @@ class EventBus:
             if mode == "observer":
                 subscription._lanes = self._ports.observer_lane(subscription)
             for part in parts:
-                self.signal(part).connect(subscription, weak=False)
+                self._signal(part).register(subscription)
         self._forget_expired()
         return subscription
 

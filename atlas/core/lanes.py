@@ -479,7 +479,7 @@ class Port:
 
     # -- running handlers -------------------------------------------------------------------------
 
-    async def go(self, receipt: PendingT, *, is_awaited: bool) -> PendingT:
+    async def go(self, receipt: Pending[Any], *, is_awaited: bool) -> None:
         """Run all handlers of a message in one go, as far as nothing suspends."""
         receipt.claimed = True
         receipt.handlers = handlers = iter(receipt.group.handlers)
@@ -501,7 +501,6 @@ class Port:
             await self._finish_broken(receipt)
             if is_awaited and not receipt.finished:
                 await _until_done(receipt)
-        return receipt._checked() if receipt.failures and is_awaited else receipt
 
     async def _go_on(
         self, receipt: Pending[Any], error: BaseException | None, token: Token[Any]
@@ -623,7 +622,9 @@ class Port:
         take = lane.queue.popleft
         set_cause = CURRENT.set
         for _ in range(many):
-            if not (lane.queue and subscription.is_open):
+            if not subscription.is_open:
+                lane.close()  # publishers that had not heard of it may have gone on filling it
+            if not lane.queue:
                 return
             message = take()
             set_cause(message._stamp)

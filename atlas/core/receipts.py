@@ -256,10 +256,12 @@ class Pending(Receipt[M_co]):
             _call_all(self.waiters)
 
     # Any: what asyncio sends through an await is its own affair
+    # A generator, which hands its result to `await` as it is. A method that returns a coroutine's
+    # `__await__()` would hand it over inside a StopIteration, made for each message.
     def __await__(self) -> Generator[Any, Any, Self]:
-        port = self.group.port
         if self.finished:
-            return _at_once(self._checked())
+            return self._checked()
+        port = self.group.port
         if (
             not self.claimed
             and _current_cause() is None  # else it has to be known who waits for whom
@@ -269,8 +271,9 @@ class Pending(Receipt[M_co]):
             and _running_loop() is port.loop
         ):
             port.inbox.popleft()
-            return port.go(self, is_awaited=True).__await__()
-        return port.join(self).__await__()
+            yield from port.go(self, is_awaited=True).__await__()
+            return self if self.failures is None else self._checked()
+        return (yield from port.join(self).__await__())
 
     def _checked(self) -> Self:
         if self.group.port.strict:
