@@ -162,7 +162,7 @@ class _Signal(blinker.Signal):
 class _Route:
     """Where messages of one class go. Replaced, never changed, when subscriptions change."""
 
-    __slots__ = ("all", "groups", "handlers", "has_lanes", "lanes", "observers", "offers", "owners")
+    __slots__ = ("all", "groups", "handlers", "lanes", "observers", "offers", "owners", "posts")
 
     def __init__(self, subscriptions: Iterable[Subscription[Any]]) -> None:
         self.all = tuple(subscriptions)
@@ -175,8 +175,9 @@ class _Route:
             (one.observer_lane, one.observer_lane.queue, one.options.where, one)
             for one in self.observers
         )
-        self.has_lanes = bool(self.lanes or self.observers)
+        # by the loop that runs where a message is published
         self.groups: dict[AbstractEventLoop | None, tuple[Group, ...]] = {}
+        self.posts: dict[AbstractEventLoop | None, Callable[[Any], Receipt[Any]]] = {}
 
 
 def _all_different(calls: Iterable[Callable[[Any], Any]]) -> tuple[Callable[[Any], Any], ...]:
@@ -328,8 +329,16 @@ class EventBus:
         _set_stamp(message, known)
         self._keep(message)
 
-        if route.has_lanes:
-            receipt = self._post(message, route)
+        # to lanes before plain handlers run: what these publish is later
+        if route.offers:
+            self._offer(message, route)
+        receipt: Receipt[M]
+        if route.lanes:
+            try:
+                post = route.posts[_running_loop()]
+            except KeyError:
+                post = self._post(route)
+            receipt = post(message)
         else:
             receipt = Receipt()
             receipt.message = message
@@ -470,23 +479,13 @@ class EventBus:
 
     # -- delivering to lanes ----------------------------------------------------------------------
 
-    def _post(self, message: M, route: _Route) -> Receipt[M]:
-        """Hand a message to the lanes, before plain handlers run: what these publish is later."""
-        if route.offers:
-            self._offer(message, route)
-        if not route.lanes:
-            done: Receipt[M] = Receipt()
-            done.message = message
-            return done
+    def _post(self, route: _Route) -> Callable[[M], Receipt[M]]:
+        """Return what hands a message published here to the async handlers of a route."""
         running = _running_loop()
-        try:
-            groups = route.groups[running]
-        except KeyError:
-            with self._lock:
-                groups = route.groups[running] = self._ports.groups(route.lanes, running)
-        if len(groups) > 1:
-            return Joint(message, [group.post(message) for group in groups])
-        return groups[0].post(message)
+        with self._lock:
+            groups = route.groups[running] = self._ports.groups(route.lanes, running)
+        route.posts[running] = groups[0].post if len(groups) == 1 else _joint_post(groups)
+        return route.posts[running]
 
     def _offer(self, message: Message, route: _Route) -> None:
         for lane, queue, where, subscription in route.offers:
@@ -506,7 +505,9 @@ class EventBus:
         if message._stamp is None:
             message = stamped_copy(message, self._stamp(message))
         route = _Route([subscription])
-        self._post(message, route)
+        self._offer(message, route)
+        if route.lanes:
+            self._post(route)(message)
         for handler in route.handlers:
             handler(message)
 
@@ -1089,6 +1090,13 @@ class EventBus:
 
     def __repr__(self) -> str:
         return f"<EventBus {self.name!r}, {self._state}, {len(self.history)} messages kept>"
+
+
+def _joint_post(groups: tuple[Group, ...]) -> Callable[[Any], Receipt[Any]]:
+    def post(message: Message) -> Receipt[Message]:
+        return Joint(message, [group.post(message) for group in groups])
+
+    return post
 
 
 def _is_nested(message: Message) -> bool:
