@@ -619,12 +619,13 @@ class Port:
         """Run an observer on so many messages, in the context of the runner's task."""
         handler = lane.handler
         subscription = lane.subscription
-        take = lane.queue.popleft
+        queue = lane.queue
+        take = queue.popleft
         set_cause = CURRENT.set
         for _ in range(many):
             if not subscription.is_open:
                 lane.close()  # publishers that had not heard of it may have gone on filling it
-            if not lane.queue:
+            if not queue:
                 return
             message = take()
             set_cause(message._stamp)
