@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypedDict
 
-from atlas.core.messages import FrozenDict, Message, Origin, Stamp
+from atlas.core.messages import FrozenDict, Message, Origin, Place, Stamp, origin_in, spelled_out
 from atlas.errors import ValidationError
 
 __all__ = [
     "CURRENT",
     "NO_HEADERS",
     "NO_SCOPE",
+    "Links",
     "Scope",
     "causal_tree",
     "cause_of",
@@ -33,6 +35,16 @@ __all__ = [
 NO_HEADERS: Mapping[str, str] = FrozenDict()
 
 
+class Links(TypedDict, total=False):
+    """What a publisher can say about a message: see `EventBus.publish`."""
+
+    headers: Mapping[str, str] | None
+    source: str | None
+    run: str | None
+    correlation: Message | str | None
+    causation: Message | str | None
+
+
 class Scope:
     """What `EventBus.scope` adds to the messages published inside it. Immutable."""
 
@@ -40,7 +52,7 @@ class Scope:
 
     def __init__(
         self,
-        cause: Stamp | None = None,
+        cause: Stamp | Place | None = None,
         *,
         run: str | None = None,
         correlation: Origin | None = None,
@@ -58,7 +70,7 @@ class Scope:
 
 NO_SCOPE = Scope()
 
-CURRENT: ContextVar[Stamp | Scope | None] = ContextVar("atlas_cause", default=None)
+CURRENT: ContextVar[Stamp | Place | Scope | None] = ContextVar("atlas_cause", default=None)
 """The stamp of the message being handled in this context, or a scope, or nothing."""
 
 
@@ -76,7 +88,7 @@ def caused_by(message: Message) -> Iterator[None]:
         CURRENT.reset(token)
 
 
-def cause_of(current: Stamp | Scope | None) -> Stamp | None:
+def cause_of(current: Stamp | Place | Scope | None) -> Stamp | Place | None:
     """Return the stamp of the message being handled, looking through a scope."""
     return current.cause if isinstance(current, Scope) else current
 
@@ -90,14 +102,14 @@ def origin_of(reference: Message | str, argument: str) -> Origin:
     if isinstance(reference, str):
         return reference
     if reference._stamp is not None:
-        return reference._stamp[0]
+        return origin_in(reference._stamp)
     raise ValidationError("publish", argument, reference, "a published message, or its id")
 
 
 def correlation_of(reference: Message | str) -> Origin:
     """Return what a published message correlates with, or take ``reference`` as an id as it is."""
     if isinstance(reference, Message) and reference._stamp is not None:
-        return reference._stamp[2]
+        return spelled_out(reference._stamp)[2]
     return origin_of(reference, "correlation")
 
 
@@ -135,7 +147,7 @@ def inner_scope(
 
 
 def links_of(
-    current: Stamp | Scope | None,
+    current: Stamp | Place | Scope | None,
     *,
     headers: Mapping[str, str] | None = None,
     source: str | None = None,
@@ -149,11 +161,13 @@ def links_of(
     None means the message itself.
     """
     scope = current if isinstance(current, Scope) else NO_SCOPE
-    cause = cause_of(current)
+    carried = cause_of(current)
+    cause = None if carried is None else spelled_out(carried)
     by = None if cause is None else cause[0]
     if causation is not None:
         by = origin_of(causation, "causation")
-        cause = causation._stamp if isinstance(causation, Message) else cause
+        if isinstance(causation, Message) and causation._stamp is not None:
+            cause = spelled_out(causation._stamp)
     together = None if cause is None else cause[2]
     if correlation is not None:
         together = correlation_of(correlation)

@@ -30,9 +30,9 @@ import threading
 import traceback
 import weakref
 from asyncio import AbstractEventLoop, CancelledError
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import blinker
 
@@ -40,6 +40,7 @@ from atlas.core.answers import Answer
 from atlas.core.causality import (
     CURRENT,
     NO_HEADERS,
+    Links,
     Scope,
     causal_tree,
     cause_of,
@@ -50,7 +51,20 @@ from atlas.core.causality import (
 from atlas.core.clock import SystemClock
 from atlas.core.history import History
 from atlas.core.lanes import Group, Port
-from atlas.core.messages import Command, Event, Message, Origin, Stamp, message, stamped_copy
+from atlas.core.messages import (
+    Command,
+    Event,
+    Message,
+    Origin,
+    Place,
+    Stamp,
+    causation_in,
+    message,
+    origin_in,
+    spelled_out,
+    stamp,
+    stamped_copy,
+)
 from atlas.core.metrics import HandlerMetrics
 from atlas.core.ports import Ports
 from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled
@@ -102,8 +116,7 @@ _running_loop = asyncio._get_running_loop
 _current_cause = CURRENT.get
 _enter = CURRENT.set
 _leave = CURRENT.reset
-# the slot's own setter: messages are frozen, and this is several times faster than object.__setattr__
-_set_stamp = cast("Callable[[Message, Stamp], None]", Message.__dict__["_stamp"].__set__)
+_set_stamp = stamp
 
 
 @message("bus.handler_failed")
@@ -119,31 +132,47 @@ class HandlerFailed(Event):
 
 
 class _Signal(blinker.Signal):
-    """A signal that does not keep a set of senders for each receiver: 216 bytes saved for each.
+    """A signal in which subscriptions register without blinker's own bookkeeping of senders.
 
-    blinker writes to those sets and never reads them.
+    blinker keeps a set of senders for each receiver and one of receivers for each sender, some 300
+    bytes a receiver. A subscription is for any sender and takes one entry in ``receivers``.
     """
 
-    def __init__(self, doc: str | None = None) -> None:
-        super().__init__(doc)
-        senders = _WriteOnly()
-        self._by_receiver = defaultdict(lambda: senders)
+    def register(self, subscription: Subscription[Any]) -> None:
+        """Connect a subscription, for any sender."""
+        self.receivers[id(subscription)] = subscription
+        self.receiver_connected.send(self, receiver=subscription, sender=blinker.ANY, weak=False)
 
+    def has_receivers_for(self, sender: Any) -> bool:
+        """Whether a message sent by this sender would reach somebody."""
+        return any(isinstance(one, Subscription) for one in list(self.receivers.values())) or (
+            super().has_receivers_for(sender)
+        )
 
-class _WriteOnly(set[Any]):
-    """A set that forgets what it is given."""
-
-    def add(self, element: object) -> None:
-        """Do nothing."""
-
-    def __bool__(self) -> bool:
-        return True  # empty ones would be tidied away with their receivers
+    def receivers_for(self, sender: Any) -> Generator[Callable[..., Any], None, None]:
+        """Yield every subscription, and what was connected with blinker for this sender."""
+        for one in list(self.receivers.values()):
+            if isinstance(one, Subscription):
+                yield one
+        for one in super().receivers_for(sender):
+            if not isinstance(one, Subscription):
+                yield one
 
 
 class _Route:
     """Where messages of one class go. Replaced, never changed, when subscriptions change."""
 
-    __slots__ = ("all", "groups", "handlers", "has_lanes", "lanes", "observers", "offers", "owners")
+    __slots__ = (
+        "all",
+        "groups",
+        "handlers",
+        "lanes",
+        "observers",
+        "offers",
+        "owners",
+        "post",
+        "posts",
+    )
 
     def __init__(self, subscriptions: Iterable[Subscription[Any]]) -> None:
         self.all = tuple(subscriptions)
@@ -152,9 +181,15 @@ class _Route:
         self.handlers = _all_different(one.call for one in self.owners)
         self.lanes = tuple(one for one in reliable if one.is_async)
         self.observers = tuple(one for one in self.all if one.options.mode == "observer")
-        self.offers = tuple((one.offer, one.options.where, one) for one in self.observers)
-        self.has_lanes = bool(self.lanes or self.observers)
+        self.offers = tuple(
+            (one.observer_lane, one.observer_lane.queue, one.options.where, one)
+            for one in self.observers
+        )
+        # What hands a message over. Where every handler has its own loop it is always the same, and
+        # nobody asks which loop runs here: on 3.11 that is a system call. Else it is found by loop.
+        self.post: Callable[[Any], Receipt[Any]] | None = None
         self.groups: dict[AbstractEventLoop | None, tuple[Group, ...]] = {}
+        self.posts: dict[AbstractEventLoop | None, Callable[[Any], Receipt[Any]]] = {}
 
 
 def _all_different(calls: Iterable[Callable[[Any], Any]]) -> tuple[Callable[[Any], Any], ...]:
@@ -243,7 +278,7 @@ class EventBus:
         self._identity = secrets.randbits(30)
         self._lock = threading.RLock()  # guards subscriptions, routes and ports; not publishing
         self._order = itertools.count()
-        self._signals: dict[type[Message] | str, blinker.Signal] = {}
+        self._signals: dict[type[Message] | str, _Signal] = {}
         self._foreign: dict[tuple[type[Message] | str, object], Subscription[Any]] = {}
         self._routes: dict[type[Message], _Route] = {}
         self._ports = Ports(name, self._failed, strict=strict)
@@ -260,16 +295,7 @@ class EventBus:
 
     # -- publishing -------------------------------------------------------------------------------
 
-    def publish(
-        self,
-        message: M,
-        *,
-        headers: Mapping[str, str] | None = None,
-        source: str | None = None,
-        run: str | None = None,
-        correlation: Message | str | None = None,
-        causation: Message | str | None = None,
-    ) -> Receipt[M]:
+    def publish(self, message: M, **links: Unpack[Links]) -> Receipt[M]:
         """Stamp a message and deliver it. Any thread, with or without a loop; never blocks.
 
         Plain handlers have run when it returns; async ones are on their way: await the receipt, or
@@ -294,54 +320,39 @@ class EventBus:
             RecursionLimitError: Handlers publish into each other without end. Only raised inside
                 handlers; it unwinds them all, and ends up in the outermost receipt.
         """
+        # The time of this method is the time of the bus. A message with nothing to it but its
+        # place, which most are, is therefore dealt with right here; whatever else there may be
+        # (causes, scopes, links, middleware, a message published before) is left to `_stamped`.
         try:
             route = self._routes[type(message)]
         except KeyError:
             route = self._route(message)
         cause = _current_cause()
-        if (
-            message._stamp is None
-            and headers is None
-            and source is run is correlation is causation is None
-            and not self._hooked
-            and (cause is None or type(cause) is tuple)
-        ):
-            origin = (self._identity, self._next(), self._time_ns())
-            if cause is None:
-                stamp: Stamp = (origin, None, origin, None, None, NO_HEADERS, 0)
-            else:
-                depth = cause[6] + 1
-                if depth > self._max_depth:
-                    depth = self._nesting(message, cause)
-                stamp = (origin, cause[0], cause[2], cause[3], None, NO_HEADERS, depth)
+        if cause is None and message._stamp is None and not links and not self._hooked:
+            known: Stamp | Place = (self._identity, self._next(), self._time_ns())
         else:
-            passed = self._pass_middleware(message)
-            if passed is None:
+            stamped = self._stamped(message, cause, links)
+            if stamped is None:
                 return _dropped(message)
-            if passed is not message:
-                message = cast("M", passed)
+            if stamped[0] is not message:
+                message = stamped[0]
                 route = self._route(message)
-            stamp = self._stamp(
-                message,
-                headers=headers,
-                source=source,
-                run=run,
-                correlation=correlation,
-                causation=causation,
-            )
-            if message._stamp is not None:
-                message = stamped_copy(message, None)
-        _set_stamp(message, stamp)
+            known = stamped[1]
+        _set_stamp(message, known)
         self._keep(message)
 
-        if route.has_lanes:
-            receipt = self._post(message, route)
+        # to lanes before plain handlers run: what these publish is later
+        if route.offers:
+            self._offer(message, route)
+        receipt: Receipt[M]
+        if route.lanes:
+            receipt = (route.post or self._post(route))(message)
         else:
             receipt = Receipt()
             receipt.message = message
         handlers = route.handlers
         if handlers:
-            token = _enter(stamp)
+            token = _enter(known)
             try:
                 for handler in handlers:
                     handler(message)
@@ -350,6 +361,31 @@ class EventBus:
             finally:
                 _leave(token)
         return receipt
+
+    def _stamped(
+        self, message: M, current: Stamp | Place | Scope | None, links: Links
+    ) -> tuple[M, Stamp] | None:
+        """Return a message as it is to be published and its stamp; None if it is dropped."""
+        if type(current) is tuple and message._stamp is None and not links and not self._hooked:
+            # published by a handler, and no more than that: the second most frequent
+            if len(current) == 7:
+                by, _, together, run, _, _, depth = current
+            else:
+                by, together, run, depth = current, current, None, 0
+            depth += 1
+            if depth > self._max_depth:
+                depth = self._nesting(message, current)
+            origin = (self._identity, self._next(), self._time_ns())
+            return message, (origin, by, together, run, None, NO_HEADERS, depth)
+        passed = self._pass_middleware(message)
+        if passed is None:
+            return None
+        if passed is not message:
+            self._route(passed)  # refuses what is no message, before it is stamped
+        known = self._stamp(passed, **links)
+        if passed._stamp is not None:
+            passed = stamped_copy(passed, None)
+        return cast("M", passed), known
 
     def _go_on(
         self, receipt: Receipt[M], route: _Route, bad: Callable[[Any], object], error: BaseException
@@ -380,12 +416,11 @@ class EventBus:
                 return None
         return passed
 
-    # Any: the links are passed on to `links_of`, which knows what they are
-    def _stamp(self, message: Message, **links: Any) -> Stamp:
+    def _stamp(self, message: Message, **links: Unpack[Links]) -> Stamp:
         """Work out the stamp of a message for which something was given, or a scope is open."""
         current = _current_cause()
         cause = cause_of(current)
-        depth = 0 if cause is None else cause[6] + 1
+        depth = 0 if cause is None else spelled_out(cause)[6] + 1
         if cause is not None and depth > self._max_depth:
             depth = self._nesting(message, cause)
         by, together, of_run, source, headers = links_of(current, **links)
@@ -394,7 +429,7 @@ class EventBus:
             current.on_stamped(origin)
         return (origin, by, together or origin, of_run, source, headers, depth)
 
-    def _nesting(self, message: Message, cause: Stamp) -> int:
+    def _nesting(self, message: Message, cause: Stamp | Place) -> int:
         """Return how deep this publish really is; refuse if that is too deep.
 
         The depth in stamps also grows along tasks that handlers start, which are not nested. Nested
@@ -406,10 +441,10 @@ class EventBus:
         while frame is not None:
             depth += frame.f_code in mine
             frame = frame.f_back  # type: ignore[assignment]
-        depth = max(depth, self._ports.awaiting(cause[1]) + 1)
+        depth = max(depth, self._ports.awaiting(causation_in(cause)) + 1)
         if depth <= self._max_depth:
             return depth - 1
-        chain = self.history.chain(cause[0])
+        chain = self.history.chain(origin_in(cause))
         shown = " -> ".join(["...", *chain[-9:], message.message_name])
         raise RecursionLimitError(
             f"Handlers publish into each other without end: {self._max_depth} messages deep: "
@@ -452,29 +487,30 @@ class EventBus:
 
     # -- delivering to lanes ----------------------------------------------------------------------
 
-    def _post(self, message: M, route: _Route) -> Receipt[M]:
-        """Hand a message to the lanes, before plain handlers run: what these publish is later."""
-        if route.offers:
-            self._offer(message, route)
-        if not route.lanes:
-            done: Receipt[M] = Receipt()
-            done.message = message
-            return done
+    def _post(self, route: _Route) -> Callable[[M], Receipt[M]]:
+        """Return what hands a message published here to the async handlers of a route."""
         running = _running_loop()
-        try:
-            groups = route.groups[running]
-        except KeyError:
-            with self._lock:
-                groups = route.groups[running] = self._ports.groups(route.lanes, running)
-        if len(groups) > 1:
-            return Joint(message, [group.post(message) for group in groups])
-        return groups[0].post(message)
+        found = route.posts.get(running)
+        if found is not None:
+            return found
+        with self._lock:
+            groups = route.groups[running] = self._ports.groups(route.lanes, running)
+        post = groups[0].post if len(groups) == 1 else _joint_post(groups)
+        route.posts[running] = post
+        if all(one.options.loop is not None for one in route.lanes):
+            route.post = post
+        return post
 
     def _offer(self, message: Message, route: _Route) -> None:
-        for offer, where, subscription in route.offers:
+        for lane, queue, where, subscription in route.offers:
+            if where is None and len(queue) < lane.room:  # most often: no call, no lock
+                queue.append(message)
+                if not lane.called:
+                    lane.call()
+                continue
             try:
                 if where is None or where(message):
-                    offer(message)
+                    lane.offer(message)
             except Exception as error:  # noqa: BLE001  a failing predicate stops nobody
                 self._failed(subscription, message, error)
 
@@ -483,7 +519,9 @@ class EventBus:
         if message._stamp is None:
             message = stamped_copy(message, self._stamp(message))
         route = _Route([subscription])
-        self._post(message, route)
+        self._offer(message, route)
+        if route.lanes:
+            self._post(route)(message)
         for handler in route.handlers:
             handler(message)
 
@@ -565,6 +603,9 @@ class EventBus:
         priority 0. A message sent through it reaches the subscriptions to just this part, without
         being stamped into the history.
         """
+        return self._signal(part)
+
+    def _signal(self, part: type[Message] | str) -> _Signal:
         with self._lock:
             (checked,) = selectors_of(part)
             signal = self._signals.get(checked)
@@ -749,7 +790,7 @@ class EventBus:
             if mode == "observer":
                 subscription._lanes = self._ports.observer_lane(subscription)
             for part in parts:
-                self.signal(part).connect(subscription, weak=False)
+                self._signal(part).register(subscription)
         self._forget_expired()
         return subscription
 
@@ -1065,8 +1106,15 @@ class EventBus:
         return f"<EventBus {self.name!r}, {self._state}, {len(self.history)} messages kept>"
 
 
+def _joint_post(groups: tuple[Group, ...]) -> Callable[[Any], Receipt[Any]]:
+    def post(message: Message) -> Receipt[Message]:
+        return Joint(message, [group.post(message) for group in groups])
+
+    return post
+
+
 def _is_nested(message: Message) -> bool:
-    return message._stamp is not None and message._stamp[6] > 0
+    return message._stamp is not None and spelled_out(message._stamp)[6] > 0
 
 
 def _dropped(message: M) -> Receipt[M]:

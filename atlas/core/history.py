@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from atlas.core.messages import Message, Origin
+from atlas.core.messages import Message, Origin, causation_in, origin_in
 from atlas.errors import ConfigurationError
 
 __all__ = ["History"]
@@ -54,8 +54,9 @@ class History:
 
     def chain(self, origin: Origin | None) -> list[str]:
         """Return the names of a message and of its causes, oldest first, as far as they are kept."""
-        kept = {item._stamp[0]: item._stamp[1] for item in self.snapshot() if item._stamp}
-        names = {item._stamp[0]: item.message_name for item in self.snapshot() if item._stamp}
+        known = [(item._stamp, item.message_name) for item in self.snapshot() if item._stamp]
+        kept = {origin_in(stamp): causation_in(stamp) for stamp, _ in known}
+        names = {origin_in(stamp): name for stamp, name in known}
         chain: list[str] = []
         while origin is not None and origin in kept and origin in names:
             chain.append(names[origin])

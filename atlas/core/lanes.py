@@ -23,13 +23,13 @@ import threading
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context, Token
+from contextvars import Context, Token, copy_context
 from operator import length_hint
 from typing import Any
 
 from atlas.core.causality import CURRENT, cause_of
-from atlas.core.messages import Message, Origin, Stamp, stamp
-from atlas.core.receipts import M, Pending, PendingT, pending
+from atlas.core.messages import Message, Origin, Place, Stamp, causation_in, origin_in, stamp
+from atlas.core.receipts import M, Pending, PendingT
 from atlas.errors import BufferOverflowError, BusError, SubscriptionError
 
 __all__ = ["Group", "Lane", "ObserverLane", "Port", "Waits"]
@@ -55,7 +55,7 @@ class Lane:
         self.capacity = capacity
         self.queue: deque[Any] = deque()
         self.busy = False
-        self.running: list[Stamp] = []
+        self.running: list[Stamp | Place] = []
 
     @property
     def depth(self) -> int:
@@ -78,6 +78,10 @@ class ObserverLane(Lane):
     When it is full, a message is first merged into the newest one waiting, if the two merge; else
     dropped, or takes the place of one dropped, if the policy and the message allow; else it is kept
     beyond the capacity, up to ``limit``. Beyond that it is refused with an error.
+
+    While fewer than ``room`` wait, publishers append to the queue themselves, without `offer` and
+    without the lock: threads that do so at the same moment may overshoot the capacity by one each.
+    A lane that merges has no such room, for `merge` takes the newest out for a while.
     """
 
     __slots__ = (
@@ -89,6 +93,7 @@ class ObserverLane(Lane):
         "merge",
         "merged",
         "newest_goes",
+        "room",
     )
 
     def __init__(
@@ -108,6 +113,7 @@ class ObserverLane(Lane):
         self.newest_goes = newest_goes
         self.droppable = droppable
         self.merge = merge
+        self.room = capacity if merge is None else 0
         # reentrant: `merge`, or a finalizer at any moment, may publish to this very lane
         self.lock = threading.RLock()
         self.called = False
@@ -126,8 +132,12 @@ class ObserverLane(Lane):
             else:
                 self._squeeze_in(message)
         if not self.called:
-            self.called = True
-            self.port.call(self)
+            self.call()
+
+    def call(self) -> None:
+        """Have the lane emptied. Any thread."""
+        self.called = True
+        self.port.call(self)
 
     def _squeeze_in(self, message: Message) -> None:
         queue = self.queue
@@ -198,12 +208,18 @@ class Group:
 
     def post(self, message: M) -> Pending[M]:
         """Send a message on its way to these lanes. Any thread; never blocks."""
-        receipt = pending(message, self)
+        receipt: Pending[M] = Pending()  # no `__init__`: made for every message, so made quickly
+        receipt.message = message
+        receipt.group = self
+        receipt.context = copy_context()
+        receipt.claimed = receipt.finished = False
+        receipt.failures = receipt.waiters = receipt.broken = None
         port = self.port
-        if len(port.inbox) >= port.limit:
+        inbox = port.inbox
+        if len(inbox) >= port.limit:
             port.refuse(receipt)
             return receipt
-        port.inbox.append(receipt)
+        inbox.append(receipt)
         if not port.woken:
             port.call_wake()
         return receipt
@@ -463,7 +479,7 @@ class Port:
 
     # -- running handlers -------------------------------------------------------------------------
 
-    async def go(self, receipt: PendingT, *, is_awaited: bool) -> PendingT:
+    async def go(self, receipt: Pending[Any], *, is_awaited: bool) -> None:
         """Run all handlers of a message in one go, as far as nothing suspends."""
         receipt.claimed = True
         receipt.handlers = handlers = iter(receipt.group.handlers)
@@ -485,7 +501,6 @@ class Port:
             await self._finish_broken(receipt)
             if is_awaited and not receipt.finished:
                 await _until_done(receipt)
-        return receipt._checked() if receipt.failures and is_awaited else receipt
 
     async def _go_on(
         self, receipt: Pending[Any], error: BaseException | None, token: Token[Any]
@@ -604,10 +619,14 @@ class Port:
         """Run an observer on so many messages, in the context of the runner's task."""
         handler = lane.handler
         subscription = lane.subscription
-        take = lane.queue.popleft
+        queue = lane.queue
+        take = queue.popleft
         set_cause = CURRENT.set
-        while many and lane.queue and subscription.is_open:
-            many -= 1
+        for _ in range(many):
+            if not subscription.is_open:
+                lane.close()  # publishers that had not heard of it may have gone on filling it
+            if not queue:
+                return
             message = take()
             set_cause(message._stamp)
             try:
@@ -630,14 +649,15 @@ class Port:
         if me is None:
             await self._join(receipt)
             return receipt._checked()
-        waits = self.awaited.setdefault(me[0], Waits(me[1]))
+        origin = origin_in(me)
+        waits = self.awaited.setdefault(origin, Waits(causation_in(me)))
         waits.receipts.append(receipt)
         try:
             await self._join(receipt)
         finally:
             waits.receipts.remove(receipt)
             if not waits.receipts:
-                self.awaited.pop(me[0], None)
+                self.awaited.pop(origin, None)
         return receipt._checked()
 
     async def _join(self, receipt: Pending[Any]) -> None:
@@ -689,13 +709,13 @@ class Port:
 
     def _waits_for(self, lane: Lane, me: Origin, seen: set[Origin]) -> bool:
         """Whether what a lane is at cannot end before the handler of ``me`` goes on."""
-        for at in lane.running:
-            if at[0] == me:
+        for at in map(origin_in, lane.running):
+            if at == me:
                 return True
-            if at[0] in seen:
+            if at in seen:
                 continue
-            seen.add(at[0])
-            waits = self.awaited.get(at[0])
+            seen.add(at)
+            waits = self.awaited.get(at)
             for receipt in () if waits is None else list(waits.receipts):
                 if any(self._waits_for(other, me, seen) for other in receipt.group.lanes):
                     return True

@@ -53,27 +53,37 @@ __all__ = [
     "Message",
     "Metadata",
     "Origin",
+    "Place",
     "Stamp",
+    "causation_in",
     "message",
     "message_class",
     "message_id",
+    "origin_in",
     "registered_messages",
+    "spelled_out",
     "stamp",
     "stamped_copy",
     "value",
 ]
 
-Origin: TypeAlias = "tuple[int | str, int, int] | str"
+Place: TypeAlias = "tuple[int | str, int, int]"
 """Who stamped a message, in what place, when: (bus identity, sequence, time in ns since 1970).
 
-For a message read back from a log the first part is its id instead. Of a message of which only the
-id is known (a cause recorded elsewhere), the origin is that id alone.
+For a message read back from a log the first part is its id instead.
 """
+
+Origin: TypeAlias = "Place | str"
+"""What tells a message apart. Of one of which only the id is known, it is that id alone."""
 
 Stamp: TypeAlias = (
     "tuple[Origin, Origin | None, Origin, str | None, str | None, Mapping[str, str], int]"
 )
-"""origin, causation, correlation, run, source, headers, depth of re-entrant dispatch."""
+"""origin, causation, correlation, run, source, headers, depth of re-entrant dispatch.
+
+A message that nothing caused, and of which nothing else is known, carries its place alone: most
+messages are such, and one small tuple is quicker made, kept and freed. `spelled_out` makes it whole.
+"""
 
 MessageT = TypeVar("MessageT", bound="Message")
 ClassT = TypeVar("ClassT", bound=type)
@@ -107,6 +117,21 @@ def _formatted(bus: int, sequence: int, time_ns: int) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+def spelled_out(known: Stamp | Place) -> Stamp:
+    """Return all parts of what a message carries, also of one that carries its place alone."""
+    return known if len(known) == 7 else (known, None, known, None, None, _NO_HEADERS, 0)
+
+
+def origin_in(known: Stamp | Place) -> Origin:
+    """Return the origin of the message that carries this."""
+    return known[0] if len(known) == 7 else known
+
+
+def causation_in(known: Stamp | Place) -> Origin | None:
+    """Return the origin of what caused the message that carries this."""
+    return known[1] if len(known) == 7 else None
+
+
 class Metadata:
     """What is known about a message besides its fields; None or empty until it is published.
 
@@ -115,9 +140,9 @@ class Metadata:
 
     __slots__ = ("_class", "_stamp")
 
-    def __init__(self, cls: type[Message], stamp: Stamp | None) -> None:
+    def __init__(self, cls: type[Message], known: Stamp | Place | None) -> None:
         self._class = cls
-        self._stamp = stamp
+        self._stamp = None if known is None else spelled_out(known)
 
     def __repr__(self) -> str:
         return f"Metadata(name={self.name!r}, version={self.version}, id={self.id!r})"
@@ -204,7 +229,7 @@ class Message:
 
     message_name: ClassVar[str] = ""
     message_version: ClassVar[int] = 0
-    _stamp: Stamp | None
+    _stamp: Stamp | Place | None
 
     def __init__(self, *_arguments: object, **_fields: object) -> None:
         cls = type(self)
@@ -234,14 +259,14 @@ class Command(Message, Generic[AnswerT]):
     __slots__ = ()
 
 
-stamp: Callable[[Message, Stamp], None] = Message.__dict__["_stamp"].__set__
+stamp: Callable[[Message, Stamp | Place], None] = Message.__dict__["_stamp"].__set__
 """Set the stamp of a message: what a bus or a log does, once, before anybody else sees it.
 
 The one way to write to a message; whoever is no bus and no log has no use for it.
 """
 
 
-def stamped_copy(original: MessageT, new_stamp: Stamp | None) -> MessageT:
+def stamped_copy(original: MessageT, new_stamp: Stamp | Place | None) -> MessageT:
     """Return an equal message of its own with another stamp, without checking the fields again."""
     cls = type(original)
     made = object.__new__(cls)
@@ -522,7 +547,7 @@ def _reduce(self: object) -> tuple[object, ...]:
     return _restore, (cls, fields, self._stamp if isinstance(self, Message) else None)
 
 
-def _restore(cls: type, fields: dict[str, object], old_stamp: Stamp | None) -> object:
+def _restore(cls: type, fields: dict[str, object], old_stamp: Stamp | Place | None) -> object:
     """Make a pickled message again, checking it: the class may have changed since."""
     made = cls(**fields)
     if old_stamp is not None:

@@ -13,7 +13,7 @@ import threading
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from atlas.core.causality import CURRENT
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from atlas.core.lanes import Group, Lane
 
-__all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled", "pending"]
+__all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled"]
 
 M_co = TypeVar("M_co", bound=Message, covariant=True)
 M = TypeVar("M", bound=Message)
@@ -176,7 +176,7 @@ _waiting = threading.RLock()  # reentrant: a finalizer may publish while it is h
 class Pending(Receipt[M_co]):
     """The receipt of a message with async handlers on one loop.
 
-    It is at once what waits in the port's inbox and in the lanes. Made by `pending`.
+    It is at once what waits in the port's inbox and in the lanes. Made by `Group.post`.
 
     Attributes:
         group: The lanes the message is for.
@@ -256,10 +256,12 @@ class Pending(Receipt[M_co]):
             _call_all(self.waiters)
 
     # Any: what asyncio sends through an await is its own affair
+    # A generator, which hands its result to `await` as it is. A method that returns a coroutine's
+    # `__await__()` would hand it over inside a StopIteration, made for each message.
     def __await__(self) -> Generator[Any, Any, Self]:
-        port = self.group.port
         if self.finished:
-            return _at_once(self._checked())
+            return self._checked()
+        port = self.group.port
         if (
             not self.claimed
             and _current_cause() is None  # else it has to be known who waits for whom
@@ -269,8 +271,9 @@ class Pending(Receipt[M_co]):
             and _running_loop() is port.loop
         ):
             port.inbox.popleft()
-            return port.go(self, is_awaited=True).__await__()
-        return port.join(self).__await__()
+            yield from port.go(self, is_awaited=True).__await__()
+            return self if self.failures is None else self._checked()
+        return (yield from port.join(self).__await__())
 
     def _checked(self) -> Self:
         if self.group.port.strict:
@@ -334,17 +337,6 @@ class Joint(Receipt[M_co]):
         for part in self.parts:
             if not part.finished:
                 part._refuse_deadlock()
-
-
-def pending(message: M, group: Group) -> Pending[M]:
-    """Return a receipt of a message for a group of lanes. No ``__init__``: this is the fast way."""
-    receipt: Pending[M] = Pending()
-    receipt.message = message
-    receipt.group = group
-    receipt.context = copy_context()
-    receipt.claimed = receipt.finished = False
-    receipt.failures = receipt.waiters = receipt.broken = None
-    return receipt
 
 
 def _at_once(value: T) -> Generator[Any, Any, T]:

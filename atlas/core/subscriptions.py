@@ -221,11 +221,11 @@ class Subscription(Generic[M]):
         return f"<Subscription of {self.name} to {self.selectors!r}, {state}>"
 
     @property
-    def offer(self) -> Callable[[Message], None]:
-        """What takes a message in for an observer."""
+    def observer_lane(self) -> ObserverLane:
+        """The lane of an observer."""
         lane = self._lanes
         assert isinstance(lane, ObserverLane)
-        return lane.offer
+        return lane
 
     @property
     def metrics(self) -> HandlerMetrics:

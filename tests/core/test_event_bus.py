@@ -571,7 +571,19 @@ def test_receivers_register_in_a_real_blinker_signal(bus, seen):
 
     assert isinstance(signal, blinker.Signal)
     assert list(signal.receivers_for(None)) == [subscription]
+    assert signal.has_receivers_for(None)
     assert bus.signal(OrderPlaced) is signal
+
+
+def test_what_is_sent_through_the_signal_reaches_subscriptions_until_they_are_closed(bus, seen):
+    signal = bus.signal(OrderPlaced)
+    subscription = bus.subscribe(OrderPlaced, seen.append)
+    signal.send(OrderPlaced(order_id="A1", total=1.0))
+    subscription.close()
+    signal.send(OrderPlaced(order_id="A2", total=1.0))
+
+    assert [event.order_id for event in seen] == ["A1"]
+    assert not signal.has_receivers_for(None)
 
 
 def test_a_receiver_connected_with_blinker_is_honoured_until_disconnected(bus, seen):

@@ -637,6 +637,22 @@ def merge_tokens(older, newer):
     return None
 
 
+async def test_an_observer_closed_while_a_message_is_published_keeps_nothing_busy(seen):
+    def close_it(event: Event) -> Event:
+        subscription.close()
+        return event
+
+    async def observe(event: Begun) -> None:
+        seen.append(event)
+
+    async with EventBus(middleware=[close_it]) as bus:
+        subscription = bus.subscribe(Begun, observe, mode="observer")
+        bus.publish(Begun())
+        await bus.drain(2)
+
+        assert (seen, subscription.metrics.waiting) == ([], 0)
+
+
 async def test_a_full_observer_merges_what_merges_and_never_drops_the_rest(bus, seen):
     gate = asyncio.Event()
 

@@ -21,6 +21,7 @@ from atlas.core.messages import (
     message,
     message_class,
     message_id,
+    spelled_out,
     stamp,
 )
 from atlas.core.nodes import FrozenDict
@@ -179,7 +180,7 @@ def encode(instance: Message, *, binary: bool = False) -> bytes:
     else:
         name, version = instance.message_name, instance.message_version
         fields = _text(instance)
-    meta = "" if instance._stamp is None else f',"meta":{_meta_text(instance._stamp)}'
+    meta = "" if instance._stamp is None else f',"meta":{_meta_text(spelled_out(instance._stamp))}'
     text = f'{{"fields":{fields}{meta},"name":{quote(name)},"version":{version}}}'
     data = to_bytes(text, name)
     return compact.pack(from_bytes(data, name)) if binary else data
