@@ -195,6 +195,27 @@ async def test_the_reply_waits_for_a_slow_reliable_subscriber() -> None:
         assert handled == WORDS
 
 
+async def test_cancelling_a_reply_leaves_the_handlers_of_others_to_their_work() -> None:
+    saving, saved = asyncio.Event(), asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def save(event: StreamToken) -> None:
+        saving.set()
+        await go_on.wait()
+        saved.set()
+
+    async with Atlas(provider=ListProvider([WORDS])) as app:
+        failures = seen_by(app.bus, "bus.handler_failed")
+        app.bus.subscribe(StreamToken, save)
+        reply = app.chat("What?")
+        await asyncio.wait_for(saving.wait(), 5)
+        await reply.cancel()
+        go_on.set()
+        await asyncio.wait_for(saved.wait(), 5)
+
+    assert (reply.status, failures) == ("cancelled", [])
+
+
 # -- steering -------------------------------------------------------------------------------------
 
 

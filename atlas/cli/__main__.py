@@ -8,14 +8,14 @@ wrong usage exits with 2, an interrupt with 130.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import click
 
+from atlas.cli.reporting import report
 from atlas.errors import AtlasError
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -85,25 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def report(error: AtlasError, *, as_json: bool) -> None:
-    """Print an error: one sentence for people, one object for programs."""
-    if as_json:
-        click.echo(json.dumps({"error": facts(error)}, ensure_ascii=False))
-        return
-    click.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-    click.echo(str(error), err=True)
-
-
-def facts(error: AtlasError) -> dict[str, Any]:
-    """Return an error's type, text and those of its attributes that JSON can hold."""
-    known = {
-        name: value
-        for name, value in vars(error).items()
-        if value not in (None, "") and isinstance(value, str | int | float | bool)
-    }
-    return {"type": type(error).__name__, "message": str(error)} | known
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ import click
 
 from atlas.app import Atlas
 from atlas.cli.options import json_option, model_options
+from atlas.cli.reporting import report
 from atlas.core.messages import Event
 from atlas.core.schema.codec import encode
+from atlas.errors import ProviderError
 from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.messages import StreamCancelled, StreamCompleted, StreamFailed
 from atlas.providers.reply import SyncReply
@@ -65,10 +67,16 @@ def chat(
             click.secho(app.describe(), fg="bright_black", err=True)
         talk = app.conversation(**cast("ChatOptions", options))
         for question in read_questions() if interactive else [given(prompt)]:
-            if as_json:
-                print_events(app, talk, question, view)
-            else:
-                print_answer(talk, question, verbose=verbose or interactive)
+            try:
+                if as_json:
+                    print_events(app, talk, question, view)
+                else:
+                    print_answer(talk, question, verbose=verbose or interactive)
+            except ProviderError as error:
+                if not interactive:
+                    raise
+                # The conversation is as it was before the question, which can be asked again.
+                report(error, as_json=as_json)
 
 
 def given(prompt: tuple[str, ...]) -> str:

@@ -12,9 +12,9 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Literal, Self, TypeAlias, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from atlas.core.buffer import BufferReader, StreamBuffer
 from atlas.core.causality import caused_by
@@ -33,7 +33,6 @@ from atlas.providers.messages import (
     StreamResumed,
     StreamRetried,
     StreamStarted,
-    StreamThinking,
     StreamToken,
     Timing,
     ToolCallPart,
@@ -303,7 +302,7 @@ class Reply:
 
     async def _run(self, started: Receipt[StreamStarted]) -> None:
         if not started.done:
-            await started
+            await self._handled(started)
         stream = resilient_stream(
             self._source,
             self._request,
@@ -338,7 +337,9 @@ class Reply:
                     if self._on_token is not None:
                         await self._call_back(event.text)
         for call in self._assembler.tool_calls():
-            await publish(call)
+            told = publish(call)
+            if not told.done:
+                await self._handled(told)
         if self._paused:
             await self._go_on.wait()
 
@@ -385,8 +386,23 @@ class Reply:
             await outcome
             self._stop_here_if_asked()
 
-    async def _handled(self, receipt: Receipt[StreamToken | StreamThinking]) -> None:
-        await receipt
+    # Any: whatever was published.
+    async def _handled(self, receipt: Receipt[Any]) -> None:
+        """Wait until the handlers are through, without running them in this task.
+
+        Awaiting the receipt would run them here, and cancelling the reply would then cancel a
+        handler of somebody else's in the middle of its work.
+        """
+        loop = asyncio.get_running_loop()
+        through = asyncio.Event()
+
+        def tell() -> None:
+            # A handler may outlive the reply and its loop; then nobody waits any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(through.set)
+
+        receipt.when_done(tell)
+        await through.wait()
         self._stop_here_if_asked()
 
     def _stop_here_if_asked(self) -> None:

@@ -136,6 +136,26 @@ def test_a_conversation_needs_no_character_that_the_terminal_lacks(tmp_path: Pat
     assert "Traceback" not in terminal.seen
 
 
+def test_an_error_does_not_end_a_conversation(tmp_path: Path, unused_port: int) -> None:
+    address = f"http://127.0.0.1:{unused_port}/v1"
+    terminal = Terminal(
+        tmp_path,
+        "chat",
+        "-p",
+        "openai",
+        "-m",
+        "m",
+        OPENAI_API_KEY="k",
+        OPENAI_BASE_URL=address,
+    )
+    terminal.expect("› ")
+    terminal.type("Hello?\n")
+    terminal.expect("refused the connection")
+    terminal.type("\x04")
+
+    assert terminal.wait() == 0
+
+
 class Terminal:
     """The command in a pseudo-terminal."""
 
