@@ -305,5 +305,13 @@ def test_help_imports_no_application() -> None:
     assert done.returncode == 0
 
 
+def test_the_package_itself_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "atlas", "--version"], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.startswith("atlas, version ")
+
+
 def test_the_version_is_told(atlas) -> None:
     assert atlas("--version").out.startswith("atlas, version ")
