@@ -105,7 +105,7 @@ class Atlas:
             capacity=capacity,
             rate=rate,
         )
-        self.state = project_chat().attach(self.bus)
+        self.state = project_chat()
         self._default: Provider | None = None
         self._choice: Choice | None = None
         self._timer: ProviderTimer | None = None
@@ -127,8 +127,14 @@ class Atlas:
         self._loop = LoopThread.of(loop)
         # In a thread: the import of a vendor's SDK takes up to a second, a probe of Ollama 0.25 s.
         # Not one of the loop's own, which would stay when the application is closed.
-        with ThreadPoolExecutor(1, "atlas-start") as thread:
-            await loop.run_in_executor(thread, self._prepare)
+        try:
+            with ThreadPoolExecutor(1, "atlas-start") as thread:
+                await loop.run_in_executor(thread, self._prepare)
+        except BaseException:
+            # Nobody closes what never ran: leave nothing behind, not on a given bus either.
+            await self.aclose()
+            raise
+        self.state.attach(self.bus)
 
     def _prepare(self) -> None:
         wanted = self._wanted_provider

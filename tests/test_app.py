@@ -657,6 +657,19 @@ async def test_an_unknown_provider_fails_at_the_start_with_the_known_names() -> 
             pass
 
 
+async def test_a_start_that_fails_leaves_nothing_on_a_given_bus_and_closes_its_own() -> None:
+    bus = EventBus()
+    before = bus.explain(StreamToken)
+    given, own = Atlas(provider="opnai", bus=bus), Atlas(provider="opnai")
+    for app in (given, own):
+        with pytest.raises(UnknownProviderError):
+            await app.start()
+
+    assert str(bus.explain(StreamToken)) == str(before)
+    assert (bus.is_closed, own.bus.is_closed) == (False, True)
+    await bus.aclose()
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "text"),
     [
