@@ -25,6 +25,19 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   ├── UnknownVersionError (LookupError)    that version was never made, or is kept no longer
     │   ├── TransitionError                      a transition raised; the state is as it was
     │   └── PatchError (ValueError)              a patch does not fit, or a value has no JSON form
+    ├── LogError                                 the log refused or failed
+    │   ├── LogClosedError (RuntimeError)        the log is closed
+    │   ├── LogUnavailableError (OSError)        the log cannot be written or reached now
+    │   ├── LogCorruptedError                    a record is not what was appended
+    │   ├── LogFormatError (ValueError)          a file is no log, or of a newer version
+    │   ├── ErasedError (LookupError)            the payload was erased
+    │   └── UnknownRunError (LookupError)        the log has no such run
+    ├── EffectError
+    │   ├── ReplayDiverged                       the program does not do what was recorded
+    │   ├── UndeclaredEffectError                a side effect that is no declared effect
+    │   ├── InDoubtError                         an effect was started, and nobody knows if it ended
+    │   ├── EffectDeniedError (PermissionError)  a layer or a person refused the effect
+    │   └── BudgetExceededError                  a budget of calls, tokens or money is used up
     ├── MergeConflictError (ValueError)          two sides changed the same thing differently
     ├── ConfigurationError (ValueError)          a setting is missing or makes no sense
     │   ├── UnknownNameError (LookupError)       nothing is registered, or declared, by this name
@@ -66,6 +79,7 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "BlockingCallError",
+    "BudgetExceededError",
     "BufferClosedError",
     "BufferOverflowError",
     "BufferTimeoutError",
@@ -78,9 +92,18 @@ __all__ = [
     "ContextLengthError",
     "ConversationBusyError",
     "DeadlineExceededError",
+    "EffectDeniedError",
+    "EffectError",
+    "ErasedError",
     "HandlersFailedError",
+    "InDoubtError",
     "IncompleteStreamError",
     "InvalidResponseError",
+    "LogClosedError",
+    "LogCorruptedError",
+    "LogError",
+    "LogFormatError",
+    "LogUnavailableError",
     "MergeConflictError",
     "MigrationError",
     "MissingCredentialsError",
@@ -97,15 +120,18 @@ __all__ = [
     "RateLimitedError",
     "RecursionLimitError",
     "RegistrationError",
+    "ReplayDiverged",
     "SchemaError",
     "ServerError",
     "StateError",
     "StreamBufferError",
     "SubscriptionError",
     "TransitionError",
+    "UndeclaredEffectError",
     "UnknownMessageError",
     "UnknownNameError",
     "UnknownProviderError",
+    "UnknownRunError",
     "UnknownVersionError",
     "ValidationError",
     "VersionConflictError",
@@ -275,6 +301,88 @@ class UnknownVersionError(StateError, LookupError):
     def __init__(self, text: str, *, version: int) -> None:
         super().__init__(text)
         self.version = version
+
+
+# -- the log and effects --------------------------------------------------------------------------
+
+
+class LogError(AtlasError):
+    """The log refused something, or failed."""
+
+
+class LogClosedError(LogError, RuntimeError):
+    """The log is closed."""
+
+
+class LogUnavailableError(LogError, OSError):
+    """The log cannot be written or reached at the moment: a full disk, a lock, a lost connection."""
+
+
+class LogCorruptedError(LogError):
+    """The record at ``position`` is not what was appended there."""
+
+    def __init__(self, text: str, *, position: int) -> None:
+        super().__init__(text)
+        self.position = position
+
+
+class LogFormatError(LogError, ValueError):
+    """A file is no log, or one that only a newer Atlas can read."""
+
+
+class ErasedError(LogError, LookupError):
+    """The payload of the record at ``position`` was erased."""
+
+    def __init__(self, text: str, *, position: int) -> None:
+        super().__init__(text)
+        self.position = position
+
+
+class UnknownRunError(LogError, LookupError):
+    """The log has no run of this id."""
+
+
+class EffectError(AtlasError):
+    """An effect was not performed."""
+
+
+# Named without Error as in the documentation of every tool that replays.
+class ReplayDiverged(EffectError):  # noqa: N818
+    """The program does not do what was recorded.
+
+    Attributes:
+        effect: Id of the effect (task path and counter) at which it was noticed; "" if elsewhere.
+        recorded: What the recording has there; "" for nothing.
+        actual: What the program did; "" for nothing.
+    """
+
+    def __init__(
+        self, text: str, *, effect: str = "", recorded: str = "", actual: str = ""
+    ) -> None:
+        super().__init__(text)
+        self.effect = effect
+        self.recorded = recorded
+        self.actual = actual
+
+
+class UndeclaredEffectError(EffectError, RuntimeError):
+    """Code touched the world (network, file, process) outside every declared effect."""
+
+
+class InDoubtError(EffectError):
+    """Effect ``effect`` was started before a crash; whether it happened is not known."""
+
+    def __init__(self, text: str, *, effect: str) -> None:
+        super().__init__(text)
+        self.effect = effect
+
+
+class EffectDeniedError(EffectError, PermissionError):
+    """A layer, or a person who was asked, refused the effect."""
+
+
+class BudgetExceededError(EffectError):
+    """A budget is used up."""
 
 
 class MergeConflictError(AtlasError, ValueError):

@@ -1,0 +1,191 @@
+"""What every engine of the log does, whatever it keeps its records in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+from atlas.core.log.records import NewRecord, Record, Snapshot
+
+__all__ = ["Append", "Durability", "Engine", "Progress", "Repair", "Verification"]
+
+Durability: TypeAlias = Literal["power", "process", "lazy"]
+"""What an acknowledged append survives: a power cut, the death of the process, or neither for sure
+(it is written within a second)."""
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Told (done, all) now and then during long work."""
+
+
+class Append(Protocol):
+    """An append on its way: await it, or wait for it, to know that it is stored.
+
+    An append that nobody waits for is stored all the same; if it fails, the engine's `flush` and
+    `close` raise its error, so that it cannot get lost unnoticed.
+    """
+
+    @property
+    def done(self) -> bool:
+        """Whether it is stored, or has failed."""
+
+    def wait(self, timeout: float | None = None) -> tuple[Record, ...]:
+        """Block until it is stored; return the records as they are now in the log.
+
+        Raises:
+            VersionConflictError: A stream was not at the version expected, or a version is taken.
+            LogUnavailableError: It could not be written (disk full, connection lost): nothing of it is.
+            TimeoutError: It took longer; it may be stored yet.
+        """
+
+    def __await__(self) -> Generator[Any, Any, tuple[Record, ...]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `Engine.verify` found.
+
+    Attributes:
+        records: How many records were looked at.
+        erased: How many of them have no payload any more.
+        bad_position: The first position that is not what was appended; None: all are.
+        problem: What is wrong there, in a sentence; "" when nothing is.
+    """
+
+    records: int
+    erased: int
+    bad_position: int | None
+    problem: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every record is what was appended."""
+        return self.bad_position is None
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What `Engine.repair` did.
+
+    Attributes:
+        kept: Records of the good prefix.
+        set_aside: Records from the first bad position on, moved out of the log.
+        saved_to: Where they went, for a person to look at; "" when there were none.
+    """
+
+    kept: int
+    set_aside: int
+    saved_to: str
+
+
+class Engine(Protocol):
+    """A log: records in one order, each in one stream, chained by hashes.
+
+    Every method may be called from any thread. Appends are atomic: all records of one are stored,
+    or none is; readers see them in the order of positions, without gaps that fill up later.
+    """
+
+    @property
+    def address(self) -> str:
+        """Where the log is: a path, ``:memory:``, or an address without its password."""
+
+    # -- writing --
+
+    def append(
+        self,
+        records: Sequence[NewRecord],
+        *,
+        expect: Mapping[str, int] | None = None,
+        tracking: tuple[str, int] | None = None,
+    ) -> Append:
+        """Append records, in this order; returns at once.
+
+        Args:
+            records: What to append. None of it: the append is done, and empty.
+            expect: The version at which streams must be, by name; 0 for one with no record.
+            tracking: The name of a reader and the position in its source that these records result
+                from, stored in the same transaction; one that is stored already is refused.
+        """
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Block until everything appended so far is stored; raise what failed unnoticed."""
+
+    # -- reading --
+
+    def read(
+        self,
+        stream: str,
+        *,
+        after: int | None = None,
+        until: int | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
+    ) -> list[Record]:
+        """Return records of a stream by version: ``after`` < version <= ``until``.
+
+        Raises:
+            LogCorruptedError: A payload is not what was appended.
+        """
+
+    def read_all(
+        self,
+        *,
+        after: int = 0,
+        until: int | None = None,
+        limit: int | None = None,
+        names: Sequence[str] = (),
+    ) -> list[Record]:
+        """Return records of the whole log by position, of these names only when any are given."""
+
+    def head(self, stream: str) -> int | None:
+        """Return the last version of a stream; None when it has no record."""
+
+    def last_position(self) -> int | None:
+        """Return the last position; None when the log is empty."""
+
+    def position_at(self, time_ns: int) -> int:
+        """Return the last position appended at this time or before; 0 when there is none."""
+
+    def streams(self, prefix: str = "") -> list[str]:
+        """Return the streams whose name begins so, in order of their first record."""
+
+    def tracked(self, reader: str) -> int | None:
+        """Return the highest position stored by ``tracking`` for a reader."""
+
+    # -- following --
+
+    def wait_beyond(self, position: int, timeout: float | None = None) -> bool:
+        """Block until there is a record after this position, whichever process appended it.
+
+        Returns:
+            Whether there is; False when the time is up or the engine was closed.
+        """
+
+    # -- snapshots: a cache, not part of the chain --
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot, instead of one of the same stream, label and version."""
+
+    def snapshot(self, stream: str, label: str, until: int | None = None) -> Snapshot | None:
+        """Return the latest snapshot at this version or before; None also when it is damaged."""
+
+    def drop_snapshots(self, stream: str) -> None:
+        """Forget all snapshots of a stream."""
+
+    # -- keeping --
+
+    def erase(self, stream: str, *, after: int | None = None, until: int | None = None) -> int:
+        """Destroy payloads of a stream (and its snapshots); the chain still verifies.
+
+        Returns:
+            How many payloads were erased.
+        """
+
+    def verify(self, progress: Progress | None = None) -> Verification:
+        """Read everything and compare it with its hashes."""
+
+    def repair(self, progress: Progress | None = None) -> Repair:
+        """Set everything from the first bad position on aside, so that the rest can be used."""
+
+    def close(self) -> None:
+        """Store what is on its way and let go of everything. Idempotent."""
