@@ -24,7 +24,7 @@ from atlas.core.schema.derive import schema_for
 from atlas.errors import ConfigurationError, RegistrationError, UnknownNameError, nearest_name
 from atlas.typing import JSON, SECRET
 
-__all__ = ["Perspectives"]
+__all__ = ["Perspectives", "without_secrets"]
 
 
 class Perspectives:
@@ -128,6 +128,39 @@ class Perspectives:
         return cast("dict[str, JSON]", _Sight(found, self.marker).of(message, data, ""))
 
 
+def without_secrets(message: object, marker: str = "[redacted]") -> dict[str, JSON] | None:
+    """Return the fields of a message as JSON data with the marker in the place of every secret.
+
+    Returns:
+        None when the class of the message has no secret anywhere, and needs no such care.
+    """
+    cls: Any = type(message)  # to mypy, the type of an object is not hashable
+    if not _reaches_secrets(cls):
+        return None
+    data = schema_for(cls).dump(message)
+    return cast("dict[str, JSON]", _Sight(_WHOLE, marker).of(message, data, ""))
+
+
+@functools.lru_cache(maxsize=4096)
+def _reaches_secrets(cls: type) -> bool:
+    """Return whether a field of a class, or of a class it is made of, is secret."""
+    seen: set[type] = {cls}
+    places: list[object] = [cls]
+    while places:
+        for node in _fields(places.pop()).values():
+            if _holds_secret(node):
+                return True
+            for inner in _objects(node):
+                known: Any = inner  # a class, or a node that names one
+                found: type = known if isinstance(known, type) else known.cls
+                # a subclass may stand wherever its base may
+                for each in (found, *found.__subclasses__()):
+                    if each not in seen:
+                        seen.add(each)
+                        places.append(inner if each is found else each)
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class _View:
     """Dotted paths of fields, by what is done with them."""
@@ -147,6 +180,9 @@ class _View:
 
     def redacts(self, path: str, *, secret: bool) -> bool:
         return path in self.redact or (secret and path not in self.grant)
+
+
+_WHOLE = _View(only=None, without=frozenset(), redact=frozenset(), grant=frozenset())
 
 
 def _check_path(cls: type, path: str) -> bool:

@@ -39,6 +39,8 @@ __all__ = [
     "dump",
     "encode",
     "encode_fields",
+    "fields_text",
+    "from_fields",
     "load",
 ]
 
@@ -102,6 +104,23 @@ def decode_fields(name: str, version: int, data: bytes | bytearray | memoryview)
         MigrationError: No chain of upcasters leads to today's version.
     """
     return _message(name, version, from_bytes(data, name))
+
+
+def fields_text(instance: object) -> str:
+    """Return the canonical JSON text of the fields alone, to be put into a larger text."""
+    return _text(instance)
+
+
+def from_fields(
+    name: str, version: int, fields: object, *, unknown: Literal["raise", "keep"] = "raise"
+) -> Message:
+    """Make a message of today's class from JSON values read somewhere; see `decode`."""
+    try:
+        return _message(name, version, fields)
+    except UnknownMessageError:
+        if unknown != "keep":
+            raise
+        return UnknownMessage(name=name, version=version, fields=cast("JSON", fields))
 
 
 def _compiled(cls: type) -> Compiled:
@@ -226,12 +245,7 @@ def decode(
     is_cbor = len(raw) > 0 and raw[0] >> 5 == _CBOR_MAP
     envelope = compact.unpack(raw) if is_cbor else from_bytes(raw)
     name, version, fields, meta = _opened(envelope)
-    try:
-        made = _message(name, version, fields)
-    except UnknownMessageError:
-        if unknown != "keep":
-            raise
-        made = UnknownMessage(name=name, version=version, fields=cast("JSON", fields))
+    made = from_fields(name, version, fields, unknown=unknown)
     if meta is not None:
         stamp(made, _stamp_from(name, meta))
     return made

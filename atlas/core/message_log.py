@@ -1,0 +1,398 @@
+"""Keeps everything that crosses a bus in a log, run by run, without the publisher noticing.
+
+The bus hands each message to `MessageLog` first of all its subscribers, which puts it into a queue
+and returns. A thread of the log's own takes what has gathered, packs it into one page per run (see
+`atlas.core.message_pages`) and appends the pages in one transaction. Whoever must know that
+something is stored waits for `commit` or `flush`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, TypeAlias
+
+from atlas.core.event_bus import EventBus, Subscription
+from atlas.core.log.engine import Engine
+from atlas.core.log.records import NewRecord
+from atlas.core.message_pages import PAGE, pack
+from atlas.core.messages import Event, Message, message
+from atlas.errors import (
+    AtlasError,
+    BusClosedError,
+    ConfigurationError,
+    LogClosedError,
+    LogUnavailableError,
+    VersionConflictError,
+)
+
+__all__ = ["LogFailed", "LogRecovered", "MessageLog", "stream_of"]
+
+_FIRST: Final = 2**31
+"""Priority of the log's subscription: what happens is kept before anybody acts upon it."""
+
+_RETRY_AFTER: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds before the log is tried again; the last for every further time."""
+
+_MOST_CONFLICTS: Final = 16
+_RUNS_REMEMBERED: Final = 10_000
+
+
+def stream_of(run: str) -> str:
+    """Return the stream of the log in which a run is kept."""
+    return f"run/{run}"
+
+
+@message("log.failed")
+class LogFailed(Event):
+    """Messages cannot be written at the moment; they wait, and writing is tried again.
+
+    Attributes:
+        problem: What is wrong, and what to do.
+        waiting: How many messages wait.
+    """
+
+    problem: str
+    waiting: int
+
+
+@message("log.recovered")
+class LogRecovered(Event):
+    """What could not be written before is written now."""
+
+
+class _Mark:
+    """A place in the queue: told when all that was put in before it is stored, or cannot be."""
+
+    __slots__ = ("error", "tell")
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self.tell = tell
+        self.error: BaseException | None = None
+
+
+class _Page(NamedTuple):
+    run: str
+    payload: bytes
+    size: int
+    time_ns: int | None
+
+
+_Entry: TypeAlias = "tuple[str, Message] | _Mark"
+
+
+class MessageLog:
+    """Writes the messages of a bus into a log. Attach it to a bus; close it to store the rest.
+
+    Messages of one run are stored in the order in which the bus handed them over: for one publisher,
+    the order of publishing.
+
+    When the log cannot be written (a full disk, a lost server), messages wait in memory, the bus is
+    told by ``log.failed``, and writing is tried again until it works (``log.recovered``). A publisher
+    waits when ``capacity`` messages wait, ``patience`` seconds at most; then its message is not
+    kept, which shows as ``bus.handler_failed``, in ``lost`` and as an error of `close`.
+
+    Args:
+        engine: The log. It stays the caller's to close.
+        session: The run to which messages belong that are published outside every run.
+        capacity: How many messages may wait.
+        interval: Seconds to gather messages before they are written; `commit` does not wait for it.
+        page: Most messages of one record.
+        patience: Seconds that a publisher waits for room.
+
+    Attributes:
+        lost: Messages that could not be kept.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        session: str = "session",
+        capacity: int = 65_536,
+        interval: float = 0.05,
+        page: int = 512,
+        patience: float = 10.0,
+    ) -> None:
+        for name, given in (("capacity", capacity), ("page", page)):
+            if given < 1:
+                raise ConfigurationError(f"{name} is {given}. Give at least 1.")
+        self.lost = 0
+        self._engine = engine
+        self._session = session
+        self._capacity = capacity
+        self._interval = interval
+        self._page = page
+        self._patience = patience
+        self._queue: deque[_Entry] = deque()
+        self._ignored: frozenset[str] = frozenset()
+        self._versions: dict[str, int] = {}
+        self._buses: list[EventBus] = []
+        self._subscriptions: list[Subscription[Message]] = []
+        self._problems: list[str] = []
+        self._wake = threading.Event()
+        self._hurry = threading.Event()
+        self._stop = threading.Event()
+        self._room = threading.Condition()
+        self._failing: BaseException | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._write_all, name="atlas-log", daemon=True)
+        self._thread.start()
+
+    # -- taking --
+
+    def attach(self, bus: EventBus) -> None:
+        """Keep every message that this bus publishes from now on."""
+        if self._closing:
+            raise LogClosedError("This message log is closed. Make a new one.")
+        self._buses.append(bus)
+        self._subscriptions.append(
+            bus.subscribe("**", self._keep, priority=_FIRST, name="atlas log")
+        )
+
+    def ignore(self, run: str) -> None:
+        """Do not keep messages of this run: those of a replay, which are stored already."""
+        self._ignored |= {run}
+
+    def heed(self, run: str) -> None:
+        """Take back `ignore`."""
+        self._ignored -= {run}
+
+    def _keep(self, each: Message) -> None:
+        known = each._stamp
+        assert known is not None
+        run = (known[3] if len(known) == 7 else None) or self._session
+        if run in self._ignored:
+            return
+        queue = self._queue
+        if len(queue) >= self._capacity:
+            self._wait_for_room()
+        queue.append((run, each))
+        # looked at first: setting an event takes a lock, once per burst is enough
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _wait_for_room(self) -> None:
+        if threading.current_thread() is self._thread:
+            return  # its own news of a failure must not wait for itself
+        self._hurry.set()
+        self._wake.set()
+        until = time.monotonic() + self._patience
+        with self._room:
+            while len(self._queue) >= self._capacity:
+                left = until - time.monotonic()
+                if left <= 0 or self._closing:
+                    self.lost += 1
+                    raise LogUnavailableError(
+                        f"{self._capacity:,} messages wait to be written to {self._engine.address} "
+                        f"and there is no room for another: {self._failing or 'it is too slow'}."
+                    )
+                self._room.wait(left)
+
+    # -- waiting --
+
+    async def commit(self) -> None:
+        """Wait until everything published so far is stored, as safely as the log promises.
+
+        Raises:
+            LogUnavailableError: It cannot be written; it is kept and tried again.
+        """
+        loop = asyncio.get_running_loop()
+        stored: asyncio.Future[None] = loop.create_future()
+
+        def settle() -> None:
+            if not stored.done():
+                stored.set_result(None)
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle)
+
+        mark = self._mark(tell)
+        await stored
+        if mark.error is not None:
+            raise mark.error
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Block until everything published so far is stored.
+
+        Raises:
+            LogUnavailableError: It cannot be written, or not in this time; it is tried again.
+        """
+        stored = threading.Event()
+        mark = self._mark(stored.set)
+        if not stored.wait(timeout):
+            raise LogUnavailableError(
+                f"{len(self._queue):,} messages were not written to {self._engine.address} within "
+                f"{timeout} s: {self._failing or 'it is too slow'}. They are tried again."
+            )
+        if mark.error is not None:
+            raise mark.error
+
+    def _mark(self, tell: Callable[[], object]) -> _Mark:
+        if not self._thread.is_alive():
+            raise LogClosedError("This message log is closed.")
+        mark = _Mark(tell)
+        self._queue.append(mark)
+        self._hurry.set()
+        self._wake.set()
+        return mark
+
+    # -- writing --
+
+    def _write_all(self) -> None:
+        while True:
+            self._wake.wait()
+            if not self._closing and len(self._queue) < self._page:
+                self._hurry.wait(self._interval)
+            # cleared before looking: what comes after is seen in the next round
+            self._wake.clear()
+            self._hurry.clear()
+            while self._queue:
+                self._write(self._taken())
+            if self._closing and not self._queue:
+                return
+
+    def _taken(self) -> list[_Entry]:
+        taken: list[_Entry] = []
+        queue = self._queue
+        while queue and len(taken) < 8 * self._page:
+            taken.append(queue.popleft())
+        with self._room:
+            self._room.notify_all()
+        return taken
+
+    def _write(self, entries: list[_Entry]) -> None:
+        runs: dict[str, list[Message]] = {}
+        marks: list[_Mark] = []
+        for entry in entries:
+            if isinstance(entry, _Mark):
+                marks.append(entry)
+            else:
+                runs.setdefault(entry[0], []).append(entry[1])
+        pages = [page for run, messages in runs.items() for page in self._pages(run, messages)]
+        error = self._append(pages, marks) if pages else None
+        for mark in marks:
+            mark.error = error
+            mark.tell()
+
+    def _pages(self, run: str, messages: list[Message]) -> Iterator[_Page]:
+        for first in range(0, len(messages), self._page):
+            part = messages[first : first + self._page]
+            try:
+                yield _Page(run, pack(run, part), len(part), part[-1].meta.time_ns)
+            except AtlasError:
+                # One that cannot be written must not take the others with it.
+                for each in part:
+                    with self._noted("A message could not be written"):
+                        yield _Page(run, pack(run, [each]), 1, each.meta.time_ns)
+
+    @contextlib.contextmanager
+    def _noted(self, what: str, count: int = 1) -> Iterator[None]:
+        try:
+            yield
+        except AtlasError as error:
+            self.lost += count
+            self._problems.append(f"{what}: {error}")
+            self._tell(LogFailed(f"{what}, and is not kept: {error}", len(self._queue)))
+
+    def _append(self, pages: list[_Page], marks: list[_Mark]) -> BaseException | None:
+        """Append, again and again while the log is unavailable; return why it was given up."""
+        for attempt in itertools.count():
+            try:
+                self._engine.append(self._records(pages)).wait()
+            except LogUnavailableError as error:
+                if self._is_given_up(attempt, error, pages, marks):
+                    return error
+            except VersionConflictError as error:
+                # Another process went on with this run; what it wrote comes before ours.
+                self._versions.clear()
+                if attempt >= _MOST_CONFLICTS:
+                    return self._give_up(pages, error)
+            except AtlasError as error:
+                return self._give_up(pages, error)
+            else:
+                break
+        if self._failing is not None:
+            self._failing = None
+            self._tell(LogRecovered())
+        return None
+
+    def _records(self, pages: list[_Page]) -> list[NewRecord]:
+        if len(self._versions) > _RUNS_REMEMBERED:
+            self._versions.clear()
+        reached: dict[str, int] = {}
+        records: list[NewRecord] = []
+        for page in pages:
+            stream = stream_of(page.run)
+            before = reached.get(page.run)
+            if before is None:
+                before = self._versions.get(page.run)
+            if before is None:
+                before = self._engine.head(stream) or 0
+            # a page's version counts messages: it is that of the last one of the page
+            reached[page.run] = before + page.size
+            records.append(NewRecord(stream, PAGE, page.payload, before + page.size, page.time_ns))
+        self._versions.update(reached)
+        return records
+
+    def _is_given_up(
+        self, attempt: int, error: LogUnavailableError, pages: list[_Page], marks: list[_Mark]
+    ) -> bool:
+        # what was counted above is not stored
+        self._versions.clear()
+        if self._closing:
+            self._give_up(pages, error)
+            return True
+        if self._failing is None:
+            self._tell(LogFailed(str(error), len(self._queue) + sum(page.size for page in pages)))
+        self._failing = error
+        for mark in (*marks, *(entry for entry in list(self._queue) if isinstance(entry, _Mark))):
+            mark.error = error
+            mark.tell()
+        self._stop.wait(_RETRY_AFTER[min(attempt, len(_RETRY_AFTER) - 1)])
+        return False
+
+    def _give_up(self, pages: list[_Page], error: AtlasError) -> AtlasError:
+        count = sum(page.size for page in pages)
+        with self._noted(f"{count:,} messages could not be written", count):
+            raise error
+        return error
+
+    def _tell(self, news: Event) -> None:
+        for bus in self._buses:
+            with contextlib.suppress(BusClosedError):
+                bus.publish(news)
+
+    # -- the end --
+
+    def close(self, timeout: float | None = 30.0) -> None:
+        """Store what waits and stop; the buses and the log stay open. Idempotent.
+
+        Args:
+            timeout: Seconds to wait for a log that is slow.
+
+        Raises:
+            LogUnavailableError: Messages could not be kept, now or before; the text says which.
+        """
+        if self._closing:
+            return
+        for subscription in self._subscriptions:
+            subscription.close()
+        self._closing = True
+        self._stop.set()
+        self._hurry.set()
+        self._wake.set()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._problems.append(f"{len(self._queue):,} messages were not written in {timeout} s")
+        if self._problems or self.lost:
+            problems = "; ".join(self._problems[:3]) or f"{self._capacity:,} messages waited"
+            raise LogUnavailableError(
+                f"Not all messages are kept in {self._engine.address} ({self.lost:,} lost): {problems}."
+            )
