@@ -101,7 +101,7 @@ class Engine(Protocol):
         """Append records, in this order; returns at once.
 
         Args:
-            records: What to append. None of it: the append is done, and empty.
+            records: What to append. No record and no tracking: the append is done, and empty.
             expect: The version at which streams must be, by name; 0 for one with no record.
             tracking: The name of a reader and the position in its source that these records result
                 from, stored in the same transaction; one that is stored already is refused.
@@ -134,14 +134,26 @@ class Engine(Protocol):
         until: int | None = None,
         limit: int | None = None,
         names: Sequence[str] = (),
+        prefix: str = "",
     ) -> list[Record]:
-        """Return records of the whole log by position, of these names only when any are given."""
+        """Return records of the whole log by position.
+
+        Args:
+            after: Leave out this position and those before.
+            until: Leave out the positions after this one.
+            limit: No more than that many.
+            names: Of these names only, when any are given.
+            prefix: Of streams only whose name begins so.
+
+        Raises:
+            LogCorruptedError: A payload is not what was appended.
+        """
 
     def head(self, stream: str) -> int | None:
         """Return the last version of a stream; None when it has no record."""
 
-    def last_position(self) -> int | None:
-        """Return the last position; None when the log is empty."""
+    def last_position(self, prefix: str = "") -> int | None:
+        """Return the last position in streams whose name begins so; None when there is no record."""
 
     def position_at(self, time_ns: int) -> int:
         """Return the last position appended at this time or before; 0 when there is none."""
