@@ -14,8 +14,8 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from atlas.core.event_bus import EventBus, Subscription
 from atlas.core.log.engine import Engine
@@ -31,7 +31,7 @@ from atlas.errors import (
     VersionConflictError,
 )
 
-__all__ = ["LogFailed", "LogRecovered", "MessageLog", "stream_of"]
+__all__ = ["Fate", "Gate", "LogFailed", "LogRecovered", "MessageLog", "stream_of"]
 
 _FIRST: Final = 2**31
 """Priority of the log's subscription: what happens is kept before anybody acts upon it."""
@@ -76,6 +76,14 @@ class _Mark:
         self.error: BaseException | None = None
 
 
+Fate: TypeAlias = Literal["keep", "outside", "drop"]
+"""What becomes of a message: it is kept; kept as one of which the run itself knows nothing (see
+`atlas.core.message_pages.OUTSIDE`); not kept, because it is stored already."""
+
+Gate: TypeAlias = Callable[[Message], Fate]
+"""Decides for each message of a run, in the publisher's thread and context."""
+
+
 class _Page(NamedTuple):
     run: str
     payload: bytes
@@ -83,7 +91,13 @@ class _Page(NamedTuple):
     time_ns: int | None
 
 
-_Entry: TypeAlias = "tuple[str, Message] | _Mark"
+class _Kept(NamedTuple):
+    run: str
+    message: Message
+    is_outside: bool
+
+
+_Entry: TypeAlias = "_Kept | _Mark"
 
 
 class MessageLog:
@@ -130,7 +144,8 @@ class MessageLog:
         self._page = page
         self._patience = patience
         self._queue: deque[_Entry] = deque()
-        self._ignored: frozenset[str] = frozenset()
+        self._gates: Mapping[str, Gate] = {}
+        self._bases: Mapping[str, int] = {}
         self._versions: dict[str, int] = {}
         self._buses: list[EventBus] = []
         self._subscriptions: list[Subscription[Message]] = []
@@ -155,24 +170,28 @@ class MessageLog:
             bus.subscribe("**", self._keep, priority=_FIRST, name="atlas log")
         )
 
-    def ignore(self, run: str) -> None:
-        """Do not keep messages of this run: those of a replay, which are stored already."""
-        self._ignored |= {run}
+    def watch(self, run: str, gate: Gate | None) -> None:
+        """Let a gate decide what becomes of the messages of a run; None: keep them all again."""
+        gates = {known: of for known, of in self._gates.items() if known != run}
+        self._gates = gates if gate is None else {**gates, run: gate}
 
-    def heed(self, run: str) -> None:
-        """Take back `ignore`."""
-        self._ignored -= {run}
+    def begin(self, run: str, after: int) -> None:
+        """Number the messages of a run from ``after`` + 1 on: it shares that many with another."""
+        self._bases = {**self._bases, run: after}
 
     def _keep(self, each: Message) -> None:
         known = each._stamp
         assert known is not None
         run = (known[3] if len(known) == 7 else None) or self._session
-        if run in self._ignored:
-            return
+        fate: Fate = "keep"
+        if run in self._gates:
+            fate = self._gates[run](each)
+            if fate == "drop":
+                return
         queue = self._queue
         if len(queue) >= self._capacity:
             self._wait_for_room()
-        queue.append((run, each))
+        queue.append(_Kept(run, each, fate == "outside"))
         # looked at first: setting an event takes a lock, once per burst is enough
         if not self._wake.is_set():
             self._wake.set()
@@ -268,29 +287,29 @@ class MessageLog:
         return taken
 
     def _write(self, entries: list[_Entry]) -> None:
-        runs: dict[str, list[Message]] = {}
+        runs: dict[str, list[_Kept]] = {}
         marks: list[_Mark] = []
         for entry in entries:
             if isinstance(entry, _Mark):
                 marks.append(entry)
             else:
-                runs.setdefault(entry[0], []).append(entry[1])
-        pages = [page for run, messages in runs.items() for page in self._pages(run, messages)]
+                runs.setdefault(entry.run, []).append(entry)
+        pages = [page for run, kept in runs.items() for page in self._pages(run, kept)]
         error = self._append(pages, marks) if pages else None
         for mark in marks:
             mark.error = error
             mark.tell()
 
-    def _pages(self, run: str, messages: list[Message]) -> Iterator[_Page]:
-        for first in range(0, len(messages), self._page):
-            part = messages[first : first + self._page]
+    def _pages(self, run: str, kept: list[_Kept]) -> Iterator[_Page]:
+        for first in range(0, len(kept), self._page):
+            part = kept[first : first + self._page]
             try:
-                yield _Page(run, pack(run, part), len(part), part[-1].meta.time_ns)
+                yield _packed(run, part)
             except AtlasError:
                 # One that cannot be written must not take the others with it.
                 for each in part:
                     with self._noted("A message could not be written"):
-                        yield _Page(run, pack(run, [each]), 1, each.meta.time_ns)
+                        yield _packed(run, [each])
 
     @contextlib.contextmanager
     def _noted(self, what: str, count: int = 1) -> Iterator[None]:
@@ -334,7 +353,7 @@ class MessageLog:
             if before is None:
                 before = self._versions.get(page.run)
             if before is None:
-                before = self._engine.head(stream) or 0
+                before = self._engine.head(stream) or self._bases.get(page.run, 0)
             # a page's version counts messages: it is that of the last one of the page
             reached[page.run] = before + page.size
             records.append(NewRecord(stream, PAGE, page.payload, before + page.size, page.time_ns))
@@ -396,3 +415,9 @@ class MessageLog:
             raise LogUnavailableError(
                 f"Not all messages are kept in {self._engine.address} ({self.lost:,} lost): {problems}."
             )
+
+
+def _packed(run: str, kept: list[_Kept]) -> _Page:
+    messages = [each.message for each in kept]
+    outside = {place for place, each in enumerate(kept) if each.is_outside}
+    return _Page(run, pack(run, messages, outside), len(kept), messages[-1].meta.time_ns)

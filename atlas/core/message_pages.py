@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, cast
 
 from atlas.core.messages import (
@@ -29,7 +30,7 @@ from atlas.core.schema.canonical import canonical_text, quote
 from atlas.core.schema.codec import UnknownMessage, fields_text, from_fields
 from atlas.errors import LogFormatError, ValidationError
 
-__all__ = ["MARKER", "PAGE", "logical_lines", "pack", "unpack"]
+__all__ = ["MARKER", "OUTSIDE", "PAGE", "logical_lines", "pack", "unpack"]
 
 PAGE: Final = "atlas.page@1"
 """Name of the records that hold pages."""
@@ -42,7 +43,12 @@ _COMPRESSED: Final = b"z"
 _WORTH_COMPRESSING: Final = 200
 
 
-def pack(run: str, messages: Sequence[Message]) -> bytes:
+OUTSIDE: Final = "atlas-outside"
+"""Header of a message that somebody else published because of the run, not the run itself: it is no
+part of what a replay does again."""
+
+
+def pack(run: str, messages: Sequence[Message], outside: AbstractSet[int] = frozenset()) -> bytes:
     """Return the bytes of a page.
 
     The text is an object: ``run``; ``buses``, ``names`` (name and version) and ``ids``, to which
@@ -54,6 +60,7 @@ def pack(run: str, messages: Sequence[Message]) -> bytes:
     Args:
         run: The run all of them belong to.
         messages: Published messages.
+        outside: The places among them of those that get the header `OUTSIDE`.
 
     Raises:
         SchemaError: The class of a message cannot be written.
@@ -63,9 +70,11 @@ def pack(run: str, messages: Sequence[Message]) -> bytes:
     ids: dict[str, int] = {}
     entries: list[str] = []
     last_sequence = last_time = 0
-    for each in messages:
+    for place, each in enumerate(messages):
         assert each._stamp is not None
         origin, causation, correlation, _, source, headers, _ = spelled_out(each._stamp)
+        if place in outside:
+            headers = {**headers, OUTSIDE: ""}
         bus, sequence, time_ns = (origin, 0, 0) if isinstance(origin, str) else origin
         known = _known(each)
         parts = [
@@ -172,13 +181,17 @@ def logical_lines(messages: Iterable[Message]) -> list[str]:
     """Return what happened in a run, line by line, without what differs each time it happens.
 
     Ids become numbers within the run, times and sequences are left out. Two runs in which the same
-    happened in the same order give the same lines, byte for byte.
+    happened in the same order give the same lines, byte for byte. What is marked as `OUTSIDE` is
+    left out.
     """
     numbers: dict[str, int] = {}
     lines: list[str] = []
-    for number, each in enumerate(messages, 1):
+    for each in messages:
         assert each._stamp is not None
         origin, causation, correlation, _, source, headers, _ = spelled_out(each._stamp)
+        if OUTSIDE in headers:
+            continue
+        number = len(lines) + 1
         numbers[message_id(origin_in(each._stamp))] = number
         name, version = _known(each)
         line = [

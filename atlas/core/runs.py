@@ -1,0 +1,482 @@
+"""Stored runs: what happened in them, and what was known at any moment of them.
+
+A run is a stream of messages in the log, from ``run.started`` to ``run.ended``. A fork shares the
+events of its parent up to where it was forked, and stores only its own.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+
+from atlas.core.causality import causal_tree
+from atlas.core.log.engine import Engine
+from atlas.core.log.records import NewRecord
+from atlas.core.message_log import stream_of
+from atlas.core.message_pages import PAGE, logical_lines, pack, unpack
+from atlas.core.messages import Event, Message, message
+from atlas.core.patches import Patch, diff
+from atlas.core.schema.canonical import canonical_text
+from atlas.core.schema.codec import decode, encode
+from atlas.core.transitions import Transition
+from atlas.errors import (
+    AtlasError,
+    ErasedError,
+    LogFormatError,
+    UnknownRunError,
+    UnknownVersionError,
+    nearest_name,
+)
+from atlas.typing import JSON
+
+__all__ = ["Comparison", "Run", "RunEnded", "RunStarted", "RunStatus", "Runs"]
+
+S = TypeVar("S")
+
+RunStatus: TypeAlias = Literal["completed", "failed", "cancelled", "unfinished"]
+"""How a run ended; one that is still going on, or whose process died, is unfinished."""
+
+_PREFIX: Final = stream_of("")
+_STATES_EVERY: Final = 1_000
+_PAGES_AT_ONCE: Final = 64
+_FORMAT: Final = 1
+
+
+@message("run.started")
+class RunStarted(Event):
+    """A run begins. It is the first event of a run, and of what a fork adds to its parent.
+
+    Attributes:
+        run: Id of the run.
+        name: What it was called.
+        mode: Whether it is a run of its own, or the fork of another.
+        parent: The run it was forked from.
+        at: The number of events it shares with its parent.
+        seed: What its random numbers begin with.
+        program: ``module:function`` of what runs, when that is known.
+        arguments: What that is called with.
+    """
+
+    run: str
+    name: str
+    mode: Literal["recording", "fork"] = "recording"
+    parent: str | None = None
+    at: int | None = None
+    seed: int = 0
+    program: str | None = None
+    arguments: Mapping[str, JSON] = {}
+
+
+@message("run.ended")
+class RunEnded(Event):
+    """A run is over.
+
+    Attributes:
+        run: Id of the run.
+        status: How it ended.
+        error: What it failed with.
+        exact: Whether a replay can do exactly the same: no input reached it that is not recorded.
+    """
+
+    run: str
+    status: Literal["completed", "failed", "cancelled"]
+    error: str | None = None
+    exact: bool = True
+
+
+def is_lifecycle(event: Message) -> bool:
+    """Return whether an event is about a run and not part of what it does."""
+    return isinstance(event, RunStarted | RunEnded)
+
+
+class Run(Generic[S]):
+    """One stored run, read from the log when something of it is asked for. Any thread may read.
+
+    Events are numbered from 1; ``at(n)`` is the state after event *n*, and before the next one.
+
+    Attributes:
+        id: The run's id.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run: str,
+        transition: Transition[S, Any],
+        initial: S,
+    ) -> None:
+        self.id = run
+        self._engine = engine
+        self._transition = transition
+        self._initial = initial
+        self._states: list[tuple[int, S]] = [(0, initial)]
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} {self.name!r} {self.status}, {len(self)} events>"
+
+    def __len__(self) -> int:
+        return self._engine.head(stream_of(self.id)) or 0
+
+    # -- what it is --
+
+    @functools.cached_property
+    def started(self) -> RunStarted:
+        """The event with which the run began; made up for messages stored outside every run."""
+        first = next(self._own(), None)
+        if isinstance(first, RunStarted):
+            return first
+        return RunStarted(self.id, "session")
+
+    @property
+    def name(self) -> str:
+        """What the run was called."""
+        return self.started.name
+
+    @property
+    def parent(self) -> str | None:
+        """The run it was forked from."""
+        return self.started.parent
+
+    @property
+    def forked_at(self) -> int | None:
+        """How many events it shares with its parent."""
+        return self.started.at
+
+    @property
+    def ended(self) -> RunEnded | None:
+        """The event with which it ended last; None while it is unfinished."""
+        last = self._engine.read(stream_of(self.id), newest_first=True, limit=1)
+        return next(
+            (
+                event
+                for record in last
+                for event in reversed(_messages(record))
+                if isinstance(event, RunEnded)
+            ),
+            None,
+        )
+
+    @property
+    def status(self) -> RunStatus:
+        """How it ended."""
+        ended = self.ended
+        return "unfinished" if ended is None else ended.status
+
+    @property
+    def time(self) -> datetime | None:
+        """When it began."""
+        return next((event.meta.time for event in self._own()), None)
+
+    # -- what happened --
+
+    @property
+    def events(self) -> tuple[Message, ...]:
+        """Everything that happened in it, in order, read anew each time."""
+        return tuple(self.read())
+
+    def read(self, after: int = 0, until: int | None = None) -> Iterator[Message]:
+        """Yield events by number: ``after`` < number <= ``until``; page by page, so any run fits.
+
+        Raises:
+            ErasedError: The events asked for were erased.
+            LogCorruptedError: What is stored is not what was written.
+        """
+        started = self.started
+        if started.parent is not None and started.at is not None and after < started.at:
+            shared = Run(self._engine, started.parent, self._transition, self._initial)
+            until_shared = started.at if until is None else min(until, started.at)
+            yield from shared.read(after, until_shared)
+            after = started.at
+        if until is None or after < until:
+            yield from self._own(after, until)
+
+    def _own(self, after: int = 0, until: int | None = None) -> Iterator[Message]:
+        at = after
+        while True:
+            records = self._engine.read(stream_of(self.id), after=at, limit=_PAGES_AT_ONCE)
+            for record in records:
+                messages = _messages(record)
+                first = record.version - len(messages) + 1
+                for number, each in enumerate(messages, first):
+                    if until is not None and number > until:
+                        return
+                    if number > after:
+                        yield each
+                at = record.version
+            if len(records) < _PAGES_AT_ONCE:
+                return
+
+    def tree(self, until: int | None = None) -> str:
+        """Draw what caused what, up to an event; see `causal_tree`."""
+        return causal_tree(self.read(until=until))
+
+    @property
+    def lines(self) -> list[str]:
+        """What the run did, line by line, the same for two runs that did the same.
+
+        Ids, times, and what others did because of it, are left out; see `logical_lines`.
+        """
+        return logical_lines(event for event in self.read() if not is_lifecycle(event))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `lines`, in hex: equal for runs that did the same, byte for byte."""
+        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+
+    # -- what was known --
+
+    def at(self, number: int | None = None, *, time: datetime | int | None = None) -> S:
+        """Return the state as it was after an event, or at a time.
+
+        Args:
+            number: Number of the event; negative: counted from the end. Default: the last one.
+            time: An aware datetime, or nanoseconds since 1970, instead.
+
+        Raises:
+            UnknownVersionError: The run has no such event.
+        """
+        if time is not None:
+            number = self.number_at(time)
+        number = self._checked(len(self) if number is None else number)
+        before = bisect.bisect_right(self._states, number, key=lambda known: known[0]) - 1
+        reached, state = self._states[before]
+        if reached == number:
+            return state
+        for count, event in enumerate(self.read(reached, number), reached + 1):
+            state = self._transition(state, event)
+            if count % _STATES_EVERY == 0 and count > self._states[-1][0]:
+                self._states.append((count, state))
+        return state
+
+    def number_at(self, time: datetime | int) -> int:
+        """Return the number of the last event at this time or before; 0 when there is none.
+
+        Events count as never earlier than the one before them, whatever the clock did.
+        """
+        wanted = time if isinstance(time, int) else _nanoseconds(time)
+        reached, found = 0, 0
+        for number, event in enumerate(self.read(), 1):
+            reached = max(reached, event.meta.time_ns or 0)
+            if reached > wanted:
+                break
+            found = number
+        return found
+
+    def diff(self, start: int, stop: int | None = None) -> Patch:
+        """Return how the state changed between two events, as RFC 6902 operations."""
+        return diff(self.at(start), self.at(stop))
+
+    def _checked(self, number: int) -> int:
+        count = len(self)
+        wanted = number + count + 1 if number < 0 else number
+        if not 0 <= wanted <= count:
+            raise UnknownVersionError(
+                f"Run {self.id} has no event {number}; it has {count}.", version=number
+            )
+        return wanted
+
+    # -- taking it elsewhere --
+
+    def export(self, path: str | Path) -> int:
+        """Write the run as JSON lines: a header, then one event a line, whole with its metadata.
+
+        A fork is written with the events that it shares, so that it can be read alone.
+
+        Returns:
+            How many events were written.
+        """
+        count = 0
+        with Path(path).open("w", encoding="utf-8", newline="\n") as file:
+            header = {"atlas": "run", "format": _FORMAT, "run": self.id, "sha256": self._sha256()}
+            file.write(canonical_text(header) + "\n")
+            for event in self.read():
+                file.write(encode(event).decode() + "\n")
+                count += 1
+        return count
+
+    def _sha256(self) -> str:
+        summed = hashlib.sha256()
+        for event in self.read():
+            summed.update(encode(event) + b"\n")
+        return summed.hexdigest()
+
+
+class Runs(Mapping[str, Run[S]]):
+    """The runs of a log by id, in the order in which they began. Any thread may use it.
+
+    Args:
+        engine: The log.
+        transition: How an event changes the state that `Run.at` returns.
+        initial: That state before the first event.
+    """
+
+    def __init__(self, engine: Engine, transition: Transition[S, Any], initial: S) -> None:
+        self._engine = engine
+        self._transition = transition
+        self._initial = initial
+
+    def __getitem__(self, run: str) -> Run[S]:
+        if self._engine.head(stream_of(run)) is None:
+            known = list(self)
+            raise UnknownRunError(
+                f"There is no run {run!r} in {self._engine.address}{nearest_name(run, known)}. "
+                f"It has {len(known)} runs; `atlas runs` lists them."
+            )
+        return Run(self._engine, run, self._transition, self._initial)
+
+    def __iter__(self) -> Iterator[str]:
+        return (stream.removeprefix(_PREFIX) for stream in self._engine.streams(_PREFIX))
+
+    def __len__(self) -> int:
+        return len(self._engine.streams(_PREFIX))
+
+    def __contains__(self, run: object) -> bool:
+        return isinstance(run, str) and self._engine.head(stream_of(run)) is not None
+
+    def latest(self) -> Run[S]:
+        """Return the run that began last.
+
+        Raises:
+            UnknownRunError: There is none.
+        """
+        runs = list(self)
+        if not runs:
+            raise UnknownRunError(f"There are no runs in {self._engine.address} yet.")
+        return self[runs[-1]]
+
+    def compare(self, one: str, other: str) -> Comparison:
+        """Return where two runs part, and what they did from there on."""
+        return Comparison(one, other, tuple(self[one].lines), tuple(self[other].lines))
+
+    def import_(self, path: str | Path) -> Run[S]:
+        """Store a run that `Run.export` wrote. It is read and checked whole before any is stored.
+
+        Raises:
+            LogFormatError: The file is no such run, or not what was written; the line is named.
+            VersionConflictError: The log has a run of this id already.
+        """
+        run, events = _read_export(Path(path))
+        records: list[NewRecord] = []
+        version = 0
+        for of_run, group in itertools.groupby(events, key=lambda event: event.meta.run or run):
+            for page in _batches(group, 512):
+                version += len(page)
+                time_ns = page[-1].meta.time_ns
+                records.append(
+                    NewRecord(stream_of(run), PAGE, pack(of_run, page), version, time_ns)
+                )
+        self._engine.append(records, expect={stream_of(run): 0}).wait()
+        return self[run]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs side by side.
+
+    Attributes:
+        one: Id of the first run.
+        other: Id of the second.
+        lines: What the first one did; see `Run.lines`.
+        other_lines: What the second one did.
+    """
+
+    one: str
+    other: str
+    lines: tuple[str, ...]
+    other_lines: tuple[str, ...]
+
+    @property
+    def shared(self) -> int:
+        """How many lines are the same from the beginning on."""
+        pairs = zip(self.lines, self.other_lines, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    @property
+    def same(self) -> bool:
+        """Whether they did the same, byte for byte."""
+        return self.lines == self.other_lines
+
+    def __str__(self) -> str:
+        if self.same:
+            return f"{self.one} and {self.other} did the same: {len(self.lines)} events."
+        shared = self.shared
+        rows = itertools.zip_longest(self.lines[shared:], self.other_lines[shared:], fillvalue="")
+        shown = [f"  {_short(left):60}  {_short(right)}" for left, right in rows]
+        return "\n".join(
+            [
+                f"{self.one} and {self.other} do the same for {shared} events, then part:",
+                f"  {self.one:60}  {self.other}",
+                *shown,
+            ]
+        )
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
+# Any: what a record holds is JSON of any shape until it is decoded.
+def _messages(record: Any) -> list[Message]:
+    if record.payload is None:
+        raise ErasedError(
+            f"The events up to {record.version} of {record.stream} were erased.",
+            position=record.position,
+        )
+    return unpack(record.payload) if record.name == PAGE else []
+
+
+def _nanoseconds(time: datetime) -> int:
+    if time.tzinfo is None:
+        raise UnknownVersionError(
+            f"{time} says no time zone. Give an aware datetime, such as "
+            f"datetime.now(timezone.utc).",
+            version=0,
+        )
+    since = time.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000
+
+
+def _batches(items: Iterable[Message], size: int) -> Iterator[list[Message]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _read_export(path: Path) -> tuple[str, list[Message]]:
+    summed = hashlib.sha256()
+    events: list[Message] = []
+    with path.open("rb") as file:
+        header = _header(path, file.readline())
+        for number, line in enumerate(file, 2):
+            summed.update(line)
+            try:
+                events.append(decode(line.rstrip(b"\n"), unknown="keep"))
+            except AtlasError as error:
+                raise LogFormatError(f"{path}, line {number}: {error}") from error
+    if summed.hexdigest() != header["sha256"]:
+        raise LogFormatError(
+            f"{path} is not what was exported: it was changed or cut off after line {len(events)}."
+        )
+    return header["run"], events
+
+
+def _header(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("atlas") != "run":
+        raise LogFormatError(f"{path} is no run: its first line is {line[:60]!r}.")
+    if header.get("format") != _FORMAT:
+        raise LogFormatError(
+            f"{path} has format {header.get('format')!r}; this Atlas reads {_FORMAT}. Use a newer one."
+        )
+    return header
