@@ -15,8 +15,7 @@ class NewRecord:
         stream: The stream it joins: any text that is not empty; ``$`` begins those of the log itself.
         name: What the payload is, such as ``order.placed@1``.
         payload: Its bytes; the log does not look inside.
-        version: Its place in the stream, above the last one there and not below 0; None: the next,
-            from 1.
+        version: Its place in the stream, from 1 and above the last one there; None: the next.
         wall_ns: When it happened, by the clock on the wall, in ns since 1970; None: now.
     """
 
