@@ -1,0 +1,242 @@
+"""What becomes of an append: which records it makes, or why it is refused.
+
+Engines share this, so that they number, time and chain alike. Nothing here reads or writes; an
+engine hands in how to look up what it has stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from atlas.core.log.chain import GENESIS, digest_of, link
+from atlas.core.log.records import NewRecord, Record
+from atlas.errors import VersionConflictError
+
+__all__ = ["START", "Planner", "Request", "Tip"]
+
+_LARGEST: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """Where a log stands: what the next record is numbered, timed and chained after.
+
+    Attributes:
+        position: The highest position ever given out.
+        time_ns: The time of the last record.
+        chain: The link of the last record.
+    """
+
+    position: int
+    time_ns: int
+    chain: bytes
+
+
+START: Final = Tip(0, 0, GENESIS)
+"""Where an empty log stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller asked to append, checked.
+
+    Attributes:
+        records: The records.
+        expect: The version at which streams must be.
+        tracking: A reader and the position it has read up to.
+        wall_ns: The time of records that name none.
+    """
+
+    records: tuple[NewRecord, ...]
+    expect: Mapping[str, int]
+    tracking: tuple[str, int] | None
+    wall_ns: int
+
+    @classmethod
+    def checked(
+        cls,
+        records: Sequence[NewRecord],
+        expect: Mapping[str, int] | None,
+        tracking: tuple[str, int] | None,
+        wall_ns: int,
+    ) -> Request:
+        """Return the request.
+
+        Raises:
+            TypeError: A payload is no bytes, or a text is none.
+            ValueError: A text is empty, holds NUL or lone surrogates; a number is out of range.
+        """
+        records = tuple(records)
+        for record in records:
+            _check(record)
+
+        return cls(records, dict(expect) if expect else {}, tracking, wall_ns)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to store and nothing to compare."""
+        return not self.records and not self.expect and self.tracking is None
+
+
+def _check(record: NewRecord) -> None:
+    if type(record.payload) is not bytes:
+        raise TypeError(
+            f"The payload of a record must be bytes, not {type(record.payload).__name__}. "
+            f"Encode it first."
+        )
+    _check_text("stream", record.stream)
+    _check_text("name", record.name)
+    if record.version is not None and not 1 <= record.version <= _LARGEST:
+        raise ValueError(f"A version is a number from 1 to 2**63 - 1, not {record.version!r}.")
+    if record.wall_ns is not None and not -_LARGEST <= record.wall_ns <= _LARGEST:
+        raise ValueError(f"A time in ns must fit into 64 bits; {record.wall_ns!r} does not.")
+
+
+def _check_text(what: str, text: str) -> None:
+    # PostgreSQL cannot hold NUL; lone surrogates have no UTF-8.
+    if not text or "\0" in text or not (text.isascii() or _is_utf8(text)):
+        raise ValueError(
+            f"The {what} of a record must be a text that is not empty, without NUL and lone "
+            f"surrogates; {text!r} is not."
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Planner:
+    """Turns requests into records, one after the other.
+
+    Not safe for threads: whoever may write to the log uses it. A refused request leaves it as it
+    was. It believes to be the only writer; start a new one when somebody else wrote.
+
+    Args:
+        tip: Where the log stands.
+        head: Returns the last version of a stream, 0 for none. Asked once for each stream.
+        tracked: Returns the position stored for a reader, 0 for none. Asked once for each reader.
+    """
+
+    # So that a process that writes to ever new streams does not keep all their names.
+    _MOST_HEADS: Final = 50_000
+
+    __slots__ = ("_head", "_heads", "_positions", "_tracked", "tip")
+
+    def __init__(self, tip: Tip, head: Callable[[str], int], tracked: Callable[[str], int]) -> None:
+        self.tip = tip
+        self._head = head
+        self._tracked = tracked
+        self._heads: dict[str, int] = {}
+        self._positions: dict[str, int] = {}
+
+    def plan(self, request: Request, now_ns: int) -> tuple[Record, ...]:
+        """Return the records a request becomes.
+
+        Args:
+            request: What to append.
+            now_ns: The time now; when it is not above that of the last record, the next ns after
+                that is taken.
+
+        Raises:
+            VersionConflictError: See `atlas.core.log.engine.Append.wait`.
+        """
+        for stream, expected in request.expect.items():
+            actual = self._head_of(stream)
+            if actual != expected:
+                raise VersionConflictError(
+                    f"Stream {stream!r} was expected at version {expected} and is at version "
+                    f"{actual}. Read what was appended meanwhile, then decide again.",
+                    expected=expected,
+                    actual=actual,
+                )
+        self._check_tracking(request.tracking)
+
+        heads: dict[str, int] = {}
+        records = self._number(request, max(now_ns, self.tip.time_ns + 1), heads)
+        self._keep(request, records, heads)
+        return records
+
+    def _number(self, request: Request, time_ns: int, heads: dict[str, int]) -> tuple[Record, ...]:
+        position, chain = self.tip.position, self.tip.chain
+        records = []
+        for new in request.records:
+            stream, version = new.stream, new.version
+            head = heads.get(stream)
+            if head is None:
+                head = self._head_of(stream)
+            if version is None:
+                version = head + 1
+            elif version <= head:
+                raise VersionConflictError(
+                    f"Version {version} of stream {stream!r} is taken: the stream is at version "
+                    f"{head}. Read what was appended meanwhile, then decide again.",
+                    expected=version - 1,
+                    actual=head,
+                )
+            heads[stream] = version
+            position += 1
+            wall_ns = request.wall_ns if new.wall_ns is None else new.wall_ns
+            digest = digest_of(new.payload)
+            chain = link(
+                chain,
+                digest,
+                position=position,
+                stream=stream.encode(),
+                version=version,
+                name=new.name.encode(),
+                time_ns=time_ns,
+                wall_ns=wall_ns,
+            )
+            records.append(
+                Record(
+                    position,
+                    stream,
+                    version,
+                    new.name,
+                    time_ns,
+                    wall_ns,
+                    new.payload,
+                    digest,
+                    chain,
+                )
+            )
+            time_ns += 1
+        return tuple(records)
+
+    def _keep(self, request: Request, records: tuple[Record, ...], heads: dict[str, int]) -> None:
+        if len(self._heads) > self._MOST_HEADS:
+            self._heads.clear()
+        self._heads.update(heads)
+        if request.tracking is not None:
+            reader, position = request.tracking
+            self._positions[reader] = position
+        if records:
+            last = records[-1]
+            self.tip = Tip(last.position, last.time_ns, last.chain)
+
+    def _head_of(self, stream: str) -> int:
+        head = self._heads.get(stream)
+        if head is None:
+            head = self._heads[stream] = self._head(stream)
+        return head
+
+    def _check_tracking(self, tracking: tuple[str, int] | None) -> None:
+        if tracking is None:
+            return
+        reader, position = tracking
+        stored = self._positions.get(reader)
+        if stored is None:
+            stored = self._positions[reader] = self._tracked(reader)
+        if position <= stored:
+            raise VersionConflictError(
+                f"Reader {reader!r} has stored position {stored} already; position {position} is "
+                f"not beyond. What results from it is in the log.",
+                expected=position - 1,
+                actual=stored,
+            )
