@@ -8,6 +8,7 @@ msgspec where they are installed: load should stay at or above 12x marshmallow, 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import statistics
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
+
+from marshmallow import Schema, fields
 
 from atlas.core.messages import Event, Message, message, stamp, value
 from atlas.core.schema import decode, encode
@@ -125,10 +128,10 @@ CASES: list[tuple[str, type, type, dict[str, object]]] = [
 ]
 
 
-def loop(cls: type, fields: dict[str, object]) -> Callable[[], float]:
+def loop(cls: type, data: dict[str, object]) -> Callable[[], float]:
     """Return a function that times one call in ns; the call is written out, as in user code."""
-    call = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-    positional = ", ".join(repr(value) for value in fields.values())
+    call = ", ".join(f"{name}={value!r}" for name, value in data.items())
+    positional = ", ".join(repr(value) for value in data.values())
     source = (
         f"def by_name():\n for _ in numbers: make({call})\n"
         f"def by_place():\n for _ in numbers: make({positional})\n"
@@ -149,8 +152,8 @@ def loop(cls: type, fields: dict[str, object]) -> Callable[[], float]:
 def median_times() -> dict[tuple[str, str, str], float]:
     """Let all contestants take turns, so that a busy machine is as unfair to each."""
     runs = {
-        (case, who): loop(cls, fields)
-        for case, plain, ours, fields in CASES
+        (case, who): loop(cls, data)
+        for case, plain, ours, data in CASES
         for who, cls in (("plain", plain), ("atlas", ours))
     }
     times: dict[tuple[str, str, str], list[float]] = {}
@@ -218,6 +221,42 @@ RICH = {
     "point": {"x": 1.0, "y": 2.0}, "number": 1, "name": "x", "note": None,
 }  # fmt: skip
 
+
+class PointSchema(Schema):
+    x = fields.Float(required=True)
+    y = fields.Float(required=True)
+
+
+class FlatSchema(Schema):
+    """The flat fields as one would write them for marshmallow, without Atlas's stricter fields."""
+
+    name = fields.String(required=True)
+    place = fields.String(required=True)
+    count = fields.Integer(required=True)
+    size = fields.Integer(required=True)
+    ratio = fields.Float(required=True)
+    share = fields.Float(required=True)
+    open = fields.Boolean(required=True)
+    seen = fields.Boolean(required=True)
+    note = fields.String(required=True, allow_none=True)
+    age = fields.Integer(required=True, allow_none=True)
+
+
+class RichSchema(Schema):
+    """The rich fields, likewise."""
+
+    key = fields.UUID(required=True)
+    when = fields.AwareDateTime(required=True)
+    colour = fields.Enum(Colour, by_value=True, required=True)
+    price = fields.Decimal(required=True, as_string=True)
+    tags = fields.List(fields.String(), required=True)
+    counts = fields.Dict(keys=fields.String(), values=fields.Integer(), required=True)
+    point = fields.Nested(PointSchema, required=True)
+    number = fields.Integer(required=True)
+    name = fields.String(required=True)
+    note = fields.String(required=True, allow_none=True)
+
+
 Contestants = dict[str, tuple[Callable[[], object], Callable[[], object]]]
 
 
@@ -227,34 +266,38 @@ def contestants(types: dict[str, object], data: dict[str, object]) -> Contestant
     cls = message("benchmark.made")(type("Made", (Event,), body))
     compiled = compiled_for(cls)
     made = compiled.load(data)
+    by_hand = RichSchema() if "key" in types else FlatSchema()
     found: Contestants = {
-        "marshmallow": (lambda: compiled.schema.load(data), lambda: compiled.schema.dump(made)),
+        "marshmallow": (lambda: by_hand.load(data), lambda: by_hand.dump(made)),
+        "marshmallow, as derived": (
+            lambda: compiled.schema.load(data),
+            lambda: compiled.schema.dump(made),
+        ),
         "atlas": (lambda: compiled.load(data), lambda: compiled.dump(made)),
         "atlas text": (lambda: compiled.load(json.loads(text)), lambda: compiled.dumps(made)),
         "atlas envelope": (lambda: decode(envelope), lambda: encode(made)),
     }
     text, envelope = compiled.dumps(made), encode(made)
     others = {name: PlainPoint if kind is Point else kind for name, kind in types.items()}
-    try:
+    with contextlib.suppress(ImportError):
         import pydantic
-    except ImportError:
-        return found
-    model = pydantic.create_model("Model", **{name: (kind, ...) for name, kind in others.items()})
-    instance = model.model_validate(data)
-    found["pydantic"] = (
-        lambda: model.model_validate(data),
-        lambda: instance.model_dump(mode="json"),
-    )
-    try:
+
+        made_of = {name: (kind, ...) for name, kind in others.items()}
+        model = pydantic.create_model("Model", **made_of)
+        instance = model.model_validate(data)
+        found["pydantic"] = (
+            lambda: model.model_validate(data),
+            lambda: instance.model_dump(mode="json"),
+        )
+    with contextlib.suppress(ImportError):
         import msgspec
-    except ImportError:
-        return found
-    struct = msgspec.defstruct("Struct", list(others.items()), frozen=True)
-    whole = msgspec.convert(data, struct)
-    found["msgspec"] = (
-        lambda: msgspec.convert(data, struct),
-        lambda: msgspec.to_builtins(whole),
-    )
+
+        struct = msgspec.defstruct("Struct", list(others.items()), frozen=True)
+        whole = msgspec.convert(data, struct)
+        found["msgspec"] = (
+            lambda: msgspec.convert(data, struct),
+            lambda: msgspec.to_builtins(whole),
+        )
     return found
 
 
