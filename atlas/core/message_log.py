@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from atlas.core.event_bus import EventBus, Subscription
+from atlas.core.event_bus import EventBus, HandlerFailed, Subscription
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord
 from atlas.core.message_pages import PAGE, pack
@@ -190,6 +190,8 @@ class MessageLog:
                 return
         queue = self._queue
         if len(queue) >= self._capacity:
+            if type(each) is HandlerFailed:
+                return  # most likely it says that there is no room, and must not wait for it
             self._wait_for_room()
         queue.append(_Kept(run, each, fate == "outside"))
         # looked at first: setting an event takes a lock, once per burst is enough
@@ -209,7 +211,7 @@ class MessageLog:
                     self.lost += 1
                     raise LogUnavailableError(
                         f"{self._capacity:,} messages wait to be written to {self._engine.address} "
-                        f"and there is no room for another: {self._failing or 'it is too slow'}."
+                        f"and there is no room for another: {self._failing or 'it is too slow.'}"
                     )
                 self._room.wait(left)
 
@@ -294,8 +296,15 @@ class MessageLog:
                 marks.append(entry)
             else:
                 runs.setdefault(entry.run, []).append(entry)
-        pages = [page for run, kept in runs.items() for page in self._pages(run, kept)]
-        error = self._append(pages, marks) if pages else None
+        error: BaseException | None = None
+        try:
+            pages = [page for run, kept in runs.items() for page in self._pages(run, kept)]
+            if pages:
+                error = self._append(pages, marks)
+        # Whatever it is, the thread must live on: others wait for it.
+        except Exception as unexpected:  # noqa: BLE001
+            lost = len(entries) - len(marks)
+            error = self._give_up(lost, LogUnavailableError(repr(unexpected)))
         for mark in marks:
             mark.error = error
             mark.tell()
@@ -332,9 +341,9 @@ class MessageLog:
                 # Another process went on with this run; what it wrote comes before ours.
                 self._versions.clear()
                 if attempt >= _MOST_CONFLICTS:
-                    return self._give_up(pages, error)
+                    return self._give_up(_messages_on(pages), error)
             except AtlasError as error:
-                return self._give_up(pages, error)
+                return self._give_up(_messages_on(pages), error)
             else:
                 break
         if self._failing is not None:
@@ -366,10 +375,10 @@ class MessageLog:
         # what was counted above is not stored
         self._versions.clear()
         if self._closing:
-            self._give_up(pages, error)
+            self._give_up(_messages_on(pages), error)
             return True
         if self._failing is None:
-            self._tell(LogFailed(str(error), len(self._queue) + sum(page.size for page in pages)))
+            self._tell(LogFailed(str(error), len(self._queue) + _messages_on(pages)))
         self._failing = error
         for mark in (*marks, *(entry for entry in list(self._queue) if isinstance(entry, _Mark))):
             mark.error = error
@@ -377,8 +386,7 @@ class MessageLog:
         self._stop.wait(_RETRY_AFTER[min(attempt, len(_RETRY_AFTER) - 1)])
         return False
 
-    def _give_up(self, pages: list[_Page], error: AtlasError) -> AtlasError:
-        count = sum(page.size for page in pages)
+    def _give_up(self, count: int, error: AtlasError) -> AtlasError:
         with self._noted(f"{count:,} messages could not be written", count):
             raise error
         return error
@@ -421,3 +429,7 @@ def _packed(run: str, kept: list[_Kept]) -> _Page:
     messages = [each.message for each in kept]
     outside = {place for place, each in enumerate(kept) if each.is_outside}
     return _Page(run, pack(run, messages, outside), len(kept), messages[-1].meta.time_ns)
+
+
+def _messages_on(pages: list[_Page]) -> int:
+    return sum(page.size for page in pages)

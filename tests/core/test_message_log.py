@@ -1,0 +1,239 @@
+"""The message log: everything that crosses a bus is stored, run by run, or loudly is not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+
+from atlas import Event, EventBus, message
+from atlas.core.log.engine import Append
+from atlas.core.log.memory import MemoryEngine
+from atlas.core.log.records import NewRecord
+from atlas.core.message_log import Fate, LogFailed, LogRecovered, MessageLog, stream_of
+from atlas.core.message_pages import OUTSIDE, unpack
+from atlas.core.messages import Message
+from atlas.errors import ConfigurationError, LogClosedError, LogUnavailableError
+
+
+@message("kept.counted")
+class Counted(Event):
+    number: int
+
+
+class FullEngine(MemoryEngine):
+    """An engine whose disk is full while it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_full = threading.Event()
+
+    def append(
+        self,
+        records: Sequence[NewRecord],
+        *,
+        expect: Mapping[str, int] | None = None,
+        tracking: tuple[str, int] | None = None,
+    ) -> Append:
+        if self.is_full.is_set():
+            raise LogUnavailableError("The disk is full. Make room.")
+        return super().append(records, expect=expect, tracking=tracking)
+
+
+@pytest.fixture
+def engine() -> Iterator[FullEngine]:
+    engine = FullEngine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def bus() -> Iterator[EventBus]:
+    with EventBus() as bus:
+        yield bus
+
+
+def stored(engine: MemoryEngine, run: str) -> list[Message]:
+    records = engine.read(stream_of(run))
+    return [each for record in records for each in unpack(record.payload or b"")]
+
+
+def numbers(engine: MemoryEngine, run: str) -> list[int]:
+    return [each.number for each in stored(engine, run) if isinstance(each, Counted)]
+
+
+def test_messages_are_stored_by_run_in_published_order(engine: FullEngine, bus: EventBus) -> None:
+    log = MessageLog(engine, page=16)
+    log.attach(bus)
+    for number in range(100):
+        bus.publish(Counted(number), run=f"r{number % 2}")
+    log.close()
+
+    assert numbers(engine, "r0") == list(range(0, 100, 2))
+    assert numbers(engine, "r1") == list(range(1, 100, 2))
+    assert engine.head(stream_of("r0")) == 50
+
+
+def test_messages_outside_every_run_belong_to_the_session(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log = MessageLog(engine, session="s1")
+    log.attach(bus)
+    bus.publish(Counted(1))
+    log.close()
+
+    assert numbers(engine, "s1") == [1]
+
+
+def test_four_threads_lose_nothing_and_keep_the_order_of_each(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log = MessageLog(engine, interval=0.001)
+    log.attach(bus)
+
+    def publish(thread: int) -> None:
+        for number in range(2_000):
+            bus.publish(Counted(number), run=f"t{thread}")
+
+    threads = [threading.Thread(target=publish, args=(each,)) for each in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+
+    assert all(numbers(engine, f"t{each}") == list(range(2_000)) for each in range(4))
+
+
+async def test_after_commit_everything_published_before_is_stored(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log = MessageLog(engine, interval=60.0)
+    log.attach(bus)
+    bus.publish(Counted(1), run="r")
+    await asyncio.wait_for(log.commit(), 10)
+
+    assert numbers(engine, "r") == [1]
+    bus.publish(Counted(2), run="r")
+    log.flush(10)
+    assert numbers(engine, "r") == [1, 2]
+    log.close()
+
+
+def test_messages_wait_for_a_full_disk_and_the_bus_is_told(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log = MessageLog(engine, interval=0.001)
+    log.attach(bus)
+    failed, recovered = threading.Event(), threading.Event()
+    bus.subscribe(LogFailed, lambda _: failed.set())
+    bus.subscribe(LogRecovered, lambda _: recovered.set())
+    engine.is_full.set()
+    bus.publish(Counted(1), run="r")
+    assert failed.wait(10)
+    with pytest.raises(LogUnavailableError, match="disk is full"):
+        log.flush(10)
+    bus.publish(Counted(2), run="r")
+
+    engine.is_full.clear()
+    assert recovered.wait(10)
+    log.close()
+
+    assert numbers(engine, "r") == [1, 2]
+    assert log.lost == 0
+
+
+def test_closing_while_the_disk_is_full_says_how_much_is_lost(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log = MessageLog(engine, interval=0.001)
+    log.attach(bus)
+    engine.is_full.set()
+    bus.publish(Counted(1), run="r")
+    bus.publish(Counted(2), run="r")
+
+    with pytest.raises(LogUnavailableError, match=r"lost.*disk is full"):
+        log.close()
+
+
+def test_a_publisher_waits_for_room_and_then_is_refused_loudly(engine: FullEngine) -> None:
+    bus = EventBus(strict=False)
+    log = MessageLog(engine, capacity=2, interval=0.001, patience=0.05)
+    log.attach(bus)
+    engine.is_full.set()
+    receipts = [bus.publish(Counted(number), run="r") for number in range(10)]
+
+    refused = [receipt for receipt in receipts if receipt.errors]
+    assert refused
+    assert log.lost == len(refused)
+    assert "no room" in str(refused[0].errors[0])
+    with pytest.raises(LogUnavailableError, match="lost"):
+        log.close()
+
+
+def test_a_gate_decides_what_becomes_of_the_messages_of_a_run(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log = MessageLog(engine)
+    log.attach(bus)
+
+    def gate(each: Message) -> Fate:
+        assert isinstance(each, Counted)
+        return ("keep", "outside", "drop")[each.number]  # type: ignore[return-value]
+
+    log.watch("r", gate)
+    for number in range(3):
+        bus.publish(Counted(number), run="r")
+    log.watch("r", None)
+    bus.publish(Counted(2), run="r")
+    log.close()
+
+    assert numbers(engine, "r") == [0, 1, 2]
+    assert [OUTSIDE in each.meta.headers for each in stored(engine, "r")] == [False, True, False]
+
+
+def test_a_run_that_shares_a_beginning_goes_on_counting_behind_it(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log = MessageLog(engine)
+    log.attach(bus)
+    log.begin("fork", 12)
+    bus.publish(Counted(1), run="fork")
+    log.close()
+
+    assert engine.head(stream_of("fork")) == 13
+
+
+def test_two_logs_may_write_the_same_run_in_turn(engine: FullEngine, bus: EventBus) -> None:
+    one, other = MessageLog(engine), MessageLog(engine)
+    other_bus = EventBus()
+    one.attach(bus)
+    other.attach(other_bus)
+    for number in range(0, 10, 2):
+        bus.publish(Counted(number), run="r")
+        one.flush(10)
+        other_bus.publish(Counted(number + 1), run="r")
+        other.flush(10)
+    one.close()
+    other.close()
+
+    assert numbers(engine, "r") == list(range(10))
+
+
+def test_a_closed_log_takes_nothing_more(engine: FullEngine, bus: EventBus) -> None:
+    log = MessageLog(engine)
+    log.close()
+    log.close()
+
+    with pytest.raises(LogClosedError):
+        log.attach(bus)
+    with pytest.raises(LogClosedError):
+        log.flush()
+
+
+@pytest.mark.parametrize("name", ["capacity", "page"])
+def test_sizes_below_one_are_refused(engine: FullEngine, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        MessageLog(engine, **{name: 0})  # type: ignore[arg-type]
