@@ -165,17 +165,17 @@ class GroupCommit:
         while True:
             with self._mutex:
                 if append.done:
-                    if append._gate is not None:  # noqa: SLF001 - one concept, two classes
+                    if append._gate is not None:
                         # For the next thread that waits for the same append.
-                        _open(append._gate)  # noqa: SLF001
+                        _open(append._gate)
                     return True
                 lead = not self._leading
                 if lead:
                     self._leading = True
-                elif append._gate is None:  # noqa: SLF001
-                    append._gate = threading.Lock()  # noqa: SLF001
-                    append._gate.acquire()  # noqa: SLF001
-                gate = append._gate  # noqa: SLF001
+                elif append._gate is None:
+                    append._gate = threading.Lock()
+                    append._gate.acquire()
+                gate = append._gate
             if lead:
                 self._lead()
                 continue
@@ -189,9 +189,9 @@ class GroupCommit:
         with self._mutex:
             if append.done:
                 return None
-            if append._watchers is None:  # noqa: SLF001
-                append._watchers = []  # noqa: SLF001
-            append._watchers.append(future)  # noqa: SLF001
+            if append._watchers is None:
+                append._watchers = []
+            append._watchers.append(future)
         self._wake_writer()
         return future
 
@@ -245,8 +245,8 @@ class GroupCommit:
             return
         with self._mutex:
             for append in self._queue:
-                if append._gate is not None:  # noqa: SLF001
-                    _open(append._gate)  # noqa: SLF001
+                if append._gate is not None:
+                    _open(append._gate)
 
     def _lead(self) -> None:
         try:
@@ -283,12 +283,12 @@ class GroupCommit:
             for append in group:
                 if append.error is not None and not append.claimed:
                     self._failed.append(append)
-                if append._gate is not None:  # noqa: SLF001
-                    _open(append._gate)  # noqa: SLF001
-                if append._watchers is not None and append.done:  # noqa: SLF001
-                    watchers += append._watchers  # noqa: SLF001
+                if append._gate is not None:
+                    _open(append._gate)
+                if append._watchers is not None and append.done:
+                    watchers += append._watchers
             waiting = bool(self._queue)
-            heir = next((a._gate for a in self._queue if a._gate is not None), None)  # noqa: SLF001
+            heir = next((a._gate for a in self._queue if a._gate is not None), None)
             if heir is not None:
                 _open(heir)
         if watchers:

@@ -1,0 +1,184 @@
+"""`LogController`: who opens logs, shares them and closes them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from os import PathLike, fspath
+from types import TracebackType
+from typing import Final
+
+from atlas.core.log.addresses import MEMORY, is_postgresql, path_of, without_password
+from atlas.core.log.engine import Durability, Engine
+from atlas.core.log.memory import MemoryEngine
+from atlas.core.log.sqlite import SqliteEngine
+from atlas.errors import CloseFailedError, ConfigurationError, MissingDependencyError
+from atlas.typing import Clock
+
+__all__ = ["LOGS", "LogController"]
+
+
+@dataclass(slots=True)
+class _Lease:
+    engine: Engine
+    options: dict[str, object]
+    users: int = 1
+
+
+class LogController:
+    """Opens logs by address, one engine for each address, and closes it after its last user.
+
+    Safe for threads. Use `LOGS` to share with everything else in the process.
+
+    Example:
+        with LogController() as logs:
+            log = logs.open_log("runs.db")
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._leases: dict[str, _Lease] = {}
+        self._unnamed = 0
+
+    def open_log(
+        self,
+        address: str | PathLike[str],
+        *,
+        durability: Durability | None = None,
+        clock: Clock | None = None,
+        read_only: bool | None = None,
+    ) -> Engine:
+        """Return the engine of a log; the same for everybody who asks for this address.
+
+        Args:
+            address: A path, ``sqlite:///runs.db``, ``:memory:`` (a new one each time) or
+                ``postgresql://user@host/database``.
+            durability: What an acknowledged append survives; None: a power cut, or what the first
+                who opened it said.
+            clock: Where the log takes its time from; None as for ``durability``.
+            read_only: Never write; only for files. None as for ``durability``.
+
+        Raises:
+            ConfigurationError: The address makes no sense, or the log is open with other options.
+            MissingDependencyError: The package for such a log is not installed.
+            LogError: It cannot be opened.
+        """
+        options: dict[str, object] = {}
+        if durability is not None:
+            options["durability"] = durability
+        if clock is not None:
+            options["clock"] = clock
+        if read_only is not None:
+            options["read_only"] = read_only
+        with self._lock:
+            key = self._key(address)
+            lease = self._leases.get(key)
+            if lease is None:
+                lease = _Lease(
+                    _create(address, durability, clock, read_only=bool(read_only)), options
+                )
+                self._leases[key] = lease
+                return lease.engine
+            _check_same(lease, options)
+            lease.users += 1
+            return lease.engine
+
+    def close_log(self, engine: Engine) -> None:
+        """Let go of an engine; the last one to do so closes it, and gets what that raises.
+
+        Raises:
+            ConfigurationError: It was not opened here, or is closed already.
+        """
+        with self._lock:
+            key = next((k for k, lease in self._leases.items() if lease.engine is engine), None)
+            if key is None:
+                raise ConfigurationError(
+                    f"The log {engine.address} was not opened by this controller, or was closed "
+                    f"already. Close it once for each time you opened it."
+                )
+            lease = self._leases[key]
+            lease.users -= 1
+            if lease.users:
+                return
+            del self._leases[key]
+        engine.close()
+
+    def close(self) -> None:
+        """Close every log that is open still, the one opened last first. Idempotent.
+
+        Raises:
+            CloseFailedError: Some could not store everything; the others are closed.
+        """
+        with self._lock:
+            leases = list(self._leases.values())
+            self._leases.clear()
+        errors: list[Exception] = []
+        for lease in reversed(leases):
+            try:
+                lease.engine.close()
+            # Whatever one of them raises, the others are closed.
+            except Exception as error:  # noqa: BLE001
+                errors.append(error)
+        if errors:
+            raise CloseFailedError(
+                f"Closing {len(errors)} of {len(leases)} logs failed; the first says: {errors[0]}",
+                errors=errors,
+            )
+
+    def __enter__(self) -> LogController:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _key(self, address: str | PathLike[str]) -> str:
+        if fspath(address) == MEMORY:
+            self._unnamed += 1
+            return f"{MEMORY} {self._unnamed}"
+        if is_postgresql(address):
+            return fspath(address)
+        return str(path_of(address).resolve())
+
+
+LOGS: Final = LogController()
+"""The logs of this process."""
+
+
+def _create(
+    address: str | PathLike[str],
+    durability: Durability | None,
+    clock: Clock | None,
+    *,
+    read_only: bool,
+) -> Engine:
+    if fspath(address) == MEMORY:
+        return MemoryEngine(clock=clock)
+    if not is_postgresql(address):
+        return SqliteEngine(
+            path_of(address), durability=durability or "power", clock=clock, read_only=read_only
+        )
+    try:
+        from atlas.core.log.postgres import PostgresEngine  # noqa: PLC0415 - an optional package
+    except MissingDependencyError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The log {without_password(fspath(address))!r} needs a package that is not installed "
+            f"({error}). Run: pip install 'atlas[postgres]'",
+            extra="postgres",
+        ) from error
+    return PostgresEngine(fspath(address), durability=durability or "power", clock=clock)
+
+
+def _check_same(lease: _Lease, options: dict[str, object]) -> None:
+    for option, value in options.items():
+        if option in lease.options and lease.options[option] != value:
+            raise ConfigurationError(
+                f"The log {lease.engine.address} is open with {option}={lease.options[option]!r}; "
+                f"it cannot be {value!r} as well. Leave the option away, or close the log first."
+            )

@@ -1,0 +1,228 @@
+"""The file: how it is made, recognised and opened, and what its errors mean.
+
+Layout, format 1: ``events`` holds the records, numbered by position; the texts of streams and names
+stand once in ``streams`` and ``names``. ``tip`` has one row: the last position ever given out, with
+its time and link, so that rows lost from the end are missed. ``snapshots`` and ``tracking`` are not
+part of the chain.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Final
+
+from atlas.core.log.planning import START
+from atlas.core.log.types import column
+from atlas.errors import LogCorruptedError, LogError, LogFormatError, LogUnavailableError
+
+__all__ = ["LogFile", "one", "translated"]
+
+_APPLICATION_ID: Final = 0x41744C67  # "AtLg"
+_FORMAT: Final = 1
+
+
+def _columns(*names: str) -> str:
+    return ", ".join(f"{column(name, 'sqlite')} NOT NULL" for name in names)
+
+
+# The position is no AUTOINCREMENT: `tip` gives positions out and never one twice, for the price of
+# the page that SQLite's own counter would cost. The payload is last, so that the columns before it
+# are read without the pages it overflows to.
+_SCHEMA: Final = (
+    f"CREATE TABLE streams (id INTEGER PRIMARY KEY, {_columns('stream')} UNIQUE)",
+    f"CREATE TABLE names (id INTEGER PRIMARY KEY, {_columns('name')} UNIQUE)",
+    "CREATE TABLE events (position INTEGER PRIMARY KEY, "
+    f"{_columns('stream_id', 'version', 'name_id', 'time_ns', 'wall_ns', 'digest', 'chain')}, "
+    f"{column('payload', 'sqlite')}, UNIQUE (stream_id, version))",
+    "CREATE TABLE tip (id INTEGER PRIMARY KEY CHECK (id = 1), "
+    f"{_columns('position', 'time_ns', 'chain')})",
+    f"CREATE TABLE tracking ({column('reader', 'sqlite')} PRIMARY KEY, {_columns('position')}) "
+    "WITHOUT ROWID",
+    f"CREATE TABLE snapshots (id INTEGER PRIMARY KEY, "
+    f"{_columns('stream', 'label', 'version', 'digest', 'payload')}, "
+    "UNIQUE (stream, label, version))",
+)
+
+_CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def one(connection: sqlite3.Connection, statement: str, *values: object) -> tuple[object, ...]:
+    """Return the first row of an answer, () when there is none; the statement is over then."""
+    rows = connection.execute(statement, values).fetchall()
+    return tuple(rows[0]) if rows else ()
+
+
+def translated(error: sqlite3.Error, address: str) -> LogError:
+    """Return what an error of SQLite means for the log."""
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    if primary in _CORRUPT or "decode to UTF-8" in str(error):
+        return LogCorruptedError(
+            f"The file of the log {address} is damaged: {error}. `verify` says where, `repair` "
+            f"keeps what is good.",
+            position=0,
+        )
+    if isinstance(error, sqlite3.IntegrityError):
+        return LogCorruptedError(
+            f"The log {address} contradicts itself ({error}): an index or its last row is damaged. "
+            f"`verify` says where, `repair` keeps what is good.",
+            position=0,
+        )
+    mend = {
+        sqlite3.SQLITE_FULL: "Make room on the disk, then append again",
+        sqlite3.SQLITE_IOERR: "Look at the disk (full, gone, failing?), then append again",
+        sqlite3.SQLITE_BUSY: "Another process holds its lock; end that, or raise `busy_timeout`",
+        sqlite3.SQLITE_READONLY: "It may only be read; check the rights of file and directory",
+        sqlite3.SQLITE_CANTOPEN: "Check that the directory exists and may be written",
+    }.get(primary or 0, "Try again; if it stays, look at the file")
+    return LogUnavailableError(
+        f"The log {address} cannot be used now: {error}. {mend}. Nothing of what failed is stored."
+    )
+
+
+class LogFile:
+    """Opens connections to one log file.
+
+    Args:
+        path: The file.
+        synchronous: ``FULL`` or ``NORMAL``.
+        busy_timeout: Seconds to wait for the lock of another process.
+        read_only: Never write, and do not create the file.
+
+    Raises:
+        LogFormatError: It is a file of something else, or of a newer Atlas.
+        LogUnavailableError: It is not there, or cannot be opened.
+    """
+
+    def __init__(
+        self, path: Path, *, synchronous: str, busy_timeout: float, read_only: bool
+    ) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._synchronous = synchronous
+        self._busy_timeout = busy_timeout
+        self._check_place()
+        try:
+            with closing(self._connect()) as connection:
+                self._recognise(connection)
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+                raise self._foreign("It is no SQLite file") from error
+            raise translated(error, str(path)) from error
+        self.inode = self.path.stat().st_ino
+
+    def writer(self) -> sqlite3.Connection:
+        """Return a connection for the one who writes."""
+        connection = self._connect()
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute("PRAGMA secure_delete = ON")
+        return connection
+
+    def reader(self) -> sqlite3.Connection:
+        """Return a connection that only reads."""
+        connection = self._connect()
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def examiner(self) -> sqlite3.Connection:
+        """Return a connection that only reads, and gives texts as the bytes there are."""
+        connection = self.reader()
+        connection.text_factory = bytes
+        return connection
+
+    def relaxed(self, connection: sqlite3.Connection, *, relaxed: bool) -> None:
+        """Let the next transactions of a writer be lost in a power cut, or not any more."""
+        if self._synchronous == "FULL":
+            connection.execute(f"PRAGMA synchronous = {'NORMAL' if relaxed else 'FULL'}")
+
+    def is_in_place(self) -> bool:
+        """Whether the file opened is still the one of this name."""
+        try:
+            return self.path.stat().st_ino == self.inode
+        except OSError:
+            return False
+
+    def _check_place(self) -> None:
+        if self.read_only and not self.path.is_file():
+            raise LogUnavailableError(
+                f"There is no log at {str(self.path)!r}. Check the path, or open it for writing, "
+                f"which creates it."
+            )
+        if not self.path.parent.is_dir():
+            raise LogUnavailableError(
+                f"The log {str(self.path)!r} cannot be created: there is no directory "
+                f"{str(self.path.parent)!r}. Create it first."
+            )
+        if self.path.is_dir():
+            raise LogFormatError(
+                f"{str(self.path)!r} is a directory; name a file in it, such as "
+                f"{str(self.path / 'runs.db')!r}."
+            )
+
+    def _connect(self) -> sqlite3.Connection:
+        mode = "ro" if self.read_only else "rwc"
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=self._busy_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _recognise(self, connection: sqlite3.Connection) -> None:
+        found = one(connection, "PRAGMA application_id")[0]
+        if found == 0 and not self.read_only:
+            self._create(connection)
+            found = one(connection, "PRAGMA application_id")[0]
+        if found != _APPLICATION_ID:
+            raise self._foreign("It is another program's SQLite file")
+        version = one(connection, "PRAGMA user_version")[0]
+        if version != _FORMAT:
+            raise LogFormatError(
+                f"{str(self.path)!r} is a log of format {version}; this Atlas knows format "
+                f"{_FORMAT}. Open it with the version that wrote it, or a newer Atlas."
+            )
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        if one(connection, "SELECT 1 FROM sqlite_master"):
+            if one(connection, "PRAGMA application_id")[0] == 0:
+                raise self._foreign("It is another program's SQLite file")
+            return
+        self._to_wal(connection)
+        connection.execute("BEGIN IMMEDIATE")
+        # Another process may have been faster.
+        if not one(connection, "SELECT 1 FROM sqlite_master"):
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            tip = (START.position, START.time_ns, START.chain)
+            connection.execute("INSERT INTO tip VALUES (1, ?, ?, ?)", tip)
+            connection.execute(f"PRAGMA user_version = {_FORMAT}")
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute("COMMIT")
+
+    def _to_wal(self, connection: sqlite3.Connection) -> None:
+        # The change of mode does not wait for another process that makes it too.
+        deadline = monotonic() + self._busy_timeout
+        while True:
+            try:
+                mode = one(connection, "PRAGMA journal_mode = WAL")[0]
+            except sqlite3.OperationalError:
+                if monotonic() > deadline:
+                    raise
+                sleep(0.005)
+                continue
+            if mode != "wal":
+                raise LogUnavailableError(
+                    f"The file system of {str(self.path)!r} does not support SQLite's WAL mode "
+                    f"(a network share?). Put the log on a local disk."
+                )
+            return
+
+    def _foreign(self, what: str) -> LogFormatError:
+        return LogFormatError(
+            f"{str(self.path)!r} is no Atlas log. {what}; nothing was changed in it. Choose another "
+            f"path."
+        )
