@@ -6,6 +6,7 @@ import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from operator import attrgetter
 
 from atlas.core.clock import SystemClock
@@ -99,26 +100,32 @@ class MemoryEngine:
         until: int | None = None,
         limit: int | None = None,
         names: Sequence[str] = (),
+        prefix: str = "",
     ) -> list[Record]:
         """Return records by position; see `atlas.core.log.engine.Engine.read_all`."""
         with self._open():
             records = self._records
             first = bisect_right(records, after, key=_position)
             end = len(records) if until is None else bisect_right(records, until, key=_position)
-            if not names:
+            if not names and not prefix:
                 return records[first : end if limit is None else min(end, first + limit)]
-            found = [record for record in records[first:end] if record.name in names]
-            return found if limit is None else found[:limit]
+            found = (
+                record
+                for record in records[first:end]
+                if record.stream.startswith(prefix) and (not names or record.name in names)
+            )
+            return list(islice(found, limit))
 
     def head(self, stream: str) -> int | None:
         """Return the last version of a stream; None when it has no record."""
         with self._open():
             return self._head_or_0(stream) or None
 
-    def last_position(self) -> int | None:
-        """Return the last position; None when the log is empty."""
+    def last_position(self, prefix: str = "") -> int | None:
+        """Return the last position in streams whose name begins so; None when there is no record."""
         with self._open():
-            return self._records[-1].position if self._records else None
+            found = (r.position for r in reversed(self._records) if r.stream.startswith(prefix))
+            return next(found, None)
 
     def position_at(self, time_ns: int) -> int:
         """Return the last position appended at this time or before; 0 when there is none."""

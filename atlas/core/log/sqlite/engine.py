@@ -86,6 +86,7 @@ class SqliteEngine:
             Path(path), synchronous=synchronous, busy_timeout=busy_timeout, read_only=read_only
         )
         self._closed = False
+        self._gone = False
         self._grown = threading.Condition()
         self._last_seen = 0
         self._readers: list[sqlite3.Connection] = []
@@ -96,6 +97,8 @@ class SqliteEngine:
         self._writer: sqlite3.Connection | None = None
         self._planner: Planner | None = None
         self._name_ids: dict[str, int] = {}
+        # Of the transaction, which may come to nothing.
+        self._fresh_ids: dict[str, int] = {}
         self._data_version: object = None
         self._commits = GroupCommit(self._commit, grace=grace, address=self.address)
 
@@ -182,7 +185,7 @@ class SqliteEngine:
         return result
 
     def _open_writer(self) -> sqlite3.Connection:
-        if self._closed and self._writer is None:
+        if self._gone:
             raise LogClosedError(f"The log {self.address} is closed; open it again.")
         if not self._file.is_in_place():
             raise LogUnavailableError(
@@ -214,6 +217,7 @@ class SqliteEngine:
                 lambda reader: self._tracked(connection, reader) or 0,
             )
             self._name_ids.clear()
+            self._fresh_ids.clear()
             self._data_version = version
         return self._planner
 
@@ -234,10 +238,14 @@ class SqliteEngine:
     def _insert(self, connection: sqlite3.Connection, records: Sequence[Record]) -> None:
         if not records:
             return
-        stream_ids, name_ids = self._stream_ids, self._name_ids
+        stream_ids, fresh, name_ids = self._stream_ids, self._fresh_ids, self._name_ids
         rows = []
         for r in records:
-            stream_id = stream_ids.get(r.stream) or self._intern_stream(connection, r.stream)
+            stream_id = (
+                stream_ids.get(r.stream)
+                or fresh.get(r.stream)
+                or self._intern_stream(connection, r.stream)
+            )
             name_id = name_ids.get(r.name) or self._intern_name(connection, r.name)
             rows.append(
                 (
@@ -258,14 +266,12 @@ class SqliteEngine:
 
     def _intern_stream(self, connection: sqlite3.Connection, stream: str) -> int:
         found = self._stream_id(connection, stream)
-        if found is not None:
-            return found
-        # Not remembered yet: the transaction may come to nothing.
-        inserted = connection.execute(
-            "INSERT INTO streams (stream) VALUES (?)", (stream,)
-        ).lastrowid
-        assert inserted is not None
-        return inserted
+        if found is None:
+            insert = "INSERT INTO streams (stream) VALUES (?)"
+            found = connection.execute(insert, (stream,)).lastrowid
+            assert found is not None
+        self._fresh_ids[stream] = found
+        return found
 
     def _intern_name(self, connection: sqlite3.Connection, name: str) -> int:
         connection.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
@@ -275,6 +281,9 @@ class SqliteEngine:
 
     def _announce(self) -> None:
         assert self._planner is not None
+        for stream, stream_id in self._fresh_ids.items():
+            self._remember(stream, stream_id)
+        self._fresh_ids.clear()
         with self._grown:
             self._last_seen = self._planner.tip.position
             self._grown.notify_all()
@@ -313,20 +322,29 @@ class SqliteEngine:
         until: int | None = None,
         limit: int | None = None,
         names: Sequence[str] = (),
+        prefix: str = "",
     ) -> list[Record]:
         """Return records by position; see `atlas.core.log.engine.Engine.read_all`."""
-        only = ""
-        if names:
-            only = f"AND name_id IN (SELECT id FROM names WHERE name IN ({_marks(len(names))}))"
-        statement = (
-            f"SELECT {_FIELDS}, stream FROM events LEFT JOIN streams ON streams.id = stream_id "  # noqa: S608 - column names
-            f"WHERE position > ? AND position <= ? {only} ORDER BY position LIMIT ?"
+        where, values = (
+            ["position > ?", "position <= ?"],
+            [after, _LARGEST if until is None else until],
         )
-        last = _LARGEST if until is None else until
+        if names:
+            marks = ", ".join("?" * len(names))
+            where.append(f"name_id IN (SELECT id FROM names WHERE name IN ({marks}))")
+            values += names
+        if prefix:
+            where.append(_WITH_PREFIX)
+            values += _prefix_values(prefix)
+        # CROSS keeps the order of positions the outer loop, whatever SQLite knows of the streams.
+        join = "CROSS" if prefix else "LEFT"
+        statement = (
+            f"SELECT {_FIELDS}, stream FROM events {join} JOIN streams ON streams.id = stream_id "  # noqa: S608
+            f"WHERE {' AND '.join(where)} ORDER BY position LIMIT ?"
+        )
         with self._reading() as connection:
-            rows = connection.execute(
-                statement, (after, last, *names, -1 if limit is None else limit)
-            ).fetchall()
+            values.append(-1 if limit is None else limit)
+            rows = connection.execute(statement, values).fetchall()
             return self._records(connection, rows)
 
     def head(self, stream: str) -> int | None:
@@ -334,10 +352,16 @@ class SqliteEngine:
         with self._reading() as connection:
             return self._head(connection, stream)
 
-    def last_position(self) -> int | None:
-        """Return the last position; None when the log is empty."""
+    def last_position(self, prefix: str = "") -> int | None:
+        """Return the last position in streams whose name begins so; None when there is no record.
+
+        With a prefix it looks back from the end, for as long as it takes.
+        """
         with self._reading() as connection:
-            return self._last_position(connection) or None
+            if not prefix:
+                return self._last_position(connection) or None
+            found = one(connection, _LAST_WITH_PREFIX, *_prefix_values(prefix))
+            return _whole(found[0]) if found else None
 
     def position_at(self, time_ns: int) -> int:
         """Return the last position appended at this time or before; 0 when there is none."""
@@ -357,12 +381,11 @@ class SqliteEngine:
 
     def streams(self, prefix: str = "") -> list[str]:
         """Return the streams whose name begins so, in order of their first record."""
-        end = _successor(prefix)
         with self._reading() as connection:
             rows = connection.execute(
-                "SELECT stream FROM streams WHERE stream >= ? AND (? IS NULL OR stream < ?) "
+                f"SELECT stream FROM streams WHERE {_WITH_PREFIX} "  # noqa: S608
                 "AND EXISTS (SELECT 1 FROM events WHERE stream_id = streams.id) ORDER BY id",
-                (prefix, end, end),
+                _prefix_values(prefix),
             ).fetchall()
             return [row[0] for row in rows]
 
@@ -486,6 +509,7 @@ class SqliteEngine:
             self._commits.close()
         finally:
             with self._writing:
+                self._gone = True
                 self._disconnect()
 
     # -- inside --
@@ -495,8 +519,7 @@ class SqliteEngine:
             raise LogClosedError(f"The log {self.address} is closed; open it again.")
 
     def _disconnect(self) -> None:
-        while self._readers:
-            self._readers.pop().close()
+        self._disconnect_readers()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -642,6 +665,11 @@ _READ: Final = (
     "ORDER BY version LIMIT ?"
 )
 _READ_NEWEST: Final = _READ.replace("ORDER BY version", "ORDER BY version DESC")
+_WITH_PREFIX: Final = "stream >= ? AND (? IS NULL OR stream < ?)"
+_LAST_WITH_PREFIX: Final = (
+    "SELECT position FROM events CROSS JOIN streams ON streams.id = stream_id "  # noqa: S608
+    f"WHERE {_WITH_PREFIX} ORDER BY position DESC LIMIT 1"
+)
 _AT_OR_BEFORE: Final = (
     "SELECT position, time_ns FROM events WHERE position <= ? ORDER BY position DESC LIMIT 1"
 )
@@ -683,8 +711,9 @@ def _blob(value: object) -> bytes:
     return value
 
 
-def _marks(count: int) -> str:
-    return ", ".join("?" * count)
+def _prefix_values(prefix: str) -> tuple[str, str | None, str | None]:
+    end = _successor(prefix)
+    return prefix, end, end
 
 
 def _successor(prefix: str) -> str | None:
