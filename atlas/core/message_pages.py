@@ -83,7 +83,7 @@ def pack(run: str, messages: Sequence[Message], outside: AbstractSet[int] = froz
             str(sequence - last_sequence),
             str(time_ns - last_time),
             _reference(causation, ids),
-            "null" if correlation == origin else _reference(correlation, ids),
+            _reference(None if _same(correlation, origin) else correlation, ids),
             _fields(each),
         ]
         if source is not None or headers:
@@ -112,6 +112,10 @@ def _fields(each: Message) -> str:
         return canonical_text(each.fields)
     shown = without_secrets(each, MARKER)
     return fields_text(each) if shown is None else canonical_text(shown)
+
+
+def _same(one: Origin, other: Origin) -> bool:
+    return one == other or message_id(one) == message_id(other)
 
 
 def _reference(origin: Origin | None, ids: dict[str, int]) -> str:
@@ -199,7 +203,7 @@ def logical_lines(messages: Iterable[Message]) -> list[str]:
             name,
             version,
             None if causation is None else numbers.get(message_id(causation), "outside"),
-            None if correlation == origin else numbers.get(message_id(correlation), "outside"),
+            None if _same(correlation, origin) else numbers.get(message_id(correlation), "outside"),
             source,
             dict(headers),
         ]

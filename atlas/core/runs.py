@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
@@ -60,7 +60,6 @@ class RunStarted(Event):
         mode: Whether it is a run of its own, or the fork of another.
         parent: The run it was forked from.
         at: The number of events it shares with its parent.
-        seed: What its random numbers begin with.
         program: ``module:function`` of what runs, when that is known.
         arguments: What that is called with.
     """
@@ -70,9 +69,8 @@ class RunStarted(Event):
     mode: Literal["recording", "fork"] = "recording"
     parent: str | None = None
     at: int | None = None
-    seed: int = 0
     program: str | None = None
-    arguments: Mapping[str, JSON] = {}
+    arguments: Mapping[str, JSON] = field(default_factory=dict)
 
 
 @message("run.ended")
