@@ -11,19 +11,21 @@ import click
 
 from atlas.cli.options import json_option
 from atlas.core.messages import Message, message_class
+from atlas.core.schema.export import MEND, broken_promises, discover
 from atlas.core.schema.export import check as check_contract
-from atlas.core.schema.export import discover
 from atlas.core.schema.export import export as export_contract
+from atlas.core.schema.export import release as release_contract
 from atlas.core.schema.jsonschema import json_schema
 from atlas.core.schema.reference import reference
 from atlas.core.schema.samples import invalid_samples, valid_samples
+from atlas.errors import SchemaError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group()
 def schema() -> None:
-    """Show, export and check the schemas of all messages; every command takes --json."""
+    """Show, export, check and release the schemas of all messages; every command takes --json."""
 
 
 def package_option(command: Command) -> Command:
@@ -44,6 +46,13 @@ def check_option(command: Command) -> Command:
         "only_check",
         is_flag=True,
         help="Write nothing; list what differs from the code, and exit with 1 if anything does.",
+    )(command)
+
+
+def folder_argument(command: Command) -> Command:
+    """Add the folder of the contract as ``path``."""
+    return click.argument(
+        "path", type=click.Path(file_okay=False, path_type=Path), default="schemas"
     )(command)
 
 
@@ -83,7 +92,7 @@ def show(*, name: str, version: int | None, package: str, as_json: bool) -> None
 
 
 @schema.command()
-@click.argument("path", type=click.Path(file_okay=False, path_type=Path), default="schemas")
+@folder_argument
 @check_option
 @package_option
 @json_option
@@ -97,6 +106,54 @@ def export(*, path: Path, only_check: bool, package: str, as_json: bool) -> None
         tell_differences(path, check_contract(path, messages), as_json=as_json)
         return
     tell_changes(path, export_contract(path, messages), as_json=as_json)
+
+
+@schema.command()
+@folder_argument
+@package_option
+@json_option
+def check(*, path: Path, package: str, as_json: bool) -> None:
+    """Check that the code still reads every released version in the folder PATH.
+
+    PATH is by default ./schemas. Exits with 1, and names each field, if it does not. What is not
+    released yet may change; `export --check` tells of that too.
+    """
+    broken = broken_promises(path, discover(package))
+    if as_json or not broken:
+        tell_differences(path, broken, as_json=as_json, agrees="keeps every released version")
+        return
+    tell_differences(path, [*broken, MEND], as_json=False)
+
+
+@schema.command()
+@click.argument("label")
+@folder_argument
+@package_option
+@json_option
+def release(*, label: str, path: Path, package: str, as_json: bool) -> None:
+    """Mark every version in the folder PATH that is not released yet as released in LABEL.
+
+    LABEL is the version of your package, say. PATH is by default ./schemas. Refused if the folder
+    differs from the code, or if a version released before would be broken.
+    """
+    messages = discover(package)
+    broken = broken_promises(path, messages)
+    if broken:
+        raise SchemaError(
+            f"{label!r} would break what was released before: {'; '.join(broken)}. {MEND}"
+        )
+    if differences := check_contract(path, messages):
+        raise SchemaError(
+            f"{str(path)!r} is not what the code says, so {label!r} was not released: "
+            f"{' '.join(differences)} Write it with `atlas schema export`, and look at the changes."
+        )
+    marked = release_contract(path, label)
+    if as_json:
+        told = {"path": str(path), "label": label, "released": marked}
+        click.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        return
+    for line in marked or ["Every version was released already."]:
+        click.echo(line)
 
 
 @schema.command()
@@ -140,13 +197,19 @@ def summary(cls: type[Message]) -> str:
     return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
-def tell_differences(path: Path, differences: Sequence[str], *, as_json: bool) -> None:
+def tell_differences(
+    path: Path,
+    differences: Sequence[str],
+    *,
+    as_json: bool,
+    agrees: str = "agrees with the code",
+) -> None:
     """Print what differs; exit with 1 if anything does."""
     if as_json:
         told = {"path": str(path), "differences": list(differences)}
         click.echo(json.dumps(told, ensure_ascii=False, indent=2))
     else:
-        for line in differences or [f"{path} agrees with the code."]:
+        for line in differences or [f"{path} {agrees}."]:
             click.echo(line)
     if differences:
         click.get_current_context().exit(1)

@@ -1,5 +1,6 @@
 """`atlas schema`: the contract of all messages from the command line."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         'class Sold(Event):\n    """Something was sold."""\n\n    what: str\n'
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    # a change within the second that keeps the size would go unnoticed in compiled code
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.chdir(tmp_path)
     yield package
     for name in [name for name in sys.modules if name.startswith("shop_of_test")]:
@@ -110,3 +113,85 @@ def test_drift_ends_with_1_and_a_list_of_differences(atlas, shop) -> None:
         "differences": ["shop_of_test.sold/1.json differs from the code: run the export."],
     }
     assert page.out == "messages.md differs from the code: write it anew.\n"
+
+
+OWN = ("--package", "shop_of_test")
+
+
+def change(shop: Path, old: str, new: str) -> None:
+    """Change the message of the shop, as if edited between two runs of the command."""
+    module = shop / "happenings.py"
+    text = module.read_text()
+    assert old in text
+    module.write_text(text.replace(old, new))
+    for name in [name for name in sys.modules if name.startswith("shop_of_test")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def test_release_marks_what_is_in_the_folder_once(atlas, shop) -> None:
+    atlas("schema", "export", *OWN)
+    first = atlas("schema", "release", "1.0", *OWN)
+    again = json.loads(atlas("schema", "release", "1.1", "--json", *OWN).out)
+    (entry,) = json.loads(Path("schemas/index.json").read_text())["messages"]
+
+    assert (first.code, first.out) == (0, "shop_of_test.sold 1\n")
+    assert again == {"path": "schemas", "label": "1.1", "released": []}
+    assert entry["released"] == "1.0"
+    assert atlas("schema", "export", "--check", *OWN).code == 0
+
+
+def test_release_refuses_a_folder_that_differs_from_the_code(atlas, shop) -> None:
+    ran = atlas("schema", "release", "1.0", *OWN)
+
+    assert ran.code == 1
+    assert "shop_of_test.sold/1.json is missing" in ran.err
+    assert "`atlas schema export`" in ran.err
+    assert not Path("schemas").exists()
+
+
+def test_release_refuses_a_breaking_change_and_names_field_and_mend(atlas, shop) -> None:
+    atlas("schema", "export", *OWN)
+    atlas("schema", "release", "1.0", *OWN)
+    before = Path("schemas/index.json").read_text()
+    change(shop, "what: str", "what: int")
+    refused = atlas("schema", "release", "2.0", *OWN)
+
+    assert refused.code == 1
+    assert "'2.0' would break" in refused.err
+    assert "shop_of_test.sold version 1 (released in 1.0): what no longer takes string" in (
+        refused.err
+    )
+    assert "Raise the version of the message, and register an upcaster" in refused.err
+    assert Path("schemas/index.json").read_text() == before
+
+
+def test_check_names_what_a_change_breaks_and_what_to_do(atlas, shop) -> None:
+    atlas("schema", "export", *OWN)
+    atlas("schema", "release", "1.0", *OWN)
+    kept = atlas("schema", "check", *OWN)
+    change(shop, "what: str", "who: str")
+    broken = atlas("schema", "check", *OWN)
+    told = json.loads(atlas("schema", "check", "--json", *OWN).out)
+
+    assert (kept.code, kept.out) == (0, "schemas keeps every released version.\n")
+    assert broken.code == 1
+    assert broken.out.splitlines() == [
+        "shop_of_test.sold version 1 (released in 1.0): who is now required",
+        "shop_of_test.sold version 1 (released in 1.0): what is gone",
+        "Raise the version of the message, and register an upcaster from the old one.",
+    ]
+    assert told["differences"] == broken.out.splitlines()[:2]
+
+
+def test_check_allows_what_old_payloads_survive_and_what_is_not_released(atlas, shop) -> None:
+    atlas("schema", "export", *OWN)
+    change(shop, "what: str", "what: int")
+    unreleased = atlas("schema", "check", *OWN)
+    atlas("schema", "export", *OWN)
+    atlas("schema", "release", "1.0", *OWN)
+    change(shop, "what: int", "what: int\n    note: str | None = None")
+    grown = atlas("schema", "check", *OWN)
+
+    assert unreleased.code == grown.code == 0
+    assert atlas("schema", "export", "--check", *OWN).code == 1  # there is something to write

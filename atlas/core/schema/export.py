@@ -7,7 +7,7 @@
     schemas/order.placed/1.samples.json   payloads to take, payloads to refuse
 
 `export` writes it, `check` tells where it and the code differ, `release` marks what is in it as
-promised. A released version may change only so that payloads of before are still read; else it needs
+promised, `broken_promises` tells which of that the code does not keep. A released version may change only so that payloads of before are still read; else it needs
 a new version, and an upcaster.
 """
 
@@ -29,7 +29,10 @@ from atlas.core.schema.migrations import known_versions
 from atlas.core.schema.samples import invalid_samples, valid_samples
 from atlas.errors import SchemaError
 
-__all__ = ["check", "discover", "export", "release"]
+__all__ = ["broken_promises", "check", "discover", "export", "release"]
+
+MEND = "Raise the version of the message, and register an upcaster from the old one."
+"""What to do about a change that breaks a released version."""
 
 _INDEX = "index.json"
 
@@ -92,9 +95,7 @@ def export(path: str | Path, messages: Iterable[type[Message]] | None = None) ->
     broken = _broken_promises(folder, files)
     if broken:
         raise SchemaError(
-            "Released versions may not change like this: "
-            + "; ".join(broken)
-            + ". Raise the version of the message, and register an upcaster from the old one."
+            "Released versions may not change like this: " + "; ".join(broken) + f". {MEND}"
         )
     changed = []
     for name, text in files.items():
@@ -122,6 +123,15 @@ def check(path: str | Path, messages: Iterable[type[Message]] | None = None) -> 
             found.append(f"{name} differs from the code: run the export.")
     found += [f"{name} describes what the code no longer has." for name in _stale(folder, files)]
     return found
+
+
+def broken_promises(path: str | Path, messages: Iterable[type[Message]] | None = None) -> list[str]:
+    """Return what the code no longer reads of the released versions, in sentences without a mend.
+
+    Unlike `check` it says nothing of what is not released yet, or of what merely differs.
+    """
+    folder = Path(path)
+    return _broken_promises(folder, _files(folder, messages))
 
 
 def release(path: str | Path, label: str) -> list[str]:
