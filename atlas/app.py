@@ -14,11 +14,15 @@ from typing_extensions import Unpack
 
 from atlas.container import Container, check
 from atlas.core.event_bus import EventBus
+from atlas.core.log.controller import LOGS
+from atlas.core.log.engine import Durability, Engine
 from atlas.core.loop_thread import LoopThread
+from atlas.core.message_log import MessageLog
 from atlas.core.registry import FallbackTaken, Registry
+from atlas.core.runs import Comparison, Runs
 from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
 from atlas.providers.base import ChatRequest, ModelCatalogue, Provider
-from atlas.providers.chat_state import project_chat
+from atlas.providers.chat_state import ChatState, project_chat, transitions
 from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.messages import ChatMessage, ProviderFallbackTaken, TextPart
 from atlas.providers.profile import ChatProfile, chat_profile
@@ -50,6 +54,11 @@ class Atlas:
     closed, unless it was given from outside.
 
     Args:
+        log: Where to keep everything that crosses the bus, run by run: a path such as ``"runs.db"``
+            (SQLite), ``"postgresql://user@host/database"``, or an open log of yours. Default: in
+            memory, and there only the runs that are recorded.
+        durability: What a stored event survives: a power cut (``"power"``, the default), the death
+            of the process (``"process"``), or neither for sure (``"lazy"``).
         provider: Whom to ask by default: a registered name or a `Provider` of your own (which you
             close). Default: what the environment suggests, see `atlas.providers.choose`.
         model: The model to ask by default.
@@ -69,17 +78,21 @@ class Atlas:
         bus: The event bus; subscribe to it before or after the start.
         state: The live state of all replies: ``app.state.value.replies[reply.id]``, its earlier
             versions, and patches between them; see `StateProjector` and `ChatState`.
+        runs: The runs in the log, by id: ``app.runs[run_id]``; see `Run`.
         container: The parts the application was built from.
         profile: The settings it was given, an empty `ChatProfile` when it was given none.
 
     Raises:
         ProfileError: The profile cannot be read, or says what makes no sense.
         ConfigurationError: An argument makes no sense.
+        LogError: From the start: the log cannot be opened.
     """
 
     def __init__(
         self,
+        log: str | Path | Engine | None = None,
         *,
+        durability: Durability | None = None,
         provider: str | Provider | None = None,
         model: str | None = None,
         fallback: Sequence[str] | Mapping[str, Mapping[str, object]] | None = None,
@@ -106,6 +119,10 @@ class Atlas:
             rate=rate,
         )
         self.state = project_chat()
+        self._log_given = log
+        self._durability = durability
+        self._engine: Engine | None = None
+        self._log: MessageLog | None = None
         self._default: Provider | None = None
         self._choice: Choice | None = None
         self._timer: ProviderTimer | None = None
@@ -135,8 +152,25 @@ class Atlas:
             await self.aclose()
             raise
         self.state.attach(self.bus)
+        assert self._log is not None
+        self._log.attach(self.bus)
+
+    def _open_log(self) -> None:
+        given = self._log_given
+        if given is None or isinstance(given, str | Path):
+            self._engine = LOGS.open_log(given or ":memory:", durability=self._durability)
+        elif self._durability is None:
+            self._engine = given
+        else:
+            raise ConfigurationError(
+                f"durability is {self._durability!r}, and the log is open already. Say it where you "
+                f"open the log."
+            )
+        session = None if given is None else f"session-{self.container.identify()}"
+        self._log = MessageLog(self._engine, session=session)
 
     def _prepare(self) -> None:
+        self._open_log()
         wanted = self._wanted_provider
         if wanted is not None and not isinstance(wanted, str):
             model = self._wanted_model or self.profile.model_of(wanted.name)
@@ -184,6 +218,21 @@ class Atlas:
             if self._owns_bus:
                 await self.bus.aclose()
             self.state.close()
+            await self._close_log()
+
+    async def _close_log(self) -> None:
+        log, engine = self._log, self._engine
+        self._log = None
+        if log is None or engine is None:
+            return
+        loop = asyncio.get_running_loop()
+        # In a thread: what waits is written first. Not one of the loop's, as above.
+        with ThreadPoolExecutor(1, "atlas-stop") as thread:
+            try:
+                await loop.run_in_executor(thread, log.close)
+            finally:
+                if engine is not self._log_given:
+                    await loop.run_in_executor(thread, LOGS.close_log, engine)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -282,6 +331,21 @@ class Atlas:
         if self._timer is None or not self._timer.is_open:
             self._timer = ProviderTimer(self.bus)
         return self._timer
+
+    @property
+    def runs(self) -> Runs[ChatState]:
+        """The runs in the log; their states are those of all replies, see `ChatState`.
+
+        Raises:
+            AppNotRunningError: The application is not running.
+        """
+        self._running()
+        assert self._engine is not None
+        return Runs(self._engine, transitions, ChatState())
+
+    def compare(self, one: str, other: str) -> Comparison:
+        """Return where two runs part, and what they did from there on."""
+        return self.runs.compare(one, other)
 
     @property
     def replies(self) -> tuple[Reply, ...]:

@@ -113,7 +113,8 @@ class MessageLog:
 
     Args:
         engine: The log. It stays the caller's to close.
-        session: The run to which messages belong that are published outside every run.
+        session: The run to which messages belong that are published outside every run. None: they
+            are not kept, and neither are those of runs that no gate watches.
         capacity: How many messages may wait.
         interval: Seconds to gather messages before they are written; `commit` does not wait for it.
         page: Most messages of one record.
@@ -127,7 +128,7 @@ class MessageLog:
         self,
         engine: Engine,
         *,
-        session: str = "session",
+        session: str | None = None,
         capacity: int = 65_536,
         interval: float = 0.05,
         page: int = 512,
@@ -182,9 +183,13 @@ class MessageLog:
     def _keep(self, each: Message) -> None:
         known = each._stamp
         assert known is not None
-        run = (known[3] if len(known) == 7 else None) or self._session
-        fate: Fate = "keep"
-        if run in self._gates:
+        run = known[3] if len(known) == 7 else None
+        if run is None or run not in self._gates:
+            if self._session is None:
+                return
+            run = run or self._session
+            fate: Fate = "keep"
+        else:
             fate = self._gates[run](each)
             if fate == "drop":
                 return

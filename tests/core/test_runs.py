@@ -35,7 +35,7 @@ class Teller:
         self.engine = MemoryEngine()
         self.clock = ManualClock()
         self.bus = EventBus(clock=self.clock)
-        self.log = MessageLog(self.engine, page=4)
+        self.log = MessageLog(self.engine, session="s", page=4)
         self.log.attach(self.bus)
         self.runs: Runs[dict[str, int]] = Runs(self.engine, add, {"balance": 0})
 
