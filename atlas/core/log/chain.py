@@ -31,7 +31,6 @@ def digest_of(payload: bytes) -> bytes:
 def link(
     previous: bytes,
     digest: bytes,
-    *,
     position: int,
     stream: bytes,
     version: int,
@@ -52,4 +51,4 @@ def link(
         wall_ns: When it happened.
     """
     header = _pack(position, version, time_ns, wall_ns, len(stream))
-    return sha256(b"".join((previous, header, stream, name, digest))).digest()
+    return sha256(previous + header + stream + name + digest).digest()

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from os import PathLike, fspath
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from atlas.core.log.addresses import MEMORY, is_postgresql, path_of, without_password
 from atlas.core.log.engine import Durability, Engine
@@ -125,7 +125,7 @@ class LogController:
                 errors=errors,
             )
 
-    def __enter__(self) -> LogController:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

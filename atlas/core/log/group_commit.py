@@ -259,18 +259,15 @@ class GroupCommit:
             self._hand_over()
 
     def _gather(self) -> None:
-        with self._mutex:
-            patience = min(self._took, self._PATIENCE)
-            missing = not self._closed and len(self._queue) < self._siblings and patience > 0
-            if missing:
+        if len(self._queue) < self._siblings:
+            with self._mutex:
                 self._wanted = self._siblings
                 self._crowd.clear()
-        if missing:
-            self._crowd.wait(patience)
+            self._crowd.wait(min(self._took, self._PATIENCE))
         with self._mutex:
             self._wanted = 0
             self._group, self._queue = self._queue, []
-            self._siblings = sum(append.claimed for append in self._group)
+            self._siblings = sum([append.claimed for append in self._group])
 
     def _hand_over(self) -> None:
         watchers: list[asyncio.Future[None]] = []
@@ -288,13 +285,16 @@ class GroupCommit:
                 if append._watchers is not None and append.done:
                     watchers += append._watchers
             waiting = bool(self._queue)
-            heir = next((a._gate for a in self._queue if a._gate is not None), None)
+            heir = self._choose_heir() if waiting else None
             if heir is not None:
                 _open(heir)
         if watchers:
             _tell(watchers)
         if waiting and heir is None:
             self._wake_writer()
+
+    def _choose_heir(self) -> threading.Lock | None:
+        return next((a._gate for a in self._queue if a._gate is not None), None)
 
     # -- the writer thread --
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
 
@@ -180,7 +179,7 @@ class MemoryEngine:
             if not full:
                 return 0
             for record in full:
-                self._replace(replace(record, payload=None))
+                self._replace(record._replace(payload=None))
             erasure = Erasure(stream, full[0].version - 1, full[-1].version, len(full))
             self._note(erasure.note())
         return len(full)

@@ -7,10 +7,10 @@ engine hands in how to look up what it has stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from hashlib import sha256
+from typing import Final, NamedTuple
 
-from atlas.core.log.chain import GENESIS, digest_of, link
+from atlas.core.log.chain import GENESIS, link
 from atlas.core.log.records import NewRecord, Record
 from atlas.errors import VersionConflictError
 
@@ -19,8 +19,7 @@ __all__ = ["START", "Planner", "Request", "Tip"]
 _LARGEST: Final = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Tip:
+class Tip(NamedTuple):
     """Where a log stands: what the next record is numbered, timed and chained after.
 
     Attributes:
@@ -38,8 +37,7 @@ START: Final = Tip(0, 0, GENESIS)
 """Where an empty log stands."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a caller asked to append, checked.
 
     Attributes:
@@ -81,17 +79,17 @@ class Request:
 
 
 def _check(record: NewRecord) -> None:
-    if type(record.payload) is not bytes:
+    stream, name, payload, version, wall_ns = record
+    if type(payload) is not bytes:
         raise TypeError(
-            f"The payload of a record must be bytes, not {type(record.payload).__name__}. "
-            f"Encode it first."
+            f"The payload of a record must be bytes, not {type(payload).__name__}. Encode it first."
         )
-    _check_text("stream", record.stream)
-    _check_text("name", record.name)
-    if record.version is not None and not 1 <= record.version <= _LARGEST:
-        raise ValueError(f"A version is a number from 1 to 2**63 - 1, not {record.version!r}.")
-    if record.wall_ns is not None and not -_LARGEST <= record.wall_ns <= _LARGEST:
-        raise ValueError(f"A time in ns must fit into 64 bits; {record.wall_ns!r} does not.")
+    _check_text("stream", stream)
+    _check_text("name", name)
+    if version is not None and not 1 <= version <= _LARGEST:
+        raise ValueError(f"A version is a number from 1 to 2**63 - 1, not {version!r}.")
+    if wall_ns is not None and not -_LARGEST <= wall_ns <= _LARGEST:
+        raise ValueError(f"A time in ns must fit into 64 bits; {wall_ns!r} does not.")
 
 
 def _check_text(what: str, text: str) -> None:
@@ -163,10 +161,9 @@ class Planner:
         return records
 
     def _number(self, request: Request, time_ns: int, heads: dict[str, int]) -> tuple[Record, ...]:
-        position, chain = self.tip.position, self.tip.chain
+        position, _, chain = self.tip
         records = []
-        for new in request.records:
-            stream, version = new.stream, new.version
+        for stream, name, payload, version, wall_ns in request.records:
             head = heads.get(stream)
             if head is None:
                 head = self._head_of(stream)
@@ -181,30 +178,21 @@ class Planner:
                 )
             heads[stream] = version
             position += 1
-            wall_ns = request.wall_ns if new.wall_ns is None else new.wall_ns
-            digest = digest_of(new.payload)
+            if wall_ns is None:
+                wall_ns = request.wall_ns
+            digest = sha256(payload).digest()
             chain = link(
                 chain,
                 digest,
-                position=position,
-                stream=stream.encode(),
-                version=version,
-                name=new.name.encode(),
-                time_ns=time_ns,
-                wall_ns=wall_ns,
+                position,
+                stream.encode(),
+                version,
+                name.encode(),
+                time_ns,
+                wall_ns,
             )
             records.append(
-                Record(
-                    position,
-                    stream,
-                    version,
-                    new.name,
-                    time_ns,
-                    wall_ns,
-                    new.payload,
-                    digest,
-                    chain,
-                )
+                Record(position, stream, version, name, time_ns, wall_ns, payload, digest, chain)
             )
             time_ns += 1
         return tuple(records)

@@ -1,14 +1,18 @@
-"""What a log is made of: records, and what is known of a stream of them."""
+"""What a log is made of: records, and what is known of a stream of them.
+
+Records are named tuples: a log makes them by the million, and a frozen dataclass costs five times
+as much to make.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["NewRecord", "Record", "Snapshot"]
 
 
-@dataclass(frozen=True, slots=True)
-class NewRecord:
+class NewRecord(NamedTuple):
     """A record to be appended.
 
     Attributes:
@@ -26,8 +30,7 @@ class NewRecord:
     wall_ns: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record of a log. It never changes, but its payload may be erased.
 
     Attributes:

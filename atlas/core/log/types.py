@@ -130,7 +130,7 @@ COLUMNS: Final[Mapping[str, ColumnType]] = MappingProxyType(
 )
 """The type of each column, by its name, which is the same in every table and every database."""
 
-_FIELDS: Final = tuple(Record.__dataclass_fields__)
+_FIELDS: Final = Record._fields
 
 
 def column(name: str, dialect: Dialect) -> str:

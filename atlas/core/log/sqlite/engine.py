@@ -187,7 +187,7 @@ class SqliteEngine:
     def _open_writer(self) -> sqlite3.Connection:
         if self._gone:
             raise LogClosedError(f"The log {self.address} is closed; open it again.")
-        if not self._file.is_in_place():
+        if not self._file.seems_in_place():
             raise LogUnavailableError(
                 f"The log {self.address} was moved, replaced or deleted while it was open. Close it "
                 f"and open it again; what was appended before went with the old file."
@@ -240,27 +240,30 @@ class SqliteEngine:
             return
         stream_ids, fresh, name_ids = self._stream_ids, self._fresh_ids, self._name_ids
         rows = []
-        for r in records:
+        for position, stream, version, name, time_ns, wall_ns, payload, digest, chain in records:
             stream_id = (
-                stream_ids.get(r.stream)
-                or fresh.get(r.stream)
-                or self._intern_stream(connection, r.stream)
+                stream_ids.get(stream)
+                or fresh.get(stream)
+                or self._intern_stream(connection, stream)
             )
-            name_id = name_ids.get(r.name) or self._intern_name(connection, r.name)
+            name_id = name_ids.get(name) or self._intern_name(connection, name)
             rows.append(
                 (
-                    r.position,
+                    position,
                     stream_id,
-                    r.version,
+                    version,
                     name_id,
-                    r.time_ns,
-                    r.wall_ns,
-                    r.digest,
-                    r.chain,
-                    r.payload,
+                    time_ns,
+                    wall_ns,
+                    digest,
+                    chain,
+                    payload,
                 )
             )
-        connection.executemany(_INSERT, rows)
+        if len(rows) == 1:
+            connection.execute(_INSERT, rows[0])
+        else:
+            connection.executemany(_INSERT, rows)
         last = records[-1]
         connection.execute(_MOVE_TIP, (last.position, last.time_ns, last.chain))
 
@@ -325,10 +328,8 @@ class SqliteEngine:
         prefix: str = "",
     ) -> list[Record]:
         """Return records by position; see `atlas.core.log.engine.Engine.read_all`."""
-        where, values = (
-            ["position > ?", "position <= ?"],
-            [after, _LARGEST if until is None else until],
-        )
+        where = ["position > ?", "position <= ?"]
+        values: list[object] = [after, _LARGEST if until is None else until]
         if names:
             marks = ", ".join("?" * len(names))
             where.append(f"name_id IN (SELECT id FROM names WHERE name IN ({marks}))")
@@ -338,8 +339,10 @@ class SqliteEngine:
             values += _prefix_values(prefix)
         # CROSS keeps the order of positions the outer loop, whatever SQLite knows of the streams.
         join = "CROSS" if prefix else "LEFT"
+        # Only what is written above stands in the statement; values are bound.
         statement = (
-            f"SELECT {_FIELDS}, stream FROM events {join} JOIN streams ON streams.id = stream_id "  # noqa: S608
+            f"SELECT {_FIELDS}, stream FROM events "  # noqa: S608
+            f"{join} JOIN streams ON streams.id = stream_id "
             f"WHERE {' AND '.join(where)} ORDER BY position LIMIT ?"
         )
         with self._reading() as connection:

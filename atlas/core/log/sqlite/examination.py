@@ -99,11 +99,11 @@ def _problem_around(connection: sqlite3.Connection, verifier: Verifier) -> tuple
     tip = one(connection, "SELECT position, time_ns, chain FROM tip")
     if tip != (verifier.position, verifier.time_ns, verifier.chain):
         said = tip[0] if tip else "nothing"
-        return (
+        problem = (
             f"The log ends at position {verifier.position}, and says it ended at {said!r}: records "
-            f"at the end are missing.",
-            verifier.position + 1,
+            f"at the end are missing."
         )
+        return problem, verifier.position + 1
     try:
         found = one(connection, "PRAGMA integrity_check(1)")[0]
     except sqlite3.DatabaseError as error:

@@ -31,20 +31,25 @@ def _columns(*names: str) -> str:
 # The position is no AUTOINCREMENT: `tip` gives positions out and never one twice, for the price of
 # the page that SQLite's own counter would cost. The payload is last, so that the columns before it
 # are read without the pages it overflows to.
-_SCHEMA: Final = (
-    f"CREATE TABLE streams (id INTEGER PRIMARY KEY, {_columns('stream')} UNIQUE)",
-    f"CREATE TABLE names (id INTEGER PRIMARY KEY, {_columns('name')} UNIQUE)",
-    "CREATE TABLE events (position INTEGER PRIMARY KEY, "
-    f"{_columns('stream_id', 'version', 'name_id', 'time_ns', 'wall_ns', 'digest', 'chain')}, "
-    f"{column('payload', 'sqlite')}, UNIQUE (stream_id, version))",
-    "CREATE TABLE tip (id INTEGER PRIMARY KEY CHECK (id = 1), "
-    f"{_columns('position', 'time_ns', 'chain')})",
-    f"CREATE TABLE tracking ({column('reader', 'sqlite')} PRIMARY KEY, {_columns('position')}) "
-    "WITHOUT ROWID",
-    f"CREATE TABLE snapshots (id INTEGER PRIMARY KEY, "
-    f"{_columns('stream', 'label', 'version', 'digest', 'payload')}, "
-    "UNIQUE (stream, label, version))",
-)
+_SCHEMA: Final = f"""
+CREATE TABLE streams (id INTEGER PRIMARY KEY, {_columns("stream")} UNIQUE);
+CREATE TABLE names (id INTEGER PRIMARY KEY, {_columns("name")} UNIQUE);
+CREATE TABLE events (
+    position INTEGER PRIMARY KEY,
+    {_columns("stream_id", "version", "name_id", "time_ns", "wall_ns", "digest", "chain")},
+    {column("payload", "sqlite")},
+    UNIQUE (stream_id, version)
+);
+CREATE TABLE tip (
+    id INTEGER PRIMARY KEY CHECK (id = 1), {_columns("position", "time_ns", "chain")}
+);
+CREATE TABLE tracking (
+    {column("reader", "sqlite")} PRIMARY KEY, {_columns("position")}
+) WITHOUT ROWID;
+CREATE TABLE snapshots (
+    id INTEGER PRIMARY KEY, {_columns("stream", "label", "version", "digest", "payload")},
+    UNIQUE (stream, label, version)
+)"""
 
 _CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -112,7 +117,8 @@ class LogFile:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
                 raise self._foreign("It is no SQLite file") from error
             raise translated(error, str(path)) from error
-        self.inode = self.path.stat().st_ino
+        self._inode = self.path.stat().st_ino
+        self._looked_at = 0.0
 
     def writer(self) -> sqlite3.Connection:
         """Return a connection for the one who writes."""
@@ -138,10 +144,14 @@ class LogFile:
         if self._synchronous == "FULL":
             connection.execute(f"PRAGMA synchronous = {'NORMAL' if relaxed else 'FULL'}")
 
-    def is_in_place(self) -> bool:
-        """Whether the file opened is still the one of this name."""
+    def seems_in_place(self) -> bool:
+        """Whether the file opened was still the one of this name, a tenth of a second ago or less."""
+        now = monotonic()
+        if now < self._looked_at + 0.1:
+            return True
+        self._looked_at = now
         try:
-            return self.path.stat().st_ino == self.inode
+            return self.path.stat().st_ino == self._inode
         except OSError:
             return False
 
@@ -195,7 +205,7 @@ class LogFile:
         connection.execute("BEGIN IMMEDIATE")
         # Another process may have been faster.
         if not one(connection, "SELECT 1 FROM sqlite_master"):
-            for statement in _SCHEMA:
+            for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             tip = (START.position, START.time_ns, START.chain)
             connection.execute("INSERT INTO tip VALUES (1, ?, ?, ?)", tip)
