@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
 import sys
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import _log_history as chats
 import _log_stores as stores
 
 now = time.perf_counter
@@ -151,9 +153,94 @@ def waiters_section(budget: Budget) -> dict[str, object]:
     return results
 
 
+# -- reading back ---------------------------------------------------------------------------------
+
+
+def reads_section(budget: Budget) -> dict[str, object]:
+    """The state of 1,000 keys at moments of ever longer histories, each read as if for the first time."""
+    sizes = [1_000, 10_000, 100_000] + [1_000_000] * budget.full
+    taken: dict[str, dict[int, list[float]]] = {}
+    with contextlib.ExitStack() as stack:
+        found = {
+            size: chats.readers(
+                stack.enter_context(chats.history(budget.folder / f"history{size}.db", size)), size
+            )
+            for size in sizes
+        }
+        for _ in range(budget.rounds * 4):
+            for size, readers in found.items():
+                for name, read in readers.items():
+                    started = now()
+                    read()
+                    taken.setdefault(name, {}).setdefault(size, []).append(now() - started)
+    print("\nstate of 1,000 keys after n events, ms: p50 (p99)")
+    print(" " * 18 + "".join(f"{size:>20,}" for size in sizes) + "    growth")
+    results: dict[str, object] = {}
+    for name, columns in taken.items():
+        middle = {size: statistics.median(values) * 1e3 for size, values in columns.items()}
+        worst = {
+            size: sorted(values)[-1 - len(values) // 100] * 1e3 for size, values in columns.items()
+        }
+        growth = middle[sizes[-1]] / middle[sizes[0]]
+        cells = "".join(f"{middle[size]:12.2f} ({worst[size]:5.1f})" for size in sizes)
+        print(f"  {name:16}{cells} {growth:8.2f}x")
+        results[name] = middle
+        TARGETS.append(Target(f"state {name}, {sizes[-1]:,} events: ms p50", middle[sizes[-1]], 2))
+        TARGETS.append(
+            Target(f"state {name}: growth from 1,000 to {sizes[-1]:,} events", growth, 2)
+        )
+    return results
+
+
+def rebuild_section(budget: Budget) -> dict[str, object]:
+    """CPU time to compute a state from its first event, without snapshots."""
+    count = 100_000
+    floor = chats.Floor(budget.folder / "floor.db", count)
+    with chats.history(budget.folder / "rebuild.db", count) as store:
+        contestants = {
+            "a sum: SQLite and json": floor.rebuild,
+            "a sum: Atlas timeline": lambda: chats.rebuild_sum(store),
+            "a map: Atlas timeline": lambda: chats.rebuild_map(store),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(max(3, budget.rounds // 4)):
+            for name, run in contestants.items():
+                started = time.process_time()
+                run()
+                taken[name].append((time.process_time() - started) / count * 1e6)
+    floor.connection.close()
+    print(f"\nrebuild of a state from {count:,} events, us CPU per event")
+    column = {name: statistics.median(values) for name, values in taken.items()}
+    for name, value in column.items():
+        print(f"  {name:26}{value:8.2f} us {value / column['a sum: SQLite and json']:8.2f}x")
+    TARGETS.append(Target("rebuild: us CPU per event", column["a sum: Atlas timeline"], 3))
+    return {**column}
+
+
+def size_section(budget: Budget) -> dict[str, object]:
+    """What a chat weighs on disk, closed, against the bytes that were said."""
+    said = sum(len(text) for turn in chats.said() for text in turn)
+    print(f"\na chat of {chats.TURNS} turns, {said:,} bytes said: bytes on disk")
+    results: dict[str, object] = {}
+    for name, keep in {
+        "as a timeline": chats.chat_timeline,
+        "by an application": chats.chat_app,
+    }.items():
+        path = budget.folder / f"{name}.db"
+        keep(path)
+        ratio = stores.weight(path) / said
+        results[name] = ratio
+        print(f"  {name:26}{stores.weight(path):12,} {ratio:8.2f}x")
+        TARGETS.append(Target(f"chat {name}: bytes on disk x bytes said", ratio, 2))
+    return results
+
+
 SECTIONS: dict[str, Callable[[Budget], dict[str, object]]] = {
     "append": append_section,
     "waiters": waiters_section,
+    "reads": reads_section,
+    "rebuild": rebuild_section,
+    "size": size_section,
 }
 
 
