@@ -212,7 +212,10 @@ class EventBus:
 
     Args:
         name: Shown in errors and thread names.
-        history: How many messages to keep for `history` and `replay`; 0 keeps none.
+        history: How many messages to keep for `history` and `replay`; 0 keeps none. A mapping from
+            selectors to numbers gives each its own share, so that frequent messages do not push out
+            rare ones: ``{"stream.token": 100, "**": 1_000}``. The first that selects a message
+            counts; what none selects shares 1,024.
         clock: Where the time in stamps comes from.
         middleware: Callables that see every message before it is stamped, in this order; each
             returns the message, another one, or None to drop it. One that raises makes `publish`
@@ -259,7 +262,7 @@ class EventBus:
         self,
         *,
         name: str = "bus",
-        history: int = 1024,
+        history: int | Mapping[Selector, int] = 1024,
         clock: Clock | None = None,
         middleware: Iterable[Middleware] = (),
         max_depth: int = 64,

@@ -1,41 +1,64 @@
-"""The bounded history of a bus: the last messages it published, in the order it stamped them."""
+"""The bounded history of a bus: the last messages it published, in the order it stamped them.
+
+It is one ring, or several with a bound each, so that what is frequent does not push out what is rare.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from atlas.core.messages import Message, Origin, causation_in, origin_in
+from atlas.core.subscriptions import Selector, matches, selectors_of
 from atlas.errors import ConfigurationError
 
 __all__ = ["History"]
+
+_REST = 1024
 
 
 class History:
     """The last messages of a bus, oldest first. Every read is a snapshot; any thread may read.
 
+    Args:
+        capacity: How many messages are kept. A mapping from selectors (see `EventBus.subscribe`) to
+            numbers gives each its own share: the first that selects a message counts, and what none
+            selects shares 1,024.
+
     Attributes:
-        capacity: How many messages are kept.
+        capacity: How many messages are kept, in all.
     """
 
-    __slots__ = ("capacity", "keep", "kept")
+    __slots__ = ("_append", "_shares", "capacity", "keep", "kept")
 
-    def __init__(self, capacity: int) -> None:
-        if capacity < 0:
-            raise ConfigurationError(
-                f"A history of {capacity} messages makes no sense; give 0 to keep none."
-            )
-        self.capacity = capacity
-        self.kept: deque[Message] = deque(maxlen=capacity)
-        self.keep = self.kept.append
+    def __init__(self, capacity: int | Mapping[Selector, int]) -> None:
+        shares = capacity if isinstance(capacity, Mapping) else {}
+        rest = _REST if isinstance(capacity, Mapping) else capacity
+        self.kept = _ring(rest)  # of what no share is for
+        self._shares = [(selectors_of(part), _ring(share)) for part, share in shares.items()]
+        self._append: dict[type[Message], Callable[[Message], None]] = {}
+        self.capacity = rest + sum(shares.values())
+        self.keep = self._keep_in_share if shares else self.kept.append
         """Keep a stamped message: for the bus alone. Messages of several threads may be kept in
         another order than they were stamped in; reading puts that right."""
+
+    def _keep_in_share(self, item: Message) -> None:
+        append = self._append.get(type(item))
+        if append is None:
+            append = self._append[type(item)] = self._ring_of(type(item)).append
+        append(item)
+
+    def _ring_of(self, cls: type[Message]) -> deque[Message]:
+        for parts, ring in self._shares:
+            if any(matches(part, cls) for part in parts):
+                return ring
+        return self.kept
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self.since(0))
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.kept) + sum(len(ring) for _, ring in self._shares)
 
     def since(self, sequence: int) -> tuple[Message, ...]:
         """Return what is kept from this sequence number on, in order of sequence."""
@@ -45,8 +68,9 @@ class History:
 
     @property
     def evicted(self) -> int:
-        """How many messages were kept once and have made room for newer ones."""
-        return max(map(_sequence, self.snapshot()), default=0) - len(self.kept)
+        """How many of the messages up to the newest one kept have made room for others."""
+        kept = self.snapshot()
+        return max(map(_sequence, kept), default=0) - len(kept)
 
     def find(self, message_id: str) -> Message | None:
         """Return the message with this id, None when it is not (or no longer) kept."""
@@ -65,11 +89,26 @@ class History:
 
     def snapshot(self) -> list[Message]:
         """Return what is kept, as it is."""
-        while True:
-            try:
-                return list(self.kept)
-            except RuntimeError:  # another thread published meanwhile
-                continue
+        found = _copied(self.kept)
+        for _, ring in self._shares:
+            found += _copied(ring)
+        return found
+
+
+def _ring(capacity: int) -> deque[Message]:
+    if capacity < 0:
+        raise ConfigurationError(
+            f"A history of {capacity} messages makes no sense; give 0 to keep none."
+        )
+    return deque(maxlen=capacity)
+
+
+def _copied(ring: deque[Message]) -> list[Message]:
+    while True:
+        try:
+            return list(ring)
+        except RuntimeError:  # another thread published meanwhile
+            continue
 
 
 def _sequence(item: Message) -> int:

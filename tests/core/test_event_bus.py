@@ -696,6 +696,42 @@ def test_history_keeps_the_last_and_counts_what_it_evicted():
     assert bus.history.find("unknown") is None
 
 
+def test_frequent_messages_do_not_push_rare_ones_out_of_a_history_with_shares():
+    bus = EventBus(history={ItemAdded: 2, "order.placed": 3})
+    for number in range(10):
+        bus.publish(OrderPlaced(order_id=f"placed {number}"))
+        bus.publish(ItemAdded(sku=f"added {number}"))
+    bus.publish(PlaceOrder())
+
+    assert [item.sku for item in bus.history if isinstance(item, ItemAdded)] == [
+        "added 8",
+        "added 9",
+    ]
+    assert [item.order_id for item in bus.history if isinstance(item, OrderPlaced)] == [
+        "placed 7",
+        "placed 8",
+        "placed 9",
+    ]
+    assert [item.meta.sequence for item in bus.history] == [15, 17, 18, 19, 20, 21]
+    assert [item.meta.sequence for item in bus.history.since(19)] == [19, 20, 21]
+    assert bus.history.capacity == 2 + 3 + 1_024
+    assert (len(bus.history), bus.history.evicted) == (6, 15)
+
+
+def test_the_first_share_that_selects_a_message_counts():
+    bus = EventBus(history={"**": 1, ItemAdded: 5})
+    for number in range(3):
+        bus.publish(ItemAdded(sku=str(number)))
+
+    assert [item.sku for item in bus.history] == ["2"]
+
+
+@pytest.mark.parametrize("shares", [{"order.*": -1}, {"order..": 3}, {int: 3}])
+def test_a_share_that_makes_no_sense_is_refused(shares):
+    with pytest.raises((ConfigurationError, SubscriptionError)):
+        EventBus(history=shares)
+
+
 def test_a_history_of_none_keeps_nothing_and_less_is_refused():
     bus = EventBus(history=0)
     bus.publish(OrderPlaced())
