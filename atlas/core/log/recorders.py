@@ -35,7 +35,7 @@ from eventsourcing import persistence
 from eventsourcing.persistence import Notification, StoredEvent, Tracking
 from eventsourcing.utils import Environment, EnvType, resolve_topic
 
-from atlas.core.log.controller import open_log
+from atlas.core.log.controller import LOGS
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord, Record, Snapshot
 from atlas.errors import (
@@ -411,12 +411,25 @@ class Subscription(persistence.Subscription[ApplicationRecorder]):
 class TrackingRecorder(_Recorder, persistence.TrackingRecorder):
     """Remembers how far other applications' notifications were processed.
 
-    A view that keeps its own facts derives from it, and appends them to `engine` with the tracking
-    in one transaction: ``engine.append(records, tracking=self.tracked(tracking))``.
+    A view that keeps its own facts derives from it, and stores them with `append`.
     """
 
-    def tracked(self, tracking: Tracking) -> tuple[str, int]:
-        """Return a tracking as the engine takes it."""
+    def append(self, records: Sequence[NewRecord], tracking: Tracking) -> None:
+        """Store records together with the position of the notification that they result from.
+
+        Args:
+            records: Of streams that begin with ``self.namespace.prefix(…)``, so that no other
+                application's are meant.
+            tracking: The position.
+
+        Raises:
+            IntegrityError: This position or a higher one is stored already, or a version is taken;
+                nothing is stored then.
+        """
+        with _library_errors():
+            self.engine.append(records, tracking=self._tracked(tracking)).wait()
+
+    def _tracked(self, tracking: Tracking) -> tuple[str, int]:
         reader = self.namespace.reader(tracking.application_name)
         return reader, tracking.notification_id
 
@@ -426,8 +439,7 @@ class TrackingRecorder(_Recorder, persistence.TrackingRecorder):
         Raises:
             IntegrityError: This position or a higher one is stored already.
         """
-        with _library_errors():
-            self.engine.append((), tracking=self.tracked(tracking)).wait()
+        self.append((), tracking)
 
     def max_tracking_id(self, application_name: str) -> int | None:
         """Return the highest position stored for an application; None when there is none."""
@@ -450,7 +462,7 @@ class ProcessRecorder(TrackingRecorder, ApplicationRecorder, persistence.Process
             OperationalError: The log cannot be written at the moment.
         """
         tracking: Tracking | None = kwargs.get("tracking")
-        return self._insert(stored_events, tracking and self.tracked(tracking))
+        return self._insert(stored_events, self._tracked(tracking) if tracking else None)
 
 
 class Factory(persistence.InfrastructureFactory[TrackingRecorder]):
@@ -466,9 +478,10 @@ class Factory(persistence.InfrastructureFactory[TrackingRecorder]):
 
     def __init__(self, env: Environment | EnvType | None) -> None:
         super().__init__(env)
+        self._closed = False
         self._namespace = Namespace(self.env.name, text_ids=self._text_ids())
         with _library_errors():
-            self._engine = open_log(self.env.get(self.ATLAS_LOG) or ":memory:")
+            self._engine = LOGS.open_log(self.env.get(self.ATLAS_LOG) or ":memory:")
 
     def _text_ids(self) -> bool:
         kind = self.env.get(self.ORIGINATOR_ID_TYPE) or "uuid"
@@ -518,5 +531,9 @@ class Factory(persistence.InfrastructureFactory[TrackingRecorder]):
 
     def close(self) -> None:
         """Let go of the log. Idempotent."""
+        if self._closed:
+            return
+
+        self._closed = True
         with _library_errors():
-            self._engine.close()
+            LOGS.close_log(self._engine)
