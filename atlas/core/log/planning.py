@@ -17,6 +17,7 @@ from atlas.errors import VersionConflictError
 __all__ = ["START", "Planner", "Request", "Tip"]
 
 _LARGEST: Final = 2**63 - 1
+_MOST_HEADS: Final = 50_000
 
 
 class Tip(NamedTuple):
@@ -121,9 +122,6 @@ class Planner:
         tracked: Returns the position stored for a reader, 0 for none. Asked once for each reader.
     """
 
-    # So that a process that writes to ever new streams does not keep all their names.
-    _MOST_HEADS: Final = 50_000
-
     __slots__ = ("_head", "_heads", "_positions", "_tracked", "tip")
 
     def __init__(self, tip: Tip, head: Callable[[str], int], tracked: Callable[[str], int]) -> None:
@@ -132,6 +130,11 @@ class Planner:
         self._tracked = tracked
         self._heads: dict[str, int] = {}
         self._positions: dict[str, int] = {}
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it remembers so many streams that a new one should be made, between transactions."""
+        return len(self._heads) > _MOST_HEADS
 
     def plan(self, request: Request, now_ns: int) -> tuple[Record, ...]:
         """Return the records a request becomes.
@@ -144,40 +147,30 @@ class Planner:
         Raises:
             VersionConflictError: See `atlas.core.log.engine.Append.wait`.
         """
-        for stream, expected in request.expect.items():
-            actual = self._head_of(stream)
-            if actual != expected:
-                raise VersionConflictError(
-                    f"Stream {stream!r} was expected at version {expected} and is at version "
-                    f"{actual}. Read what was appended meanwhile, then decide again.",
-                    expected=expected,
-                    actual=actual,
-                )
-        self._check_tracking(request.tracking)
+        if request.expect:
+            self._check_expected(request.expect)
+        if request.tracking is not None:
+            self._check_tracking(*request.tracking)
 
-        heads: dict[str, int] = {}
-        records = self._number(request, max(now_ns, self.tip.time_ns + 1), heads)
-        self._keep(request, records, heads)
-        return records
-
-    def _number(self, request: Request, time_ns: int, heads: dict[str, int]) -> tuple[Record, ...]:
-        position, _, chain = self.tip
-        records = []
+        heads = self._heads
+        before: dict[str, int] = {}
+        position, time_ns, chain = self.tip
+        if now_ns > time_ns:
+            time_ns = now_ns - 1
+        planned = []
         for stream, name, payload, version, wall_ns in request.records:
             head = heads.get(stream)
             if head is None:
-                head = self._head_of(stream)
+                head = self._look_up(stream)
             if version is None:
                 version = head + 1
             elif version <= head:
-                raise VersionConflictError(
-                    f"Version {version} of stream {stream!r} is taken: the stream is at version "
-                    f"{head}. Read what was appended meanwhile, then decide again.",
-                    expected=version - 1,
-                    actual=head,
-                )
+                heads.update(before)
+                raise _taken(stream, version, before.get(stream, head))
+            before.setdefault(stream, head)
             heads[stream] = version
             position += 1
+            time_ns += 1
             if wall_ns is None:
                 wall_ns = request.wall_ns
             digest = sha256(payload).digest()
@@ -191,33 +184,33 @@ class Planner:
                 time_ns,
                 wall_ns,
             )
-            records.append(
+            planned.append(
                 Record(position, stream, version, name, time_ns, wall_ns, payload, digest, chain)
             )
-            time_ns += 1
-        return tuple(records)
-
-    def _keep(self, request: Request, records: tuple[Record, ...], heads: dict[str, int]) -> None:
-        if len(self._heads) > self._MOST_HEADS:
-            self._heads.clear()
-        self._heads.update(heads)
+        if planned:
+            self.tip = Tip(position, time_ns, chain)
         if request.tracking is not None:
-            reader, position = request.tracking
-            self._positions[reader] = position
-        if records:
-            last = records[-1]
-            self.tip = Tip(last.position, last.time_ns, last.chain)
+            self._positions[request.tracking[0]] = request.tracking[1]
+        return tuple(planned)
 
-    def _head_of(self, stream: str) -> int:
-        head = self._heads.get(stream)
-        if head is None:
-            head = self._heads[stream] = self._head(stream)
+    def _check_expected(self, expect: Mapping[str, int]) -> None:
+        for stream, expected in expect.items():
+            actual = self._heads.get(stream)
+            if actual is None:
+                actual = self._look_up(stream)
+            if actual != expected:
+                raise VersionConflictError(
+                    f"Stream {stream!r} was expected at version {expected} and is at version "
+                    f"{actual}. Read what was appended meanwhile, then decide again.",
+                    expected=expected,
+                    actual=actual,
+                )
+
+    def _look_up(self, stream: str) -> int:
+        head = self._heads[stream] = self._head(stream)
         return head
 
-    def _check_tracking(self, tracking: tuple[str, int] | None) -> None:
-        if tracking is None:
-            return
-        reader, position = tracking
+    def _check_tracking(self, reader: str, position: int) -> None:
         stored = self._positions.get(reader)
         if stored is None:
             stored = self._positions[reader] = self._tracked(reader)
@@ -228,3 +221,12 @@ class Planner:
                 expected=position - 1,
                 actual=stored,
             )
+
+
+def _taken(stream: str, version: int, head: int) -> VersionConflictError:
+    return VersionConflictError(
+        f"Version {version} of stream {stream!r} is taken: the stream is at version {head}. Read "
+        f"what was appended meanwhile, then decide again.",
+        expected=version - 1,
+        actual=head,
+    )

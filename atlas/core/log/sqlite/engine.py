@@ -19,7 +19,8 @@ from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.records import NewRecord, Record, Snapshot
 from atlas.core.log.sqlite.examination import examine
 from atlas.core.log.sqlite.file import LogFile, one, translated
-from atlas.core.log.verification import Erasure
+from atlas.core.log.sqlite.repair import Salvage, exchange, salvage
+from atlas.core.log.verification import Erasure, repaired_note
 from atlas.errors import (
     LogClosedError,
     LogCorruptedError,
@@ -37,8 +38,8 @@ _LARGEST: Final = 2**63 - 1
 
 # Synchronous mode, and seconds until what nobody waits for is stored.
 _DURABILITY: Final[Mapping[Durability, tuple[str, float]]] = {
-    "power": ("FULL", 0.005),
-    "process": ("NORMAL", 0.005),
+    "power": ("FULL", 0.05),
+    "process": ("NORMAL", 0.05),
     "lazy": ("NORMAL", 0.25),
 }
 
@@ -210,7 +211,7 @@ class SqliteEngine:
     def _current_planner(self, connection: sqlite3.Connection) -> Planner:
         """Return the planner, a new one if somebody else has written."""
         version = one(connection, "PRAGMA data_version")[0]
-        if self._planner is None or version != self._data_version:
+        if self._planner is None or version != self._data_version or self._planner.is_large:
             self._planner = Planner(
                 self._read_tip(connection),
                 lambda stream: self._head(connection, stream) or 0,
@@ -495,8 +496,39 @@ class SqliteEngine:
             return examine(self._file, progress)
 
     def repair(self, progress: Progress | None = None) -> Repair:
-        """Set everything from the first bad position on aside; see `atlas.core.log.engine.Engine.repair`."""
-        raise NotImplementedError
+        """Keep the good prefix; see `atlas.core.log.engine.Engine.repair`.
+
+        The good records are written into a new file, which takes the place of the damaged one; that
+        is kept whole beside it, as ``….set-aside-1``. Other processes should not have the log open:
+        what they append meanwhile may end up in the file set aside. Snapshots are not kept.
+        """
+        self._check_open()
+        with self._writing, self._translating():
+            found = examine(self._file, progress)
+            if found.bad_position is None:
+                return Repair(found.records, 0, "")
+            path = self._file.path
+            new = path.with_name(f"{path.name}.repairing")
+            saved = salvage(self._file, new, progress)
+            self._disconnect()
+            aside = exchange(path, new)
+            self._reopen(saved, str(aside))
+        return Repair(saved.kept, saved.left, str(aside))
+
+    def _reopen(self, saved: Salvage, aside: str) -> None:
+        self._file.reopened()
+        self._stream_ids.clear()
+        self._names.clear()
+        # The end of this log is not its last record until the note is in.
+        planner = Planner(saved.tip, lambda _: 0, lambda _: 0)
+        connection = self._open_writer()
+        connection.execute("BEGIN IMMEDIATE")
+        note = repaired_note(saved.last + 1, saved.tip.position, aside)
+        head = self._head(connection, note.stream) or 0
+        self._write_note(connection, planner, note._replace(version=head + 1))
+        connection.execute("COMMIT")
+        self._fresh_ids.clear()
+        self._planner = None
 
     def close(self) -> None:
         """Store what is on its way and let go of the file. Idempotent.

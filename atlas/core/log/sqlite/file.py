@@ -144,6 +144,10 @@ class LogFile:
         if self._synchronous == "FULL":
             connection.execute(f"PRAGMA synchronous = {'NORMAL' if relaxed else 'FULL'}")
 
+    def reopened(self) -> None:
+        """Take note that another file was put in its place."""
+        self._inode = self.path.stat().st_ino
+
     def seems_in_place(self) -> bool:
         """Whether the file opened was still the one of this name, a tenth of a second ago or less."""
         now = monotonic()
