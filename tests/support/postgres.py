@@ -125,10 +125,6 @@ class PostgresServer:
         """Kill the postmaster with SIGKILL; return when all its processes are gone."""
         self._end(signal.SIGKILL)
 
-    def stop(self) -> None:
-        """End the server at once and in order, cutting off who is connected."""
-        self._end(signal.SIGINT)
-
     def _end(self, with_signal: signal.Signals) -> None:
         if self._process is None:
             return
@@ -144,7 +140,7 @@ class PostgresServer:
 
     def remove(self) -> None:
         """Leave nothing behind."""
-        self.stop()
+        self._end(signal.SIGQUIT)
         shutil.rmtree(self._directory)
 
 
