@@ -90,6 +90,7 @@ class SqliteEngine:
         self._gone = False
         self._grown = threading.Condition()
         self._last_seen = 0
+        self._generation = 0
         self._readers: list[sqlite3.Connection] = []
         self._stream_ids: dict[str, int] = {}
         self._names: dict[int, str] = {}
@@ -554,6 +555,8 @@ class SqliteEngine:
             raise LogClosedError(f"The log {self.address} is closed; open it again.")
 
     def _disconnect(self) -> None:
+        # Readers in use close themselves.
+        self._generation += 1
         self._disconnect_readers()
         if self._writer is not None:
             self._writer.close()
@@ -567,10 +570,14 @@ class SqliteEngine:
                 connection = self._readers.pop()
             except IndexError:
                 connection = self._file.reader()
+            generation = self._generation
             try:
                 yield connection
             finally:
-                self._readers.append(connection)
+                if generation == self._generation:
+                    self._readers.append(connection)
+                else:
+                    connection.close()
                 if self._closed:
                     self._disconnect_readers()
 
