@@ -36,8 +36,13 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   ├── ReplayDiverged                       the program does not do what was recorded
     │   ├── UndeclaredEffectError                a side effect that is no declared effect
     │   ├── InDoubtError                         an effect was started, and nobody knows if it ended
+    │   ├── EffectFailedError                    an effect failed with an error not known here
     │   ├── EffectDeniedError (PermissionError)  a layer or a person refused the effect
     │   └── BudgetExceededError                  a budget of calls, tokens or money is used up
+    ├── KnowledgeError                           a knowledge base refused or failed
+    │   ├── DocumentError (ValueError)           a document cannot be read; others can
+    │   ├── EmbeddingError                       texts could not be turned into vectors
+    │   └── StoreError (OSError)                 the store of vectors cannot be used now
     ├── MergeConflictError (ValueError)          two sides changed the same thing differently
     ├── ConfigurationError (ValueError)          a setting is missing or makes no sense
     │   ├── UnknownNameError (LookupError)       nothing is registered, or declared, by this name
@@ -92,13 +97,17 @@ __all__ = [
     "ContextLengthError",
     "ConversationBusyError",
     "DeadlineExceededError",
+    "DocumentError",
     "EffectDeniedError",
     "EffectError",
+    "EffectFailedError",
+    "EmbeddingError",
     "ErasedError",
     "HandlersFailedError",
     "InDoubtError",
     "IncompleteStreamError",
     "InvalidResponseError",
+    "KnowledgeError",
     "LogClosedError",
     "LogCorruptedError",
     "LogError",
@@ -124,10 +133,12 @@ __all__ = [
     "SchemaError",
     "ServerError",
     "StateError",
+    "StoreError",
     "StreamBufferError",
     "SubscriptionError",
     "TransitionError",
     "UndeclaredEffectError",
+    "UndeclaredEffectWarning",
     "UnknownMessageError",
     "UnknownNameError",
     "UnknownProviderError",
@@ -377,12 +388,48 @@ class InDoubtError(EffectError):
         self.effect = effect
 
 
+class EffectFailedError(EffectError):
+    """An effect failed with an error that cannot be made again from what was recorded.
+
+    Attributes:
+        type: The full name of its type.
+    """
+
+    def __init__(self, text: str, *, type: str) -> None:  # noqa: A002  (the attribute is called type)
+        super().__init__(text)
+        self.type = type
+
+
+class UndeclaredEffectWarning(UserWarning):
+    """Something got into a run that is no declared effect, so that a replay cannot repeat it."""
+
+
 class EffectDeniedError(EffectError, PermissionError):
     """A layer, or a person who was asked, refused the effect."""
 
 
 class BudgetExceededError(EffectError):
     """A budget is used up."""
+
+
+class KnowledgeError(AtlasError):
+    """A knowledge base could not do what it was asked."""
+
+
+class DocumentError(KnowledgeError, ValueError):
+    """The document from ``source`` cannot be read: broken, too large, or of an unknown format."""
+
+    def __init__(self, text: str, *, source: str) -> None:
+        super().__init__(text)
+        self.source = source
+
+
+class EmbeddingError(KnowledgeError):
+    """Texts could not be turned into vectors, or what came back are none."""
+
+
+class StoreError(KnowledgeError, OSError):
+    """The store of vectors cannot be opened, read or written; the documents are safe in the log."""
 
 
 class MergeConflictError(AtlasError, ValueError):

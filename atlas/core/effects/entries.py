@@ -1,0 +1,340 @@
+"""The journal of a run: what is written while it goes, and how it is read again.
+
+A journal is a sequence of messages. Some are the run's own doing and follow from its code (`Seeded`,
+`EffectStarted`, `EffectRead`, `EffectCancelled`); `EffectDelivered` is what the world did, and its place among the others
+is the moment at which the run saw it; `EffectNoted` tells people more and means nothing to a replay, except where
+it says that a delivery was dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol, TypeAlias
+
+from atlas.core.messages import Event, message
+from atlas.errors import EffectError
+
+__all__ = [
+    "Declared",
+    "EffectCancelled",
+    "EffectDelivered",
+    "EffectNoted",
+    "EffectRead",
+    "EffectStarted",
+    "Entry",
+    "Journal",
+    "MemoryJournal",
+    "RequestStore",
+    "RunContinued",
+    "RunSeeded",
+    "cut_at",
+    "effective",
+    "rebuild_requests",
+    "resume_point",
+]
+
+Declared: TypeAlias = Literal["pure", "idempotent", "external"]
+"""What performing an effect twice would do: nothing at all, nothing more, or something."""
+
+
+@message("run.seeded")
+class RunSeeded(Event):
+    """A run began to take chance and time from here.
+
+    Attributes:
+        seed: Of its random numbers and UUIDs; 32 hexadecimal digits.
+        moment_ns: The loop's clock then, in ns.
+    """
+
+    seed: str
+    moment_ns: int
+
+
+@message("run.continued")
+class RunContinued(Event):
+    """A run that was broken off goes on, live.
+
+    Attributes:
+        kept: How many of the entries before this one still hold; those after them do not.
+    """
+
+    kept: int
+
+
+@message("effect.started")
+class EffectStarted(Event):
+    """A run asked for an effect.
+
+    The request is the first ``shared`` characters of that of effect ``base``, and then ``rest``; see
+    `rebuild_requests`.
+
+    Attributes:
+        effect: Its id: the path of the task and a number, ``"0.1:3"``.
+        kind: What it is, such as ``"weather"``.
+        declared: What performing it twice would do.
+        digest: SHA-256 of the request's canonical JSON, redacted; hexadecimal.
+        base: Id of an earlier effect; "" for none.
+        shared: How many characters the two requests have in common.
+        rest: The request's text after those.
+    """
+
+    effect: str
+    kind: str
+    declared: Declared
+    digest: str
+    base: str
+    shared: int
+    rest: str
+
+
+@message("effect.delivered")
+class EffectDelivered(Event):
+    """Something came into a run from outside.
+
+    Attributes:
+        effect: Whose it is; for ``"cancel"``, the path of the task cancelled.
+        what: A result, an error, a piece of a stream, its end, a timer that went off, or that somebody
+            outside cancelled a task.
+        value: The result, piece or error as JSON text; for a timer its seconds; else "".
+        moment_ns: The clock of the run at that moment, in ns; timers and `loop.time` go by it.
+    """
+
+    effect: str
+    what: Literal["value", "error", "chunk", "end", "timer", "cancel"]
+    value: str
+    moment_ns: int
+
+
+@message("effect.read")
+class EffectRead(Event):
+    """An effect that does not wait: a look at the clock, a plain function, a receipt already done.
+
+    Attributes:
+        effect: Its id.
+        kind: What it is.
+        digest: SHA-256 of the request; "" if there is none.
+        request: The request's canonical JSON, redacted; "" if there is none.
+        value: The result as JSON text, or the error.
+        failed: Whether it is the error.
+    """
+
+    effect: str
+    kind: str
+    digest: str
+    request: str
+    value: str
+    failed: bool = False
+
+
+@message("effect.cancelled")
+class EffectCancelled(Event):
+    """The run wants an effect no more that has not ended."""
+
+    effect: str
+
+
+@message("effect.noted")
+class EffectNoted(Event):
+    """More about an effect, for people: an attempt that failed, a decision, a warning.
+
+    Attributes:
+        effect: Its id; "" if it is about none.
+        what: ``"attempt"``, ``"decision"``, ``"dropped"``, ``"undeclared"``, …
+        text: In words.
+    """
+
+    effect: str
+    what: str
+    text: str
+
+
+Entry: TypeAlias = (
+    RunSeeded
+    | RunContinued
+    | EffectStarted
+    | EffectDelivered
+    | EffectRead
+    | EffectCancelled
+    | EffectNoted
+)
+
+
+class Journal(Protocol):
+    """Where a run writes its entries."""
+
+    def write(self, entry: Entry) -> object:
+        """Take an entry in. In the loop's thread, in order; must not block for long."""
+        ...
+
+    async def commit(self) -> object:
+        """Return when all written so far is safe. It is awaited outside of the run.
+
+        Raises:
+            Exception: It cannot be made safe; the run ends with this error.
+        """
+        ...
+
+
+class MemoryJournal:
+    """A journal that is a list.
+
+    Attributes:
+        entries: What was written.
+        commits: How often it was committed.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.commits = 0
+
+    def write(self, entry: Entry) -> None:
+        """Keep an entry."""
+        self.entries.append(entry)
+
+    async def commit(self) -> None:
+        """Count it; memory is as safe as it will be."""
+        self.commits += 1
+
+
+# -- requests as differences ----------------------------------------------------------------------
+
+_CANDIDATES = 8
+_WORTH_IT = 64
+
+
+def digest_of(text: str) -> str:
+    """Return the SHA-256 of a canonical text, hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+class RequestStore:
+    """Writes a request as its difference to an earlier one of its kind.
+
+    A chat sends its whole history each turn. Of each kind the latest few requests are remembered, one of
+    each conversation as far as can be told: a request that begins like one of them takes its place.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[str, list[tuple[str, str]]] = {}
+
+    def delta(self, effect: str, kind: str, text: str) -> tuple[str, int, str]:
+        """Return base, number of characters shared and the rest, and remember the request."""
+        latest = self._latest.setdefault(kind, [])
+        best, shared = -1, 0
+        for at, (_, other) in enumerate(latest):
+            common = _common_prefix(other, text)
+            if common > shared:
+                best, shared = at, common
+        if shared < _WORTH_IT:
+            latest.append((effect, text))
+            del latest[:-_CANDIDATES]
+            return "", 0, text
+        base, other = latest[best]
+        if 2 * shared >= len(other):
+            del latest[best]
+        latest.append((effect, text))
+        del latest[:-_CANDIDATES]
+        return base, shared, text[shared:]
+
+
+def _common_prefix(one: str, other: str) -> int:
+    low, high = 0, min(len(one), len(other))
+    if one[:_WORTH_IT] != other[:_WORTH_IT]:
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def rebuild_requests(entries: Iterable[Entry], effect: str) -> str:
+    """Return the whole request of an effect, as canonical JSON text.
+
+    Args:
+        entries: The entries of its run, at least up to its start.
+        effect: The effect's id.
+
+    Raises:
+        EffectError: It, or one that it builds upon, is not there.
+    """
+    started = {entry.effect: entry for entry in entries if isinstance(entry, EffectStarted)}
+    parts: list[str] = []
+    wanted: int | None = None
+    at = effect
+    while True:
+        entry = started.get(at)
+        if entry is None:
+            raise EffectError(f"The recording has no start of effect {at!r}.")
+        length = entry.shared + len(entry.rest)
+        wanted = length if wanted is None else wanted
+        if wanted > entry.shared:
+            parts.append(entry.rest[: wanted - entry.shared])
+        wanted = min(wanted, entry.shared)
+        if not entry.base or not wanted:
+            return "".join(reversed(parts))
+        at = entry.base
+
+
+# -- which entries hold ---------------------------------------------------------------------------
+
+
+def effective(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the entries that hold: without what was given up when the run was continued."""
+    kept: list[Entry] = []
+    for entry in entries:
+        kept.append(entry)
+        if isinstance(entry, RunContinued):
+            del kept[entry.kept : -1]
+    return kept
+
+
+def resume_point(entries: Sequence[Entry]) -> int:
+    """Return how many entries a resumed run repeats: all, if no stream is left in its middle.
+
+    A stream that was broken off is begun anew, so nothing may have been seen of it: the run goes back
+    to before its first piece. What finished after that is not performed again, see `RunContext`.
+    """
+    return _before_open_streams(entries, len(entries))
+
+
+def cut_at(entries: Sequence[Entry], deliveries: int) -> int:
+    """Return how many entries lie before what follows from the delivery of this number.
+
+    In the middle of a stream it goes back to before the stream's first piece.
+
+    Args:
+        entries: Those that hold, see `effective`.
+        deliveries: How many deliveries to keep.
+
+    Raises:
+        EffectError: There are not so many.
+    """
+    if deliveries == 0:
+        return min(1, len(entries))
+    places = [at for at, entry in enumerate(entries) if isinstance(entry, EffectDelivered)]
+    if deliveries > len(places):
+        raise EffectError(
+            f"The recording has {len(places)} deliveries, so it cannot be forked at {deliveries}."
+        )
+    return _before_open_streams(entries, places[deliveries - 1] + 1)
+
+
+def _before_open_streams(entries: Sequence[Entry], end: int) -> int:
+    while True:
+        first: dict[str, int] = {}
+        for at in range(end):
+            entry = entries[at]
+            if isinstance(entry, EffectCancelled):
+                first.pop(entry.effect, None)
+            elif isinstance(entry, EffectDelivered):
+                if entry.what == "chunk":
+                    first.setdefault(entry.effect, at)
+                else:
+                    first.pop(entry.effect, None)
+        if not first:
+            return end
+        end = min(first.values())
