@@ -6,9 +6,9 @@ import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from faults.stores import Row
+from faults.stores import Row, Store
 
 
 def payload_of(batch: str, index: int, size: int, filling: str = "") -> bytes:
@@ -16,18 +16,24 @@ def payload_of(batch: str, index: int, size: int, filling: str = "") -> bytes:
     return json.dumps({"batch": batch, "index": index, "of": size, "filling": filling}).encode()
 
 
+def secret_of(stream: str) -> bytes:
+    """Return the payload of what is erased."""
+    return f"the secret of {stream}, ".encode() * 5
+
+
 @dataclass(slots=True)
 class Acknowledged:
-    """What a writer was told is stored; read from lines of ``+ batch`` and ``- erased stream``."""
+    """What a writer was told is stored: lines of ``+ batch``, ``- erased stream``, ``/ forked timeline``."""
 
     batches: set[str] = field(default_factory=set)
     erased: set[str] = field(default_factory=set)
+    forks: set[str] = field(default_factory=set)
 
     def read(self, lines: bytes) -> None:
         """Add complete lines; what a kill has cut off was never said."""
         for line in lines[: lines.rfind(b"\n") + 1].decode().splitlines():
             sign, name = line.split(" ", 1)
-            (self.batches if sign == "+" else self.erased).add(name)
+            {"+": self.batches, "-": self.erased, "/": self.forks}[sign].add(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,13 @@ def judge(rows: Sequence[Row], acknowledged: Acknowledged) -> Verdict:
         disordered=[after.position for before, after in pairs(rows) if not rises(before, after)],
         records=len(rows),
     )
+
+
+def examined(store: Store, acknowledged: Acknowledged) -> Verdict:
+    """Judge a store by its records and by the forks it was said to have."""
+    verdict = judge(store.rows(), acknowledged)
+    missing = [name for name in sorted(acknowledged.forks) if not store.has_fork(name)]
+    return replace(verdict, lost=verdict.lost + missing)
 
 
 def pairs(rows: Sequence[Row]) -> Iterable[tuple[Row, Row]]:

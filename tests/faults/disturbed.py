@@ -6,6 +6,8 @@ It is started with the library of shim.c and prints, for each n, what became of 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import threading
 from dataclasses import asdict, dataclass, field
@@ -18,7 +20,7 @@ from faults.stores import Store, open_store
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """What to let fail, and when; see `faults.shim.arm`."""
+    """What to let fail, and when; see `faults.shim.arm`. ``dying``: the process dies while it fails."""
 
     store: str
     folder: str
@@ -27,6 +29,7 @@ class Disturbance:
     skips: list[int]
     times: int = shim.FOR_EVER
     half: bool = False
+    dying: bool = False
 
 
 @dataclass(slots=True)
@@ -130,9 +133,26 @@ class Disturbed:
                 f"{when}: {problem} refused but there: {sorted(seen)} {verdict}"
             )
 
+    def die(self) -> None:
+        """Write while the disk fails, say what was acknowledged and refused, and die at once."""
+        disturbance = self._disturbance
+        store = open_store(disturbance.store, self._path)
+        self._append(store, "before", 5)
+        shim.arm(disturbance.kinds, disturbance.error, skip=self._report.skip)
+        self._append(store, "alone", 6)
+        said = [str(self._path), sorted(self._said.batches), sorted(self._refused)]
+        print(json.dumps(said), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
 
 def main() -> None:
     disturbance = Disturbance(**json.loads(sys.argv[1]))
+    if disturbance.dying:
+        for skip in disturbance.skips:
+            if (victim := os.fork()) == 0:
+                Disturbed(disturbance, skip).die()
+            os.waitpid(victim, 0)
+        return
     reports = [Disturbed(disturbance, skip).run() for skip in disturbance.skips]
     print(json.dumps([asdict(report) for report in reports]))
 

@@ -21,6 +21,7 @@ from typing import Protocol, cast
 from atlas.core.log.engine import Durability
 from atlas.core.log.records import NewRecord, Snapshot
 from atlas.core.log.sqlite import SqliteEngine
+from atlas.core.temporal_store import TemporalStore, Timeline
 from atlas.errors import VersionConflictError
 
 
@@ -55,6 +56,12 @@ class Store(Protocol):
 
     def erase(self, stream: str) -> bool:
         """Destroy the payloads of a stream; False where the store has no such thing."""
+
+    def fork(self, name: str) -> bool:
+        """Keep a timeline, fork it, and append to the fork; False where the store has no such thing."""
+
+    def has_fork(self, name: str) -> bool:
+        """Whether that is there, and right."""
 
     def rows(self) -> list[Row]:
         """Return everything, by position."""
@@ -113,6 +120,12 @@ class RawStore:
         pass
 
     def erase(self, stream: str) -> bool:
+        return False
+
+    def fork(self, name: str) -> bool:
+        return False
+
+    def has_fork(self, name: str) -> bool:
         return False
 
     def rows(self) -> list[Row]:
@@ -175,6 +188,7 @@ class AtlasStore:
 
     def __init__(self, path: Path, durability: Durability) -> None:
         self.engine = SqliteEngine(path, durability=durability)
+        self._timelines = TemporalStore(self.engine)
 
     def append(self, batch: Sequence[tuple[str, bytes]]) -> None:
         self.engine.append(new(batch)).wait()
@@ -202,11 +216,24 @@ class AtlasStore:
         self.engine.erase(stream)
         return True
 
+    def fork(self, name: str) -> bool:
+        timeline = self._timeline(name)
+        timeline.append(1, 2, 3).wait()
+        timeline.fork(f"{name}.other", at=2).append(10).wait()
+        return True
+
+    def has_fork(self, name: str) -> bool:
+        timeline, other = self._timeline(name), self._timeline(f"{name}.other")
+        return timeline.now() == 6 and other.now() == 13 and other.at(2) == 3
+
+    def _timeline(self, name: str) -> Timeline[int]:
+        return self._timelines.timeline(name, add_up, initial=0)
+
     def rows(self) -> list[Row]:
         return [
             Row(record.position, record.stream, record.version, record.payload, record.time_ns)
             for record in self.engine.read_all()
-            if not record.stream.startswith("$")
+            if not record.stream.startswith(("$", "fork."))
         ]
 
     def verify(self) -> str:
@@ -214,6 +241,10 @@ class AtlasStore:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def add_up(total: int, event: int) -> int:
+    return total + event
 
 
 def new(batch: Sequence[tuple[str, bytes]]) -> list[NewRecord]:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from faults import shim as preloaded
+from faults.checks import Acknowledged, judge
 from faults.counts import count
 from faults.disturbed import Disturbance, Report
+from faults.stores import open_store
 
 FAULTS = {
     "full": (preloaded.WRITE, errno.ENOSPC, preloaded.FOR_EVER, True),
@@ -58,6 +60,33 @@ def test_a_failing_disk_is_an_error_and_nothing_is_half_there(
     }
     assert reports[0].hits > 0
     assert reports[0].refused > 0
+
+
+@pytest.mark.parametrize("kinds", [preloaded.WRITE, preloaded.SYNC])
+def test_a_process_that_dies_while_the_disk_fails_leaves_whole_batches(
+    kinds: int, shim: Path, memory: Path
+) -> None:
+    disturbance = Disturbance(
+        "atlas-power", str(memory), kinds, errno.EIO, list(range(count(8, 60))), dying=True
+    )
+    env = preloaded.environment(shim, memory)
+    printed = preloaded.run("disturbed", json.dumps(asdict(disturbance)), env=env, timeout=600)
+    reappeared = 0
+    for line in printed.splitlines():
+        path, acknowledged, refused = json.loads(line)
+        store = open_store("atlas-power", Path(path))
+        rows, problem = store.rows(), store.verify()
+        store.close()
+        verdict = judge(rows, Acknowledged(set(acknowledged)))
+        assert problem == ""
+        assert verdict.ok, verdict
+        there = {json.loads(row.payload or b"")["batch"] for row in rows}
+        reappeared += bool(there & set(refused))
+        # Each that is refused is written over the one before; nobody wrote over the last.
+        assert there <= set(acknowledged) | set(refused[-1:])
+
+    assert printed.count("\n") == len(disturbance.skips)
+    assert kinds == preloaded.SYNC or reappeared == 0
 
 
 def test_the_same_faults_find_out_a_store_that_acknowledges_too_early(

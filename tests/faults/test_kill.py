@@ -6,15 +6,17 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from faults.checks import Acknowledged, judge
+from faults.checks import Acknowledged, examined, judge, secret_of
 from faults.counts import SEED, count
 from faults.shim import HERE
 from faults.stores import open_store
@@ -23,28 +25,56 @@ from faults.writer import Job
 KILLS_PER_FILE = 25
 
 
-def killed_writer(job: Job, chance: random.Random) -> bytes:
-    """Start a writer, kill it after a random number of acknowledgements; return what it said."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "faults.writer", json.dumps(asdict(job))],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert process.stdout is not None
-    said, enough = b"", chance.choice((0, 1, chance.randrange(20), chance.randrange(200)))
-    while said.count(b"\n") < enough and (more := os.read(process.stdout.fileno(), 65536)):
-        said += more
-    if enough == 0:
-        time.sleep(chance.uniform(0, 0.4))  # anywhere: also while the file is opened or made
-    process.send_signal(signal.SIGKILL)
-    said += process.stdout.read()
-    process.stdout.close()
-    assert process.wait() == -signal.SIGKILL
-    return said
+class Writers:
+    """Starts writers, and kills them."""
+
+    def __init__(self) -> None:
+        self._connection, theirs = socket.socketpair()
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "faults.writer", "serve", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": str(HERE.parent), "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+        theirs.close()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._server.wait()
+
+    def start(self, job: Job) -> tuple[int, int]:
+        """Start a writer; return its id, and where to read what it was told is stored."""
+        told, say = os.pipe()
+        socket.send_fds(self._connection, [json.dumps(asdict(job)).encode()], [say])
+        os.close(say)
+        return int(self._connection.recv(100)), told
+
+    def start_and_kill(self, job: Job, chance: random.Random) -> bytes:
+        """Start a writer, kill it after a random number of acknowledgements; return them."""
+        writer, told = self.start(job)
+        said, enough = b"", chance.choice((0, 1, chance.randrange(20), chance.randrange(200)))
+        while said.count(b"\n") < enough and (more := os.read(told, 65536)):
+            said += more
+        if enough == 0:
+            time.sleep(chance.uniform(0, 0.05))  # anywhere: also while the file is opened or made
+        return said + kill(writer, told)
+
+
+def kill(writer: int, told: int) -> bytes:
+    """Kill a writer; return what it said last."""
+    os.kill(writer, signal.SIGKILL)
+    with open(told, "rb") as rest:  # ends when the process has
+        return rest.read()
+
+
+@pytest.fixture
+def writers() -> Iterator[Writers]:
+    found = Writers()
+    yield found
+    found.close()
 
 
 def test_a_killed_writer_loses_nothing_acknowledged_and_tears_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    writers: Writers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chance = random.Random(SEED)
     kills, reopened, records, acks = count(25, 1_000), [], 0, 0
@@ -54,15 +84,17 @@ def test_a_killed_writer_loses_nothing_acknowledged_and_tears_nothing(
         if kill % KILLS_PER_FILE == 0:
             acknowledged = Acknowledged()
         job = Job(durability, str(path), f"kill{kill}", seed=chance.randrange(1 << 30))
-        acknowledged.read(killed_writer(job, chance))
+        acknowledged.read(writers.start_and_kill(job, chance))
 
+        left = b"".join(file.read_bytes() for file in tmp_path.glob(f"{path.name}*"))
         started = time.perf_counter()
         store = open_store(durability, path)
         reopened.append(time.perf_counter() - started)
-        verdict, problem = judge(store.rows(), acknowledged), store.verify()
+        verdict, problem = examined(store, acknowledged), store.verify()
         store.close()
 
         assert problem == ""
+        assert not any(secret_of(stream) in left for stream in acknowledged.erased)
         assert verdict.ok, f"kill {kill}: {verdict}"
         if (kill + 1) % KILLS_PER_FILE == 0:
             records, acks = records + verdict.records, acks + len(acknowledged.batches)
@@ -77,11 +109,35 @@ def test_a_killed_writer_loses_nothing_acknowledged_and_tears_nothing(
     assert acks > kills
 
 
-def test_the_same_kills_find_out_a_store_that_acknowledges_too_early(tmp_path: Path) -> None:
+def test_a_killed_writer_does_not_hinder_the_others(writers: Writers, tmp_path: Path) -> None:
+    chance, path, acknowledged = random.Random(SEED), tmp_path / "runs.db", Acknowledged()
+    open_store("atlas-power", path).close()
+    survivor, told = writers.start(Job("atlas-power", str(path), "survivor", seed=1, alone=False))
+    said = b""
+    for number in range(count(6, 100)):
+        job = Job("atlas-power", str(path), f"victim{number}", seed=number, alone=False)
+        acknowledged.read(writers.start_and_kill(job, chance))
+        before = said.count(b"\n")
+        while said.count(b"\n") <= before:
+            more = os.read(told, 65536)
+            assert more, "the survivor has died, too"
+            said += more
+    acknowledged.read(said + kill(survivor, told))
+    store = open_store("atlas-power", path)
+    verdict, problem = examined(store, acknowledged), store.verify()
+    store.close()
+
+    assert problem == ""
+    assert verdict.ok, verdict
+
+
+def test_the_same_kills_find_out_a_store_that_acknowledges_too_early(
+    writers: Writers, tmp_path: Path
+) -> None:
     path, acknowledged, chance = tmp_path / "early.db", Acknowledged(), random.Random(SEED)
     for kill in range(4):
         job = Job("early-ack", str(path), f"kill{kill}", seed=kill)
-        acknowledged.read(killed_writer(job, chance))
+        acknowledged.read(writers.start_and_kill(job, chance))
     store = open_store("raw-normal", path)
     verdict = judge(store.rows(), acknowledged)
     store.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from faults import shim as preloaded
-from faults.checks import Acknowledged, judge
+from faults.checks import Acknowledged, examined
 from faults.counts import SEED, count
 from faults.disk import MODES, SYNCED, SYNCING, Disk, lay, notes
 from faults.stores import open_store
@@ -100,7 +100,7 @@ def examine(store: str, what: str, left: Path, acks: bytes, outcome: Outcome) ->
     try:
         opened = open_store(store, left / "runs.db")
         problem = opened.verify()
-        verdict = judge(opened.rows(), acknowledged)
+        verdict = examined(opened, acknowledged)
         opened.append([("after", b'{"batch": "after", "index": 0, "of": 1}')])
         opened.close()
     except Exception as error:

@@ -1,6 +1,7 @@
 """A process that writes to a log from several threads and tasks, and says what it was told is stored.
 
-Started by the tests: ``python -m faults.writer '{"store": …}'`` with the fields of `Job`.
+Started by the tests: ``python -m faults.writer '{"store": …}'`` with the fields of `Job`, or as a server
+of such processes (`serve`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import asyncio
 import json
 import os
 import random
+import socket
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults.checks import ERASABLE, payload_of
+from atlas.errors import LogUnavailableError
+from faults.checks import ERASABLE, payload_of, secret_of
 from faults.stores import Store, open_store
 
 
@@ -27,11 +31,12 @@ class Job:
         path: The file.
         run: Part of the names of batches, so that several runs can write to one file.
         seed: Of the choices made.
-        acks: The file that is told what was acknowledged; "": standard output.
+        acks: The file that is told what was acknowledged, where the writer is not served.
         batches: How many batches each worker writes.
         sessions: How often the store is closed and opened again on the way.
         threads: Workers that block.
         tasks: Workers that await.
+        alone: Whether no other process has the file open.
     """
 
     store: str
@@ -43,6 +48,7 @@ class Job:
     sessions: int = 1
     threads: int = 2
     tasks: int = 3
+    alone: bool = True
 
 
 class Writer:
@@ -102,16 +108,26 @@ class Writer:
             self._acknowledge(f"+ {name}")
 
     def _keeping_house(self) -> None:
-        """Take snapshots and erase, now and then, while the others append."""
+        """Take snapshots, erase and fork, now and then, while the others append."""
         for number in range(max(1, self._job.batches // 3)):
             name = f"{self._name}.house.{number}"
             stream = f"erase.{name}"
-            self._store.append([(stream, b"secret" * 30)] * ERASABLE)
+            self._store.append([(stream, secret_of(stream))] * ERASABLE)
             self._acknowledge(f"+ {name}")
             self._store.snapshot(stream)
-            if self._store.erase(stream):
+            if self._erase(stream):
                 self._acknowledge(f"- {stream}")
             self._store.snapshot("shared")
+            if self._store.fork(f"fork.{name}"):
+                self._acknowledge(f"/ fork.{name}")
+
+    def _erase(self, stream: str) -> bool:
+        try:
+            return self._store.erase(stream)
+        except LogUnavailableError:
+            if self._job.alone:
+                raise
+            return False  # another process reads, so that the bytes stay in the journal for now
 
 
 def give_up(failure: threading.ExceptHookArgs) -> None:
@@ -120,14 +136,44 @@ def give_up(failure: threading.ExceptHookArgs) -> None:
     os._exit(70)
 
 
-def main() -> None:
-    threading.excepthook = give_up
-    job = Job(**json.loads(sys.argv[1]))
-    acks = os.open(job.acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if job.acks else 1
+def run(job: Job, acks: int) -> None:
     for session in range(job.sessions):
         store = open_store(job.store, Path(job.path))
         Writer(job, session, store, acks).work()
         store.close()
+
+
+def bury() -> None:
+    """Let go of those that died: not before, so that nobody kills another process of the same id."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+
+
+def serve(connection: socket.socket) -> None:
+    """Fork a writer for each job that comes with a place for its acknowledgements; answer its id.
+
+    So a writer starts in a millisecond, and not with the imports of a second.
+    """
+    while True:
+        text, files, _, _ = socket.recv_fds(connection, 65536, 1)
+        if not text:
+            return
+        bury()
+        if (writer := os.fork()) == 0:
+            run(Job(**json.loads(text)), files[0])
+            os._exit(0)
+        os.close(files[0])
+        connection.send(str(writer).encode())
+
+
+def main() -> None:
+    threading.excepthook = give_up
+    if sys.argv[1] == "serve":
+        serve(socket.socket(fileno=int(sys.argv[2])))
+        return
+    job = Job(**json.loads(sys.argv[1]))
+    run(job, os.open(job.acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
 
 
 if __name__ == "__main__":
