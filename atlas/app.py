@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,24 +13,30 @@ from typing import Any, Final, Self, cast
 
 from typing_extensions import Unpack
 
-from atlas.container import Container, check
+from atlas.container import Container, check, new_id
+from atlas.core.effect_layers import Layer
+from atlas.core.effects import InDoubt, current_run, effect
 from atlas.core.event_bus import EventBus
 from atlas.core.log.controller import LOGS
 from atlas.core.log.engine import Durability, Engine
 from atlas.core.loop_thread import LoopThread
 from atlas.core.message_log import MessageLog
+from atlas.core.messages import Message
 from atlas.core.registry import FallbackTaken, Registry
-from atlas.core.runs import Comparison, Runs
+from atlas.core.run_session import RunSession, SessionOptions
+from atlas.core.runs import Comparison, Runs, RunStarted, holding
 from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
 from atlas.providers.base import ChatRequest, ModelCatalogue, Provider
 from atlas.providers.chat_state import ChatState, project_chat, transitions
 from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.messages import ChatMessage, ProviderFallbackTaken, TextPart
 from atlas.providers.profile import ChatProfile, chat_profile
+from atlas.providers.recorded import Deferred
 from atlas.providers.reply import Reply, StreamOptions, SyncReply
 from atlas.providers.resilience import Deadlines, RetryPolicy
 from atlas.providers.selection import Choice, choose
 from atlas.providers.timing import ProviderTimer
+from atlas.typing import JSON
 
 __all__ = ["Atlas"]
 
@@ -123,6 +130,7 @@ class Atlas:
         self._durability = durability
         self._engine: Engine | None = None
         self._log: MessageLog | None = None
+        self._sessions: dict[str, RunSession] = {}
         self._default: Provider | None = None
         self._choice: Choice | None = None
         self._timer: ProviderTimer | None = None
@@ -332,6 +340,169 @@ class Atlas:
             self._timer = ProviderTimer(self.bus)
         return self._timer
 
+    # -- recording and repeating --
+
+    def recording(
+        self,
+        name: str = "run",
+        *,
+        layers: Sequence[Layer] = (),
+        strict: bool = False,
+        is_durable: bool = True,
+        program: str | None = None,
+        arguments: Mapping[str, JSON] | None = None,
+    ) -> RunSession:
+        """Record a run: what is inside ``async with app.recording("name") as run:``.
+
+        Every model call, every function marked ``@effect``, the clock, chance and timers, as seen
+        by the code inside and by the tasks it makes, are kept in the log; `replaying` repeats them.
+
+        Args:
+            name: What to call it; the beginning of its id.
+            layers: Around all its effects, the outermost first; see `atlas.core.effect_layers`.
+            strict: Whether input that is not recorded (a socket, a thread, a task outside) ends the
+                run, instead of a warning.
+            is_durable: Whether the run waits at each effect until what was before is safely stored.
+                Without, a crash may lose the last moments of it.
+            program: ``module:function`` of what runs, for tools that run it again.
+            arguments: What that is called with, by name.
+
+        Raises:
+            AppNotRunningError: The application is not running, or on another loop.
+        """
+        self._refuse_other_loops()
+        started = RunStarted(self._run_id(name), name, program=program, arguments=arguments or {})
+        return self._session(
+            started, mode="record", layers=layers, strict=strict, is_durable=is_durable
+        )
+
+    def replaying(
+        self, run: str, *, pace: float | None = None, layers: Sequence[Layer] = ()
+    ) -> RunSession:
+        """Repeat a recorded run: no provider is called, no effect performed, no connection made.
+
+        The code inside must be that which was recorded, with the same arguments.
+
+        Args:
+            run: Id of the run.
+            pace: At the recorded pace times this; None: as fast as possible.
+            layers: As for `recording`.
+
+        Raises:
+            UnknownRunError: The log has no such run.
+            ReplayDiverged: From the body, or from leaving it: the program does something else.
+        """
+        self._refuse_other_loops()
+        events = self._recorded(run)
+        started = RunStarted(f"{run}~{self.container.identify()}", self.runs[run].name, parent=run)
+        return self._session(started, mode="replay", recorded=events, pace=pace, layers=layers)
+
+    def forking(
+        self,
+        run: str,
+        *,
+        at: int,
+        provider: str | None = None,
+        model: str | None = None,
+        name: str | None = None,
+        layers: Sequence[Layer] = (),
+        strict: bool = False,
+        is_durable: bool = True,
+    ) -> RunSession:
+        """Repeat a run up to one of its events, then go on live, as a run of its own.
+
+        Args:
+            run: Id of the run.
+            at: Number of the event; see `Run.events`. What the world gave up to there is repeated; 0
+                repeats nothing. In the middle of a model's answer, it is asked anew.
+            provider: Whom to ask from there on, whatever the code says.
+            model: Which model to ask from there on, whatever the code says.
+            name: What to call the new run; default: as the one it is forked from.
+            layers: As for `recording`.
+            strict: As for `recording`.
+            is_durable: As for `recording`.
+
+        Raises:
+            UnknownRunError: The log has no such run.
+            UnknownVersionError: The run has no such event.
+        """
+        self._refuse_other_loops()
+        parent = self.runs[run]
+        called = name or parent.name
+        kept, deliveries, last = parent.before_fork(at)
+        started = RunStarted(self._run_id(called), called, "fork", run, last)
+        assert self._log is not None
+        self._log.begin(started.run, last)
+        return self._session(
+            started,
+            mode="fork" if kept else "record",
+            recorded=kept,
+            at=deliveries,
+            instead=(provider, model),
+            layers=layers,
+            strict=strict,
+            is_durable=is_durable,
+        )
+
+    def resume(
+        self,
+        run: str,
+        *,
+        in_doubt: InDoubt = "raise",
+        layers: Sequence[Layer] = (),
+        strict: bool = False,
+        is_durable: bool = True,
+    ) -> RunSession:
+        """Go on with a run whose process died: what finished is repeated, then it goes on live.
+
+        Args:
+            run: Id of the run.
+            in_doubt: What to do about an external effect that was started, and of which nobody knows
+                whether it happened: ``"raise"`` `InDoubtError`, ``"retry"``, `Skip` with what it
+                is to have given, or an async function that is asked and returns one of these.
+            layers: As for `recording`.
+            strict: As for `recording`.
+            is_durable: As for `recording`.
+
+        Raises:
+            UnknownRunError: The log has no such run.
+            ConfigurationError: The run is going on in this process, or ended well.
+        """
+        self._refuse_other_loops()
+        stored = self.runs[run]
+        if run in self._sessions or stored.status == "completed":
+            state = "still going on" if run in self._sessions else "completed"
+            raise ConfigurationError(
+                f"Run {run} is {state} and cannot be resumed. Use forking() to do it differently."
+            )
+        return self._session(
+            stored.started,
+            mode="resume",
+            recorded=self._recorded(run),
+            in_doubt=in_doubt,
+            layers=layers,
+            strict=strict,
+            is_durable=is_durable,
+        )
+
+    def _run_id(self, name: str) -> str:
+        return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-') or 'run'}-{new_id()[:8]}"
+
+    def _recorded(self, run: str) -> list[Message]:
+        return [event for _, event in holding(self.runs[run].read())]
+
+    def _session(self, started: RunStarted, **options: Unpack[SessionOptions]) -> RunSession:
+        assert self._log is not None
+        session = RunSession(
+            self.bus,
+            self._log,
+            started,
+            on_end=lambda ended: self._sessions.pop(ended.id, None),
+            **options,
+        )
+        self._sessions[started.run] = session
+        return session
+
     @property
     def runs(self) -> Runs[ChatState]:
         """The runs in the log; their states are those of all replies, see `ChatState`.
@@ -378,11 +549,11 @@ class Atlas:
         self, talk: Conversation, prompt: str | Sequence[ChatMessage], options: ChatOptions
     ) -> Reply:
         options = _over(self.profile, options)
-        provider = self._provider(options.get("provider"))
+        provider, model = self._chosen(options)
         if self._timer is not None:
             self._timer.time(provider)
         asked = _messages(prompt)
-        request = _request((*talk.messages, *asked), self._model(provider, options), options)
+        request = _request((*talk.messages, *asked), model, options)
 
         def finished(reply: Reply) -> None:
             del self._replies[reply.id]
@@ -404,15 +575,47 @@ class Atlas:
         reply.start()
         return reply
 
+    def _chosen(self, options: ChatOptions) -> tuple[Provider, str]:
+        """Return whom to ask and for which model; inside a run, as was recorded."""
+        wanted, model = options.get("provider"), options.get("model")
+        run = current_run()
+        if run is None:
+            provider = self._provider(wanted)
+            return provider, model or self._model(provider)
+        given = None if isinstance(wanted, str | None) else _usable(wanted)
+        session = self._sessions.get(run.run_id)
+        instead = (None, None) if session is None else session.instead
+        asked_for = wanted if isinstance(wanted, str | None) else wanted.name
+        name, model = self._named(asked_for, model, given, instead)
+        if given is not None and given.name == name:
+            return given, model
+        if run.is_live:
+            return self._provider(name), model
+        # A replay asks nobody, so the provider may be missing here.
+        return Deferred(name, None if run.mode == "replay" else self._provider), model
+
+    @effect("model.choice", pure=True, ignore=("given", "instead"))
+    def _named(
+        self,
+        provider: str | None,
+        model: str | None,
+        given: Provider | None,
+        instead: tuple[str | None, str | None],
+    ) -> tuple[str, str]:
+        """Return the names of whom to ask and of the model, when that is settled now."""
+        other, other_model = instead
+        chosen = self._provider(other or provider) if other or given is None else given
+        if other:
+            model = None  # it is the other one's
+        return chosen.name, other_model or model or self._model(chosen)
+
     def _provider(self, wanted: str | Provider | None) -> Provider:
         if wanted is None:
             assert self._default is not None
             return self._default
         return self._create(wanted) if isinstance(wanted, str) else _usable(wanted)
 
-    def _model(self, provider: Provider, options: ChatOptions) -> str:
-        if model := options.get("model"):
-            return model
+    def _model(self, provider: Provider) -> str:
         # The application's model belongs to its default provider.
         if provider is self._default and self._choice is not None and self._choice.model:
             return self._choice.model

@@ -9,11 +9,10 @@
 
 from __future__ import annotations
 
-import uuid
-
 from dependency_injector import containers, providers
 
 from atlas.core.clock import SystemClock
+from atlas.core.effects import uuid
 from atlas.core.event_bus import EventBus
 from atlas.providers.selection import provider_registry
 
@@ -21,8 +20,11 @@ __all__ = ["Container", "check", "new_id"]
 
 
 def new_id() -> str:
-    """Return a short id for a conversation or a reply, unique for all practical purposes."""
-    return uuid.uuid4().hex[:12]
+    """Return a short id for a conversation or a reply, unique for all practical purposes.
+
+    Inside a recorded run it follows from the run's seed.
+    """
+    return uuid().hex[:12]
 
 
 class Container(containers.DeclarativeContainer):

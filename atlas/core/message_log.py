@@ -21,7 +21,7 @@ from atlas.core.event_bus import EventBus, HandlerFailed, Subscription
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord
 from atlas.core.message_pages import PAGE, pack
-from atlas.core.messages import Event, Message, message
+from atlas.core.messages import Event, FrozenDict, Message, message
 from atlas.errors import (
     AtlasError,
     BusClosedError,
@@ -35,6 +35,8 @@ __all__ = ["Fate", "Gate", "LogFailed", "LogRecovered", "MessageLog", "stream_of
 
 _FIRST: Final = 2**31
 """Priority of the log's subscription: what happens is kept before anybody acts upon it."""
+
+_NO_ALIASES: Final[Mapping[str, str]] = FrozenDict()
 
 _RETRY_AFTER: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds before the log is tried again; the last for every further time."""
@@ -146,6 +148,7 @@ class MessageLog:
         self._patience = patience
         self._queue: deque[_Entry] = deque()
         self._gates: Mapping[str, Gate] = {}
+        self._aliases: Mapping[str, Mapping[str, str]] = {}
         self._bases: Mapping[str, int] = {}
         self._versions: dict[str, int] = {}
         self._buses: list[EventBus] = []
@@ -171,8 +174,16 @@ class MessageLog:
             bus.subscribe("**", self._keep, priority=_FIRST, name="atlas log")
         )
 
-    def watch(self, run: str, gate: Gate | None) -> None:
-        """Let a gate decide what becomes of the messages of a run; None: keep them all again."""
+    def watch(self, run: str, gate: Gate | None, aliases: Mapping[str, str] = _NO_ALIASES) -> None:
+        """Let a gate decide what becomes of the messages of a run; None: keep them all again.
+
+        Args:
+            run: The run.
+            gate: Decides.
+            aliases: Ids under which messages that the gate dropped are stored already, by those that
+                they were published with. Looked at when messages are written, so it may grow.
+        """
+        self._aliases = {**self._aliases, run: aliases}
         gates = {known: of for known, of in self._gates.items() if known != run}
         self._gates = gates if gate is None else {**gates, run: gate}
 
@@ -318,12 +329,18 @@ class MessageLog:
         for first in range(0, len(kept), self._page):
             part = kept[first : first + self._page]
             try:
-                yield _packed(run, part)
+                yield self._packed(run, part)
             except AtlasError:
                 # One that cannot be written must not take the others with it.
                 for each in part:
                     with self._noted("A message could not be written"):
-                        yield _packed(run, [each])
+                        yield self._packed(run, [each])
+
+    def _packed(self, run: str, kept: list[_Kept]) -> _Page:
+        messages = [each.message for each in kept]
+        outside = {place for place, each in enumerate(kept) if each.is_outside}
+        payload = pack(run, messages, outside, self._aliases.get(run, _NO_ALIASES))
+        return _Page(run, payload, len(kept), messages[-1].meta.time_ns)
 
     @contextlib.contextmanager
     def _noted(self, what: str, count: int = 1) -> Iterator[None]:
@@ -343,10 +360,14 @@ class MessageLog:
                 if self._is_given_up(attempt, error, pages, marks):
                     return error
             except VersionConflictError as error:
-                # Another process went on with this run; what it wrote comes before ours.
+                watched = [page for page in pages if page.run in self._gates]
+                if watched or attempt >= _MOST_CONFLICTS:
+                    # Another process goes on with a run of ours: only one of us may.
+                    refused = self._give_up(_messages_on(watched or pages), error)
+                    rest = [page for page in pages if watched and page not in watched]
+                    self._versions.clear()
+                    return (self._append(rest, marks) if rest else None) or refused
                 self._versions.clear()
-                if attempt >= _MOST_CONFLICTS:
-                    return self._give_up(_messages_on(pages), error)
             except AtlasError as error:
                 return self._give_up(_messages_on(pages), error)
             else:
@@ -428,12 +449,6 @@ class MessageLog:
             raise LogUnavailableError(
                 f"Not all messages are kept in {self._engine.address} ({self.lost:,} lost): {problems}."
             )
-
-
-def _packed(run: str, kept: list[_Kept]) -> _Page:
-    messages = [each.message for each in kept]
-    outside = {place for place, each in enumerate(kept) if each.is_outside}
-    return _Page(run, pack(run, messages, outside), len(kept), messages[-1].meta.time_ns)
 
 
 def _messages_on(pages: list[_Page]) -> int:

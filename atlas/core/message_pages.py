@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final, cast
 
@@ -43,12 +43,19 @@ _COMPRESSED: Final = b"z"
 _WORTH_COMPRESSING: Final = 200
 
 
+_NO_ALIASES: Final[Mapping[str, str]] = FrozenDict()
+
 OUTSIDE: Final = "atlas-outside"
 """Header of a message that somebody else published because of the run, not the run itself: it is no
 part of what a replay does again."""
 
 
-def pack(run: str, messages: Sequence[Message], outside: AbstractSet[int] = frozenset()) -> bytes:
+def pack(
+    run: str,
+    messages: Sequence[Message],
+    outside: AbstractSet[int] = frozenset(),
+    aliases: Mapping[str, str] = _NO_ALIASES,
+) -> bytes:
     """Return the bytes of a page.
 
     The text is an object: ``run``; ``buses``, ``names`` (name and version) and ``ids``, to which
@@ -61,6 +68,7 @@ def pack(run: str, messages: Sequence[Message], outside: AbstractSet[int] = froz
         run: The run all of them belong to.
         messages: Published messages.
         outside: The places among them of those that get the header `OUTSIDE`.
+        aliases: Ids under which causes are stored, by the ids they are referred to with.
 
     Raises:
         SchemaError: The class of a message cannot be written.
@@ -82,8 +90,8 @@ def pack(run: str, messages: Sequence[Message], outside: AbstractSet[int] = froz
             str(buses.setdefault(bus, len(buses))),
             str(sequence - last_sequence),
             str(time_ns - last_time),
-            _reference(causation, ids),
-            _reference(None if _same(correlation, origin) else correlation, ids),
+            _reference(causation, ids, aliases),
+            _reference(None if _same(correlation, origin) else correlation, ids, aliases),
             _fields(each),
         ]
         if source is not None or headers:
@@ -118,8 +126,11 @@ def _same(one: Origin, other: Origin) -> bool:
     return one == other or message_id(one) == message_id(other)
 
 
-def _reference(origin: Origin | None, ids: dict[str, int]) -> str:
-    return "null" if origin is None else str(ids.setdefault(message_id(origin), len(ids)))
+def _reference(origin: Origin | None, ids: dict[str, int], aliases: Mapping[str, str]) -> str:
+    if origin is None:
+        return "null"
+    known = message_id(origin)
+    return str(ids.setdefault(aliases.get(known, known), len(ids)))
 
 
 def unpack(data: bytes) -> list[Message]:

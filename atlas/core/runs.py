@@ -18,10 +18,20 @@ from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from atlas.core.causality import causal_tree
+from atlas.core.effects import (
+    EffectCancelled,
+    EffectDelivered,
+    EffectNoted,
+    EffectRead,
+    EffectStarted,
+    RunContinued,
+    RunSeeded,
+    cut_at,
+)
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord
 from atlas.core.message_log import stream_of
-from atlas.core.message_pages import PAGE, logical_lines, pack, unpack
+from atlas.core.message_pages import OUTSIDE, PAGE, logical_lines, pack, unpack
 from atlas.core.messages import Event, Message, message
 from atlas.core.patches import Patch, diff
 from atlas.core.schema.canonical import canonical_text
@@ -37,7 +47,17 @@ from atlas.errors import (
 )
 from atlas.typing import JSON
 
-__all__ = ["Comparison", "Run", "RunEnded", "RunStarted", "RunStatus", "Runs"]
+__all__ = [
+    "ENTRIES",
+    "Comparison",
+    "Run",
+    "RunEnded",
+    "RunStarted",
+    "RunStatus",
+    "Runs",
+    "holding",
+    "is_lifecycle",
+]
 
 S = TypeVar("S")
 
@@ -90,9 +110,44 @@ class RunEnded(Event):
     exact: bool = True
 
 
+ENTRIES: Final = (
+    RunSeeded,
+    RunContinued,
+    EffectStarted,
+    EffectDelivered,
+    EffectRead,
+    EffectCancelled,
+    EffectNoted,
+)
+"""The messages of which the journal of a run consists; see `atlas.core.effects`."""
+
+
 def is_lifecycle(event: Message) -> bool:
     """Return whether an event is about a run and not part of what it does."""
     return isinstance(event, RunStarted | RunEnded)
+
+
+def holding(events: Iterable[Message]) -> list[tuple[int, Message]]:
+    """Return the events of a run that hold, with their numbers.
+
+    A run that was broken off in the middle of a stream of pieces and then resumed began that stream
+    anew; what had been made of its first pieces holds no more. Of any other run all events hold.
+    """
+    kept: list[tuple[int, Message]] = []
+    entries: list[int] = []
+    for number, event in enumerate(events, 1):
+        if isinstance(event, RunContinued):
+            del entries[event.kept :]
+            cut = entries[-1] + 1 if entries else 0
+            kept[cut:] = [each for each in kept[cut:] if _stays(each[1])]
+        if isinstance(event, ENTRIES):
+            entries.append(len(kept))
+        kept.append((number, event))
+    return kept
+
+
+def _stays(event: Message) -> bool:
+    return is_lifecycle(event) or OUTSIDE in event.meta.headers
 
 
 class Run(Generic[S]):
@@ -222,7 +277,8 @@ class Run(Generic[S]):
 
         Ids, times, and what others did because of it, are left out; see `logical_lines`.
         """
-        return logical_lines(event for event in self.read() if not is_lifecycle(event))
+        held = (event for _, event in holding(self.read()))
+        return logical_lines(event for event in held if not is_lifecycle(event))
 
     @property
     def digest(self) -> str:
@@ -249,7 +305,11 @@ class Run(Generic[S]):
         if reached == number:
             return state
         for count, event in enumerate(self.read(reached, number), reached + 1):
-            state = self._transition(state, event)
+            if isinstance(event, RunContinued):
+                held = (event for _, event in holding(self.read(until=count)))
+                state = functools.reduce(self._transition, held, self._initial)
+            else:
+                state = self._transition(state, event)
             if count % _STATES_EVERY == 0 and count > self._states[-1][0]:
                 self._states.append((count, state))
         return state
@@ -280,6 +340,24 @@ class Run(Generic[S]):
                 f"Run {self.id} has no event {number}; it has {count}.", version=number
             )
         return wanted
+
+    def before_fork(self, number: int) -> tuple[list[Message], int, int]:
+        """Return what a fork at an event repeats.
+
+        It repeats up to the last thing that came in from the world, at this event or before; in the
+        middle of a stream of pieces, to before its first.
+
+        Returns:
+            The events that hold up to there, how many deliveries are among them, and the number of
+            the last event that is repeated.
+        """
+        held = holding(self.read(until=self._checked(number)))
+        entries = [(place, each) for place, each in held if isinstance(each, ENTRIES)]
+        count = sum(isinstance(each, EffectDelivered) for _, each in entries)
+        end = cut_at([each for _, each in entries], count)
+        last = entries[end - 1][0] if end else 0
+        kept = [each for place, each in held if place <= last]
+        return kept, sum(isinstance(each, EffectDelivered) for each in kept), last
 
     # -- taking it elsewhere --
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from atlas.core.buffer import BufferReader, StreamBuffer
 from atlas.core.causality import caused_by
+from atlas.core.effects import current_run
 from atlas.core.event_bus import EventBus, Receipt
 from atlas.core.loop_thread import LoopThread
 from atlas.errors import ProviderError
@@ -38,7 +39,8 @@ from atlas.providers.messages import (
     ToolCallPart,
     Usage,
 )
-from atlas.providers.resilience import Deadlines, Retry, RetryPolicy, resilient_stream
+from atlas.providers.recorded import HeldBack, model_stream
+from atlas.providers.resilience import Deadlines, Retry, RetryPolicy
 
 __all__ = ["OnToken", "Reply", "ReplyStatus", "StreamOptions", "SyncReply"]
 
@@ -118,6 +120,7 @@ class Reply:
         self._on_finished = on_finished
         self._assembler = Assembler(provider=provider.name, model=request.model, reply=id)
         self._buffer: StreamBuffer[str] = StreamBuffer(options.capacity, rate=options.rate)
+        self._held_back = HeldBack()
         self._stopwatch = Stopwatch()
         self._timing: Timing | None = None
         self._completion: Completion | None = None
@@ -303,12 +306,13 @@ class Reply:
     async def _run(self, started: Receipt[StreamStarted]) -> None:
         if not started.done:
             await self._handled(started)
-        stream = resilient_stream(
+        stream = model_stream(
             self._source,
             self._request,
             deadlines=self._options.deadlines,
             retries=self._options.retries,
             on_retry=self._report_retry,
+            held_back=self._held_back,
         )
         feed = self._assembler.feed
         publish = self._bus.publish
@@ -391,8 +395,12 @@ class Reply:
         """Wait until the handlers are through, without running them in this task.
 
         Awaiting the receipt would run them here, and cancelling the reply would then cancel a
-        handler of somebody else's in the middle of its work.
+        handler of somebody else's in the middle of its work. Inside a recorded run, which must not
+        depend on who listens, nobody waits but the vendor.
         """
+        if current_run() is not None:
+            self._held_back.wait = partial(self._wait_outside, receipt)
+            return
         loop = asyncio.get_running_loop()
         through = asyncio.Event()
 
@@ -404,6 +412,10 @@ class Reply:
         receipt.when_done(tell)
         await through.wait()
         self._stop_here_if_asked()
+
+    async def _wait_outside(self, receipt: Receipt[Any]) -> None:
+        self._held_back.wait = None
+        await receipt
 
     def _stop_here_if_asked(self) -> None:
         """End this task when what it waited for has called `cancel`."""
@@ -420,10 +432,12 @@ class Reply:
 class Stopwatch:
     """Measures one reply: when the first piece came, and how fast the others followed."""
 
-    __slots__ = ("_first", "_last", "_pieces", "_started", "attempts")
+    __slots__ = ("_first", "_last", "_pieces", "_started", "_time", "attempts")
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
+        # The loop's clock: inside a recorded run it stands at what was recorded.
+        self._time = asyncio.get_running_loop().time
+        self._started = self._time()
         self._first = 0.0
         self._last = 0.0
         self._pieces = 0
@@ -431,14 +445,14 @@ class Stopwatch:
 
     def tick(self) -> None:
         """Note that a piece of the answer came."""
-        self._last = time.perf_counter()
+        self._last = self._time()
         if not self._pieces:
             self._first = self._last
         self._pieces += 1
 
     def timing(self) -> Timing:
         """Return what was measured so far."""
-        total = time.perf_counter() - self._started
+        total = self._time() - self._started
         if not self._pieces:
             return Timing(total=total, attempts=self.attempts)
         seconds = self._last - self._first

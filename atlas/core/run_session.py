@@ -1,0 +1,289 @@
+"""A run while it happens: its effects in the log, its messages on the bus, both in one order.
+
+`RunSession` opens a `RunContext` whose journal is the bus: what the run asks of the world, and what it
+gets, are messages among its others. The log keeps them all, so that the same messages tell a person
+what happened and a replay what to do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Literal, Self, TypeAlias, TypedDict
+
+from atlas.core.causality import caused_by
+from atlas.core.effect_layers import Layer
+from atlas.core.effects import (
+    EffectCancelled,
+    EffectDelivered,
+    EffectRead,
+    EffectStarted,
+    Entry,
+    InDoubt,
+    RunContext,
+    RunContinued,
+    RunSeeded,
+)
+from atlas.core.event_bus import EventBus
+from atlas.core.inner_loop import here
+from atlas.core.message_log import Fate, MessageLog
+from atlas.core.message_pages import OUTSIDE, logical_lines
+from atlas.core.messages import Message
+from atlas.core.runs import ENTRIES, RunEnded, RunStarted, is_lifecycle
+from atlas.errors import ReplayDiverged
+
+__all__ = ["RunSession", "SessionMode", "SessionOptions"]
+
+SessionMode: TypeAlias = Literal["record", "replay", "fork", "resume"]
+
+
+class SessionOptions(TypedDict, total=False):
+    """What may be said of a session; see `RunSession`."""
+
+    mode: SessionMode
+    recorded: Sequence[Message]
+    at: int | None
+    layers: Sequence[Layer]
+    in_doubt: InDoubt
+    strict: bool
+    pace: float | None
+    is_durable: bool
+    instead: tuple[str | None, str | None]
+
+
+class RunSession:
+    """A run that is being recorded, replayed, forked or resumed: an async context manager.
+
+    Its body, and the tasks it makes, are the run; see `RunContext` for what that means. Applications
+    make it: `atlas.Atlas.recording` and its like.
+
+    Args:
+        bus: Where the run's messages go.
+        log: What keeps them.
+        started: What is told of the run. Its id is that under which messages are published.
+        mode: What becomes of effects.
+        recorded: What was recorded of the run to repeat: its events that hold.
+        at: For a fork: how many deliveries to repeat.
+        layers: Around all effects, the outermost first.
+        in_doubt: What to do about external effects of which nobody knows if they happened.
+        strict: Whether input that is not recorded ends the run, instead of a warning.
+        pace: Replay at the recorded pace times this; None: as fast as possible.
+        is_durable: Whether effects wait until what was before them is safely stored.
+        instead: Whom, and which model, to ask instead, once effects are performed.
+        on_end: Called when it is over.
+
+    Attributes:
+        id: The run's id.
+        instead: As given.
+    """
+
+    def __init__(
+        self,
+        bus: EventBus,
+        log: MessageLog,
+        started: RunStarted,
+        *,
+        mode: SessionMode = "record",
+        recorded: Sequence[Message] = (),
+        at: int | None = None,
+        layers: Sequence[Layer] = (),
+        in_doubt: InDoubt = "raise",
+        strict: bool = False,
+        pace: float | None = None,
+        is_durable: bool = True,
+        instead: tuple[str | None, str | None] = (None, None),
+        on_end: Callable[[RunSession], object] | None = None,
+    ) -> None:
+        self.id = started.run
+        self._bus = bus
+        self._log = log
+        self._started = started
+        self._mode: SessionMode = mode
+        self._recorded = recorded
+        self.instead = instead
+        self._happened: list[Message] = []
+        self._aliases: dict[str, str] = {}
+        self._repeated = iter([each for each in recorded if _is_done_again(each)])
+        self._on_end = on_end
+        self._stack = ExitStack()
+        self._journal = _BusJournal(bus, log, self.id, is_durable=is_durable)
+        self._context = RunContext(
+            started.parent or self.id if mode == "replay" else self.id,
+            mode=mode,
+            journal=self._journal,
+            recorded=[each for each in recorded if isinstance(each, ENTRIES)],
+            at=at,
+            layers=layers,
+            in_doubt=in_doubt,
+            strict=strict,
+            pace=pace,
+            # What is repeated is told again, so that the bus sees the whole run; see `_fate`.
+            rewrite=True,
+        )
+
+    def __repr__(self) -> str:
+        return f"<RunSession {self.id} {self._mode}>"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a replay can do exactly the same: all that got in so far was recorded."""
+        return self._context.exact
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What got in that was not recorded, in words."""
+        return tuple(self._context.warnings)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether effects are performed now; else what was recorded is repeated."""
+        return self._context.is_live
+
+    @property
+    def lines(self) -> list[str]:
+        """What a replay has done so far, line by line; see `atlas.core.runs.Run.lines`."""
+        return logical_lines(each for each in self._happened if not is_lifecycle(each))
+
+    async def __aenter__(self) -> Self:
+        self._log.watch(self.id, self._fate, self._aliases)
+        try:
+            told = self._bus.publish(self._started, run=self.id).message
+            self._journal.begin(told)
+            self._stack.enter_context(caused_by(told))
+            await self._context.__aenter__()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ended = error
+        try:
+            await self._context.__aexit__(kind, error, traceback)
+            if error is None and self._mode == "replay":
+                self._compare()
+        except BaseException as raised:
+            ended = raised
+            raise
+        finally:
+            self._bus.publish(self._ending(ended), run=self.id)
+            self._close()
+            if self._mode != "replay":
+                await self._log.commit()
+
+    def _close(self) -> None:
+        self._stack.close()
+        self._log.watch(self.id, None)
+        if self._on_end is not None:
+            self._on_end(self)
+
+    def _ending(self, error: BaseException | None) -> RunEnded:
+        exact = self.is_exact
+        if error is None:
+            return RunEnded(self.id, "completed", None, exact)
+        text = f"{type(error).__name__}: {error}"
+        return RunEnded(
+            self.id, "failed" if isinstance(error, Exception) else "cancelled", text, exact
+        )
+
+    def _fate(self, each: Message) -> Fate:
+        """Decide what the log does with a message of this run; see `MessageLog.watch`."""
+        if is_lifecycle(each):
+            if self._mode == "resume" and isinstance(each, RunStarted):
+                self._alias(each, self._recorded[0])
+                return "drop"
+            return "drop" if self._mode == "replay" else "keep"
+        inside = isinstance(each, ENTRIES) or _published_inside()
+        if self._mode == "replay":
+            if inside:
+                self._happened.append(each)
+            return "drop"
+        if not self.is_live:
+            if inside:
+                self._alias(each, next(self._repeated, None))
+            return "drop"
+        return "keep" if inside else "outside"
+
+    def _alias(self, again: Message, stored: Message | None) -> None:
+        """Let what follows from a message that is repeated follow from the one that is stored."""
+        if stored is not None and again.meta.id is not None and stored.meta.id is not None:
+            self._aliases[again.meta.id] = stored.meta.id
+
+    def _compare(self) -> None:
+        recorded = logical_lines(each for each in self._recorded if not is_lifecycle(each))
+        happened = self.lines
+        for number, (before, now) in enumerate(zip(recorded, happened, strict=False), 1):
+            if before != now:
+                raise _parted(self._started.parent, number, before, now)
+        if len(recorded) != len(happened):
+            shorter = min(len(recorded), len(happened))
+            rest = [*recorded, ""][shorter], [*happened, ""][shorter]
+            raise _parted(self._started.parent, shorter + 1, *rest)
+
+
+class _BusJournal:
+    """A journal on the bus: each entry is a message of the run, below the one that led to it."""
+
+    def __init__(self, bus: EventBus, log: MessageLog, run: str, *, is_durable: bool) -> None:
+        self._bus = bus
+        self._log = log
+        self._run = run
+        self._is_durable = is_durable
+        self._told: Message | None = None
+        self._effects: dict[str, Message] = {}
+
+    def begin(self, told: Message) -> None:
+        """Take the message that all others of the run follow from."""
+        self._told = told
+
+    def write(self, entry: Entry) -> None:
+        """Publish an entry."""
+        assert self._told is not None
+        if isinstance(entry, EffectStarted):
+            # In the context of the code that asked for it, which tells the cause.
+            self._effects[entry.effect] = self._bus.publish(entry, run=self._run).message
+            return
+        if isinstance(entry, EffectRead):
+            self._bus.publish(entry, run=self._run)
+            return
+        effect = "" if isinstance(entry, RunSeeded | RunContinued) else entry.effect
+        # These come out of any context; so the cause is said, the same in each execution.
+        cause = self._effects.get(effect, self._told)
+        self._bus.publish(entry, run=self._run, causation=cause, correlation=self._told)
+        if isinstance(entry, EffectCancelled) or (
+            isinstance(entry, EffectDelivered) and entry.what != "chunk"
+        ):
+            self._effects.pop(effect, None)
+
+    async def commit(self) -> None:
+        """Wait until all that was published is stored."""
+        if self._is_durable:
+            await self._log.commit()
+
+
+def _is_done_again(event: Message) -> bool:
+    return not is_lifecycle(event) and OUTSIDE not in event.meta.headers
+
+
+def _published_inside() -> bool:
+    place = here()
+    if place is None:
+        return False
+    return place.inner.inside and place.inner.thread == threading.get_ident()
+
+
+def _parted(run: str | None, number: int, before: str, now: str) -> ReplayDiverged:
+    return ReplayDiverged(
+        f"The replay of run {run} made other events than were recorded: event {number} of what it "
+        f"does was {before or 'its end'} and is {now or 'its end'}. Every effect was the same, so "
+        f"the program, or a plain handler on its bus, was changed.",
+        recorded=before,
+        actual=now,
+    )

@@ -1,0 +1,145 @@
+"""A model call as an effect: recorded piece by piece inside a run, performed as it is outside of one.
+
+Deadlines and retries are inside of the effect, out of the run's sight: what it sees is what came of
+them, so that a replay does the same without waiting for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final, cast
+
+from atlas.core.effects import Effect, current_run, stream
+from atlas.core.effects.codec import error_from, error_text
+from atlas.errors import ProviderError, ReplayDiverged
+from atlas.providers.base import (
+    Capabilities,
+    ChatRequest,
+    Delta,
+    Finished,
+    Provider,
+    RefusalDelta,
+    ResponseStarted,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    UsageDelta,
+)
+from atlas.providers.resilience import Deadlines, Retry, RetryPolicy, resilient_stream
+
+__all__ = ["MODEL_CALL", "Deferred", "HeldBack", "model_stream"]
+
+MODEL_CALL: Final = "model"
+"""The kind of the effect."""
+
+_RETRIED: Final = "Retried"
+
+_DELTAS: Final = {
+    each.__name__: each
+    for each in (
+        ResponseStarted,
+        TextDelta,
+        ThinkingDelta,
+        RefusalDelta,
+        ToolCallDelta,
+        UsageDelta,
+        Finished,
+    )
+}
+
+
+class HeldBack:
+    """What the vendor is to wait for before its next piece: somebody outside the run is slow.
+
+    Attributes:
+        wait: Waits for it; None when nobody is.
+    """
+
+    wait: Callable[[], Awaitable[object]] | None = None
+
+
+class Deferred:
+    """Stands for a provider of which a recording has the name; it is built when it is asked.
+
+    So a run can be replayed, or repeated up to where it goes on, where the provider's package, key or
+    weights are missing.
+
+    Args:
+        name: Its name.
+        build: Builds it; None in a replay, which asks nobody.
+    """
+
+    def __init__(self, name: str, build: Callable[[str], Provider] | None) -> None:
+        self.name = name
+        self.capabilities = Capabilities()
+        self._build = build
+
+    def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        """Ask the provider itself.
+
+        Raises:
+            ReplayDiverged: This is a replay: what was recorded answers, or nothing does.
+            ConfigurationError: The provider cannot be built here.
+        """
+        if self._build is None:
+            raise ReplayDiverged(
+                f"{self.name} would have to be asked, which a replay never does.",
+                actual=f"{request.model} was asked",
+            )
+        return self._build(self.name).stream(request)
+
+    async def aclose(self) -> None:
+        """Do nothing: whoever built the provider closes it."""
+
+
+def model_stream(
+    provider: Provider,
+    request: ChatRequest,
+    *,
+    deadlines: Deadlines,
+    retries: RetryPolicy,
+    on_retry: Callable[[Retry], object],
+    held_back: HeldBack,
+) -> AsyncIterator[Delta]:
+    """Return the deltas of an answer; inside a run, as an effect of it.
+
+    There a retry is told when the next attempt has given something, not before.
+    """
+    if current_run() is None:
+        return resilient_stream(
+            provider, request, deadlines=deadlines, retries=retries, on_retry=on_retry
+        )
+    asked = {"provider": provider.name, "request": request}
+
+    # Any: a piece is the name of what it is, and its parts
+    async def outside() -> AsyncIterator[list[Any]]:
+        told: list[Retry] = []
+        deltas = resilient_stream(
+            provider, request, deadlines=deadlines, retries=retries, on_retry=told.append
+        )
+        async with aclosing(cast("Any", deltas)):
+            async for delta in deltas:
+                for retry in told:
+                    yield [_RETRIED, retry.attempt, retry.delay, error_text(retry.error)]
+                told.clear()
+                yield [type(delta).__name__, *delta]
+                if held_back.wait is not None:
+                    await held_back.wait()
+
+    # Idempotent: asked twice, a model costs twice, but nothing else happens.
+    pieces = stream(Effect(MODEL_CALL, asked, declared="idempotent"), outside)
+    return _inside(pieces, on_retry)
+
+
+# Any: see above
+async def _inside(
+    pieces: AsyncIterator[list[Any]], on_retry: Callable[[Retry], object]
+) -> AsyncIterator[Delta]:
+    async with aclosing(cast("Any", pieces)):
+        async for name, *parts in pieces:
+            if name == _RETRIED:
+                attempt, delay, error = parts
+                on_retry(Retry(attempt, delay, cast("ProviderError", error_from(error))))
+            else:
+                yield cast("Delta", _DELTAS[name](*parts))
