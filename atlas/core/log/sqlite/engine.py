@@ -334,7 +334,7 @@ class SqliteEngine:
         values: list[object] = [after, _LARGEST if until is None else until]
         if names:
             marks = ", ".join("?" * len(names))
-            where.append(f"name_id IN (SELECT id FROM names WHERE name IN ({marks}))")
+            where.append(f"name_id IN (SELECT id FROM names WHERE name IN ({marks}))")  # noqa: S608
             values += names
         if prefix:
             where.append(_WITH_PREFIX)

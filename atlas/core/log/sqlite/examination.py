@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Final
 
 from atlas.core.log.engine import Progress, Verification
@@ -24,7 +23,7 @@ _ROWS: Final = (
 
 def examine(file: LogFile, progress: Progress | None) -> Verification:
     """Return what is wrong first; see `atlas.core.log.engine.Engine.verify`."""
-    with closing(file.examiner()) as connection:
+    with file.readable() as connection:
         # One view of the file, whatever is written meanwhile.
         connection.execute("BEGIN")
         return _examine(connection, progress)

@@ -8,9 +8,13 @@ part of the chain.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 from typing import Final
 
@@ -116,7 +120,9 @@ class LogFile:
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
                 raise self._foreign("It is no SQLite file") from error
-            raise translated(error, str(path)) from error
+            # A damaged log can be opened, to be looked through and repaired.
+            if not self._is_truncated():
+                raise translated(error, str(path)) from error
         self._inode = self.path.stat().st_ino
         self._looked_at = 0.0
 
@@ -138,6 +144,45 @@ class LogFile:
         connection = self.reader()
         connection.text_factory = bytes
         return connection
+
+    @contextmanager
+    def readable(self) -> Iterator[sqlite3.Connection]:
+        """Give an examiner that reads what there is, also of a file whose end is missing."""
+        with closing(self.examiner()) as connection:
+            if not self._is_refused(connection):
+                yield connection
+                return
+        # SQLite reads nothing of such a file: read a copy with an empty end.
+        with TemporaryDirectory(dir=self.path.parent, prefix=f"{self.path.name}.") as folder:
+            copy = Path(folder) / "copy.db"
+            shutil.copy(self.path, copy)
+            os.truncate(copy, self._expected_size())
+            with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+                connection.text_factory = bytes
+                yield connection
+
+    def _is_refused(self, connection: sqlite3.Connection) -> bool:
+        # A short file alone says little: its end may be in the journal, or just being written.
+        try:
+            one(connection, "SELECT 1 FROM sqlite_master")
+        except sqlite3.DatabaseError:
+            return self._is_truncated()
+        return False
+
+    def _is_truncated(self) -> bool:
+        return self._header()[68:72] == _APPLICATION_ID.to_bytes(4, "big") and (
+            self.path.stat().st_size < self._expected_size()
+        )
+
+    def _header(self) -> bytes:
+        with self.path.open("rb") as file:
+            return file.read(100)
+
+    def _expected_size(self) -> int:
+        # See "The Database Header" in SQLite's description of its file format.
+        header = self._header()
+        page = int.from_bytes(header[16:18], "big")
+        return int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
 
     def relaxed(self, connection: sqlite3.Connection, *, relaxed: bool) -> None:
         """Let the next transactions of a writer be lost in a power cut, or not any more."""

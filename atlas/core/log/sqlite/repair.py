@@ -46,7 +46,7 @@ def salvage(damaged: LogFile, path: Path, progress: Progress | None) -> Salvage:
     for leftover in (path, _beside(path, "-wal"), _beside(path, "-shm")):
         leftover.unlink(missing_ok=True)
     new = LogFile(path, synchronous="FULL", busy_timeout=10.0, read_only=False)
-    with closing(damaged.examiner()) as source, closing(new.writer()) as target:
+    with damaged.readable() as source, closing(new.writer()) as target:
         verifier = Verifier(_notes(source))
         highest = _highest_position(source)
         target.execute("BEGIN IMMEDIATE")
