@@ -5,7 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, Final, TypeAlias
 
@@ -13,10 +13,10 @@ import psycopg
 
 from atlas.core.log.engine import Durability
 from atlas.core.log.postgres.place import Place
-from atlas.core.log.postgres.statements import Statements
+from atlas.core.log.postgres.statements import NEWEST, Statements
 from atlas.errors import LogClosedError, LogUnavailableError
 
-__all__ = ["Connection", "Connections", "CutOffError", "Listener", "Row"]
+__all__ = ["Connection", "Connections", "CutOffError", "Listener", "RefusedError", "Row"]
 
 # What the statement selects: psycopg cannot know the types.
 Row: TypeAlias = tuple[Any, ...]
@@ -42,6 +42,10 @@ class CutOffError(LogUnavailableError):
     """A connection used before had been lost meanwhile; a new one may work."""
 
 
+class RefusedError(LogUnavailableError):
+    """The server refused a statement, and goes on to take others."""
+
+
 class Connections:
     """Lends connections and keeps some for the next to come. Any thread may call any method."""
 
@@ -62,7 +66,7 @@ class Connections:
             connection: Connection = psycopg.connect(**self._place.parameters, autocommit=True)
             connection.execute(self._settings)
         except psycopg.Error as error:
-            raise self.unavailable(error) from error
+            raise self._unavailable(error) from error
         return connection
 
     @contextmanager
@@ -80,7 +84,9 @@ class Connections:
             self._put_right(connection)
             if not isinstance(error, psycopg.Error):
                 raise
-            raise self.unavailable(error, cut_off=connection.closed and not fresh) from error
+            lost = CutOffError if not fresh else LogUnavailableError
+            kind = lost if connection.closed else RefusedError
+            raise self._unavailable(error, kind) from error
         self._give_back(connection)
 
     def _take(self, *, new: bool) -> tuple[Connection, bool]:
@@ -111,13 +117,13 @@ class Connections:
         if not keep:
             connection.close()
 
-    def unavailable(self, error: psycopg.Error, *, cut_off: bool = False) -> LogUnavailableError:
-        """Return the error for what the server or the connection said."""
-        said = " ".join(str(error).split())
+    def _unavailable(
+        self, error: psycopg.Error, kind: type[LogUnavailableError] = LogUnavailableError
+    ) -> LogUnavailableError:
+        said = " ".join(str(error).split()).rstrip(".?")
         password = self._place.parameters.get("password")
         if password:
             said = said.replace(password, "***")
-        kind = CutOffError if cut_off else LogUnavailableError
         return kind(f"The log {self._place.address} cannot be used at the moment: {said}.")
 
     def close(self) -> None:
@@ -132,7 +138,14 @@ class Connections:
 class Listener:
     """Knows the last position, by a thread that listens to the server from the first wait on."""
 
-    def __init__(self, place: Place, connections: Connections, statements: Statements) -> None:
+    def __init__(
+        self,
+        place: Place,
+        connections: Connections,
+        statements: Statements,
+        ask: Callable[[], int],
+    ) -> None:
+        self._ask = ask
         self._name = f"atlas-log-{place.address}"
         self._connections = connections
         self._sql = statements
@@ -156,7 +169,11 @@ class Listener:
                 self._thread = threading.Thread(target=self._listen, name=self._name, daemon=True)
                 self._thread.start()
             self._news.wait_for(lambda: self._closing.is_set() or self._last > position, timeout)
-            return not self._closing.is_set() and self._last > position
+        if self._last <= position and not self._closing.is_set():
+            # Word may be on its way yet, or the thread without a connection.
+            with suppress(LogUnavailableError, LogClosedError):
+                self.heard(self._ask())
+        return not self._closing.is_set() and self._last > position
 
     def _listen(self) -> None:
         while not self._closing.is_set():
@@ -169,7 +186,7 @@ class Listener:
     def _follow(self, connection: Connection) -> None:
         connection.execute(self._sql("LISTEN {channel}"))
         # Asked after that: what is appended from now on is told.
-        ((position,),) = connection.execute(self._sql("SELECT position FROM {log}"))
+        ((position,),) = connection.execute(self._sql(NEWEST))
         self.heard(position)
         with selectors.DefaultSelector() as selector:
             selector.register(connection.fileno(), selectors.EVENT_READ)

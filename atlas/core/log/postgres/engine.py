@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
 from atlas.core.clock import SystemClock
-from atlas.core.log.chain import GENESIS, digest_of
+from atlas.core.log.chain import GENESIS, digest_of, link
 from atlas.core.log.engine import Append, Durability, Progress, Repair, Verification
 from atlas.core.log.group_commit import GroupCommit, PendingAppend
 from atlas.core.log.planning import Planner, Request, Tip
@@ -18,6 +18,7 @@ from atlas.core.log.postgres.connections import (
     Connections,
     CutOffError,
     Listener,
+    RefusedError,
     Row,
 )
 from atlas.core.log.postgres.place import Place
@@ -26,6 +27,8 @@ from atlas.core.log.postgres.statements import (
     ERASE,
     HEAD,
     HEADS,
+    LAST,
+    NEWEST,
     READ,
     READ_ALL,
     SAVE_SNAPSHOT,
@@ -107,8 +110,12 @@ class PostgresEngine:
         self._writing = threading.Lock()
         self._heads = _Heads(self._sql)
         self._kept: tuple[int, Planner] | None = None
-        self._twice(self._set_up)
-        self._listener = Listener(self._place, self._connections, self._sql)
+        try:
+            self._twice(self._set_up)
+        except BaseException:
+            self._connections.close()
+            raise
+        self._listener = Listener(self._place, self._connections, self._sql, self._last)
         self._commits = GroupCommit(
             self._commit, grace=_GRACE_S[durability], address=self._place.address
         )
@@ -130,8 +137,14 @@ class PostgresEngine:
             )
 
     def _is_set_up(self, connection: Connection) -> bool:
-        found = connection.execute("SELECT to_regclass(%s)", (self._place.table("log"),))
-        return found.fetchone() != (None,)
+        # Not to_regclass: it answers from a cache that may be older than the lock waited for.
+        table = (self._place.schema, self._place.prefix + "log")
+        found = connection.execute(
+            "SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+            "WHERE nspname = %s AND relname = %s",
+            table,
+        )
+        return found.fetchone() is not None
 
     def _create(self, connection: Connection) -> None:
         # Two processes may start at once; the second finds the tables made.
@@ -140,7 +153,8 @@ class PostgresEngine:
             return
 
         schema = self._place.schema
-        if connection.execute("SELECT to_regnamespace(%s)", (schema,)).fetchone() == (None,):
+        text = "SELECT 1 FROM pg_namespace WHERE nspname = %s"
+        if connection.execute(text, (schema,)).fetchone() is None:
             connection.execute(self._sql("CREATE SCHEMA {schema}"))
         connection.execute(self._sql(TABLES))
         connection.execute(
@@ -234,6 +248,9 @@ class PostgresEngine:
         """
         return self._listener.wait_beyond(position, timeout)
 
+    def _last(self) -> int:
+        return self._number(NEWEST) or 0
+
     def _records(self, text: str, parameters: _Parameters) -> list[Record]:
         records = [Record(*row) for row in self._rows(text, parameters)]
         for record in records:
@@ -270,14 +287,15 @@ class PostgresEngine:
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot, instead of one of the same stream, label and version."""
         place = (snapshot.stream, snapshot.label, snapshot.version)
-        self._rows(SAVE_SNAPSHOT, (*place, snapshot.payload, digest_of(snapshot.payload)))
+        self._rows(SAVE_SNAPSHOT, (*place, snapshot.payload, _snapshot_digest(snapshot)))
 
     def snapshot(self, stream: str, label: str, until: int | None = None) -> Snapshot | None:
         """Return the latest snapshot at this version or before; None also when it is damaged."""
         rows = self._rows(SNAPSHOT, (stream, label, _bounds(None, until)[1]))
         for version, payload, digest in rows:
-            if digest_of(payload) == digest:
-                return Snapshot(stream, version, label, payload)
+            found = Snapshot(stream, version, label, payload)
+            if _snapshot_digest(found) == digest:
+                return found
         return None
 
     def drop_snapshots(self, stream: str) -> None:
@@ -330,7 +348,7 @@ class PostgresEngine:
         """Move everything from the first bad position on to the table ``…set_aside``."""
 
         def repair(connection: Connection) -> Repair:
-            with self._changing(connection) as change:
+            with self._changing(connection, repairing=True) as change:
                 found, right = self._verified(connection, change.planner.tip, progress)
                 if found.bad_position is None:
                     return Repair(found.records, 0, "")
@@ -386,6 +404,13 @@ class PostgresEngine:
     def _commit(self, group: Sequence[PendingAppend]) -> None:
         try:
             self._twice(lambda connection: self._store(connection, group))
+        except RefusedError as error:
+            if len(group) == 1:
+                group[0].fail(error)
+                return
+            # Perhaps one of them is at fault, say, larger than the server takes.
+            for append in group:
+                self._commit([append])
         # It is theirs who wait for the appends.
         except Exception as error:  # noqa: BLE001
             for append in group:
@@ -418,13 +443,20 @@ class PostgresEngine:
         connection: Connection,
         requests: Sequence[Request] = (),
         stored: Callable[[], object] = lambda: None,
+        *,
+        repairing: bool = False,
     ) -> Iterator[_Change]:
         """Hold the log's lock; store what the body put into the change; then call ``stored``."""
         with self._writing:
             # Kept again when all went well: after a failure nothing is known.
             kept, self._kept = self._kept, None
             commits, tip = self._locked(connection)
-            planner = kept[1] if kept and kept[0] == commits else self._new_planner(tip)
+            if kept and kept[0] == commits and kept[1].tip == tip:
+                planner = kept[1]
+            else:
+                planner = self._new_planner(tip)
+                if not repairing:
+                    self._check_end(connection, tip)
             self._heads.fetch(connection, requests)
             change = _Change(planner)
             yield change
@@ -442,6 +474,15 @@ class PostgresEngine:
         self._heads.forget()
         return Planner(tip, self._heads.head, self._heads.tracked)
 
+    def _check_end(self, connection: Connection, tip: Tip) -> None:
+        last = connection.execute(self._sql(LAST), binary=True).fetchone() or (0, GENESIS)
+        if last != (tip.position, tip.chain):
+            raise LogCorruptedError(
+                f"The end of the log {self.address} is not what was appended there: its last record "
+                f"is {last[0]}, it should be {tip.position}. `repair` keeps what is good.",
+                position=min(last[0], tip.position) + 1,
+            )
+
     def _locked(self, connection: Connection) -> tuple[int, Tip]:
         # Two statements at once cannot be prepared.
         cursor = connection.execute(self._sql(BEGIN), prepare=False)
@@ -450,7 +491,7 @@ class PostgresEngine:
         return commits, Tip(position, time_ns, chain)
 
     def _write(self, connection: Connection, change: _Change) -> None:
-        columns = zip(*map(_row, change.records), strict=True) if change.records else [()] * 9
+        columns = zip(*change.records, strict=True) if change.records else [()] * 9
         tip = change.planner.tip
         parameters = (
             *map(list, columns),
@@ -563,20 +604,6 @@ def _tell(group: Sequence[PendingAppend], outcomes: Sequence[_Outcome]) -> None:
             append.succeed(outcome)
 
 
-def _row(record: Record) -> Row:
-    return (
-        record.position,
-        record.stream,
-        record.version,
-        record.name,
-        record.time_ns,
-        record.wall_ns,
-        record.payload,
-        record.digest,
-        record.chain,
-    )
-
-
 def _as_stored(row: Row) -> StoredRow:
     position, stream, version, name, *rest = row
     return StoredRow(position, stream.encode(), version, name.encode(), *rest)
@@ -589,6 +616,19 @@ def _problem_with_end(verifier: Verifier, tip: Tip) -> str:
             f"last."
         )
     return "" if verifier.chain == tip.chain else "The last link is not the one the log notes."
+
+
+def _snapshot_digest(snapshot: Snapshot) -> bytes:
+    return link(
+        GENESIS,
+        digest_of(snapshot.payload),
+        position=0,
+        stream=snapshot.stream.encode(),
+        version=snapshot.version,
+        name=snapshot.label.encode(),
+        time_ns=0,
+        wall_ns=0,
+    )
 
 
 def _check_length(stream: str) -> None:

@@ -79,8 +79,10 @@ def _parsed(address: str) -> tuple[dict[str, Any], dict[str, str]]:
             query = dict(parse_qsl(parts.query, keep_blank_values=True))
             own = {name: query.pop(name, "") for name in _OWN}
             encoded = urlencode(query, quote_via=quote)
-            return dict(conninfo_to_dict(parts._replace(query=encoded).geturl())), own
-    # Neither's text: it may show a password.
+            given = dict(conninfo_to_dict(parts._replace(query=encoded).geturl()))
+            if all(port.isdigit() for port in str(given.get("port", 5432)).split(",")):
+                return given, own
+    # Their texts may show a password.
     except (ValueError, psycopg.Error):
         pass
     raise ConfigurationError(

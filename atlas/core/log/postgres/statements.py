@@ -14,6 +14,8 @@ __all__ = [
     "ERASE",
     "HEAD",
     "HEADS",
+    "LAST",
+    "NEWEST",
     "READ",
     "READ_ALL",
     "SAVE_SNAPSHOT",
@@ -120,6 +122,10 @@ FROM unnest(%s::text[]) AS s
 HEAD: Final = "SELECT version FROM {records} WHERE stream = %s ORDER BY version DESC LIMIT 1"
 
 TRACKED: Final = "SELECT position FROM {tracking} WHERE reader = %s"
+
+LAST: Final = "SELECT position, chain FROM {records} ORDER BY position DESC LIMIT 1"
+
+NEWEST: Final = "SELECT position FROM {log}"
 
 READ: Final = "SELECT {fields} FROM {records} WHERE stream = %s AND version > %s AND version <= %s "
 
