@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 
 HEAD = struct.Struct("<BiqqI")
 SECTOR = 512
-OPENED, CLOSED, WRITTEN, TRUNCATED, SYNCING, SYNCED, UNLINKED, RENAMED = range(1, 9)
+OPENED, CLOSED, WRITTEN, TRUNCATED, SYNCING, SYNCED, UNLINKED, RENAMED, LINKED = range(1, 10)
 O_DIRECTORY, O_TRUNC = 0o200000, 0o1000
 
 Mode: TypeAlias = Literal[
@@ -84,11 +84,10 @@ class File:
 
 @dataclass(slots=True)
 class Naming:
-    """A change of the folder: a name now stands for a file, or for none."""
+    """A change of the folder, done at once or not at all: names now stand for files, or for none."""
 
     order: int
-    name: str
-    file: File | None
+    names: dict[str, File | None]
 
 
 def apply(content: bytearray, change: Change) -> None:
@@ -129,21 +128,19 @@ class Disk:
         elif note.what in (SYNCING, SYNCED):
             self._synced(note)
         elif note.what == UNLINKED:
-            self._name(self._short(note.data.decode()), None)
-        elif note.what == RENAMED:
+            self._name({self._short(note.data.decode()): None})
+        elif note.what in (RENAMED, LINKED):
             old, new = (self._short(path) for path in note.data.decode().split("\0"))
-            self._name(new, self._names[old])
-            self._name(old, None)
+            gone: dict[str, File | None] = {} if note.what == LINKED else {old: None}
+            self._name(gone | {new: self._names[old]})
 
     def _short(self, path: str) -> str:
         return path[len(self.folder) + 1 :]
 
-    def _name(self, name: str, file: File | None) -> None:
-        if file is None:
-            self._names.pop(name, None)
-        else:
-            self._names[name] = file
-        self._renaming.append(Naming(self._order, name, file))
+    def _name(self, names: dict[str, File | None]) -> None:
+        naming = Naming(self._order, names)
+        rename(self._names, naming)
+        self._renaming.append(naming)
 
     def _opened(self, note: Note) -> None:
         path = note.data.decode()
@@ -154,7 +151,7 @@ class Disk:
             self._open[note.file] = "acks" if name.endswith("acks") else None
         else:
             if name not in self._names:
-                self._name(name, File())
+                self._name({name: File()})
             file = self._open[note.file] = self._names[name]
             if note.extra & O_TRUNC:
                 file.pending.append(Change(self._order, 0, None))
@@ -197,10 +194,11 @@ class Disk:
 
 
 def rename(names: dict[str, File], naming: Naming) -> None:
-    if naming.file is None:
-        names.pop(naming.name, None)
-    else:
-        names[naming.name] = naming.file
+    for name, file in naming.names.items():
+        if file is None:
+            names.pop(name, None)
+        else:
+            names[name] = file
 
 
 def left(file: File, mode: Mode, chance: random.Random) -> bytearray:

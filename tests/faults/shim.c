@@ -24,7 +24,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum { OPENED = 1, CLOSED, WRITTEN, TRUNCATED, SYNCING, SYNCED, UNLINKED, RENAMED };
+enum { OPENED = 1, CLOSED, WRITTEN, TRUNCATED, SYNCING, SYNCED, UNLINKED, RENAMED, LINKED };
 enum { ON_WRITE = 1, ON_SYNC = 2, ON_TRUNCATE = 4, ON_OPEN = 8 };
 enum { FILES = 4096 };
 
@@ -54,6 +54,7 @@ static int (*real_fsync)(int);
 static int (*real_fdatasync)(int);
 static int (*real_unlink)(const char *);
 static int (*real_rename)(const char *, const char *);
+static int (*real_link)(const char *, const char *);
 
 __attribute__((constructor)) static void begin(void) {
   const char *where = getenv("FAULTS_FOLDER"), *to = getenv("FAULTS_TRACE");
@@ -67,6 +68,7 @@ __attribute__((constructor)) static void begin(void) {
   real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
   real_unlink = dlsym(RTLD_NEXT, "unlink");
   real_rename = dlsym(RTLD_NEXT, "rename");
+  real_link = dlsym(RTLD_NEXT, "link");
   if (where != NULL && strlen(where) < sizeof folder) {
     strcpy(folder, where);
     folder_length = strlen(folder);
@@ -280,17 +282,21 @@ int unlink(const char *path) {
   return result;
 }
 
-int rename(const char *from, const char *to) {
+static int name_it(int what, int (*real)(const char *, const char *), const char *from, const char *to) {
   char both[2 * PATH_MAX];
   int result;
-  if (!inside(from) && !inside(to)) return real_rename(from, to);
+  if (!inside(from) && !inside(to)) return real(from, to);
   pthread_mutex_lock(&lock);
-  result = real_rename(from, to);
+  result = real(from, to);
   if (result == 0 && strlen(from) + strlen(to) + 1 < sizeof both) {
     strcpy(both, from);
     strcpy(both + strlen(from) + 1, to);
-    note(RENAMED, -1, 0, 0, both, strlen(from) + 1 + strlen(to));
+    note(what, -1, 0, 0, both, strlen(from) + 1 + strlen(to));
   }
   pthread_mutex_unlock(&lock);
   return result;
 }
+
+int rename(const char *from, const char *to) { return name_it(RENAMED, real_rename, from, to); }
+
+int link(const char *from, const char *to) { return name_it(LINKED, real_link, from, to); }

@@ -46,7 +46,7 @@ def test_no_flipped_bit_anywhere_in_the_file_is_read_as_something_else(memory: P
     """Also of indexes, headers of pages and free space: harmless, or found."""
     records, chance = build(memory / "good.db"), random.Random(SEED + 1)
     fresh, findings, wrong = copies(memory / "good.db", memory), Counter[str](), []
-    for _ in range(count(150, 3_000)):
+    for _ in range(count(100, 3_000)):
         what = flip_anywhere(copy := next(fresh), chance)
         found = examine(copy, records)
         findings[found.how] += 1

@@ -145,7 +145,7 @@ def test_less_durable_logs_may_lose_the_end_to_a_power_cut_but_nothing_else(
     store: str, shim: Path, memory: Path
 ) -> None:
     outcome = cut_power(
-        store, traces=count(1, 5), per_trace=count(25, 100), shim=shim, memory=memory
+        store, traces=count(1, 5), per_trace=count(20, 100), shim=shim, memory=memory
     )
 
     print(outcome)

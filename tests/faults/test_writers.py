@@ -50,7 +50,7 @@ def race(kind: str, path: Path, racers: int, times: int) -> tuple[Verdict, list[
 
 @pytest.mark.parametrize("racers", [2, 4, 8] if FULL else [2, 4])
 def test_racing_processes_store_what_they_acknowledge_once(racers: int, tmp_path: Path) -> None:
-    times = count(25, 150)
+    times = count(15, 150)
     verdict, rows, conflicts = race("atlas-power", tmp_path / "runs.db", racers, times)
 
     print(f"{racers} processes, {len(rows)} records, {conflicts} conflicts")
@@ -62,6 +62,6 @@ def test_racing_processes_store_what_they_acknowledge_once(racers: int, tmp_path
 
 
 def test_the_same_race_finds_twins_where_versions_are_not_checked(tmp_path: Path) -> None:
-    verdict, _, _ = race("trusting-next", tmp_path / "runs.db", 4, 50)
+    verdict, _, _ = race("trusting-next", tmp_path / "runs.db", 4, 30)
 
     assert verdict.twins != []
