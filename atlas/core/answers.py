@@ -7,6 +7,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from atlas.core.inner_loop import here
 from atlas.errors import AtlasError, BusClosedError
 
 if TYPE_CHECKING:
@@ -63,4 +64,10 @@ class Answer(Generic[T]):
         return True
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self._future.__await__()
+        place = here()
+        if place is None:
+            return self._future.__await__()
+        return place.inner.supervisor.wait_outside(place, "answer", self._wait).__await__()
+
+    async def _wait(self) -> T:
+        return await self._future

@@ -50,6 +50,7 @@ from atlas.core.causality import (
 )
 from atlas.core.clock import SystemClock
 from atlas.core.history import History
+from atlas.core.inner_loop import here
 from atlas.core.lanes import Group, Port
 from atlas.core.messages import (
     Command,
@@ -932,7 +933,11 @@ class EventBus:
             WaitTimeoutError: No answer came in time.
             BusClosedError: The bus was closed meanwhile.
         """
-        if not self._route(message).all:
+        place = here()
+        has_handlers = bool(self._route(message).all)
+        if place is not None:  # who answers is outside of the run
+            has_handlers = place.inner.supervisor.read(place, "responders", lambda _: has_handlers)
+        if not has_handlers:
             raise NoResponderError(
                 f"Nobody answers {message!r}: no handler is subscribed to {message.message_name!r}."
             )

@@ -163,6 +163,28 @@ class Supervisor(Protocol):
         """Take note that nothing is left to run, and nothing to hand in."""
         ...
 
+    # Any: whatever comes of it, as it is or as it was recorded
+    def wait_outside(
+        self,
+        place: Place,
+        kind: str,
+        work: Callable[[], Awaitable[Any]],
+        *,
+        nothing: object = None,
+        is_over: bool = False,
+    ) -> Awaitable[Any]:
+        """Have something awaited outside of the run, as an effect of it.
+
+        ``nothing`` is what comes of it if that was known at once (``is_over``) and is nothing
+        special; then it is not written down.
+        """
+        ...
+
+    # Any: the value that was read
+    def read(self, place: Place, kind: str, produce: Callable[[Any], Any]) -> Any:
+        """Look at something outside of the run at once, as an effect of it."""
+        ...
+
 
 class _Fired(Delivery):
     """A timer of the run has gone off."""
@@ -199,7 +221,7 @@ class _Cancelled(Delivery):
         self.cancel()
 
 
-# Any: whatever the coroutine returns
+# Any, here and below: whatever the coroutine returns
 class InnerTask(asyncio.Task[Any]):
     """A task of a run. Cancelled from outside the run, it is when the run is quiet.
 

@@ -23,11 +23,12 @@ import threading
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context, Token, copy_context
+from contextvars import Context, Token
 from operator import length_hint
 from typing import Any
 
 from atlas.core.causality import CURRENT, cause_of
+from atlas.core.inner_loop import outside_context
 from atlas.core.messages import Message, Origin, Place, Stamp, causation_in, origin_in, stamp
 from atlas.core.receipts import M, Pending, PendingT
 from atlas.errors import BufferOverflowError, BusError, SubscriptionError
@@ -211,7 +212,7 @@ class Group:
         receipt: Pending[M] = Pending()  # no `__init__`: made for every message, so made quickly
         receipt.message = message
         receipt.group = self
-        receipt.context = copy_context()
+        receipt.context = outside_context()  # handlers are no part of the publisher's run
         receipt.claimed = receipt.finished = False
         receipt.failures = receipt.waiters = receipt.broken = None
         port = self.port

@@ -14,9 +14,10 @@ from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, cast
 
 from atlas.core.causality import CURRENT
+from atlas.core.inner_loop import HERE, here
 from atlas.core.messages import Message
 from atlas.errors import BusError, HandlersFailedError, RecursionLimitError, WaitTimeoutError
 
@@ -30,10 +31,11 @@ __all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled"]
 M_co = TypeVar("M_co", bound=Message, covariant=True)
 M = TypeVar("M", bound=Message)
 PendingT = TypeVar("PendingT", bound="Pending[Any]")
-T = TypeVar("T")
+ReceiptT = TypeVar("ReceiptT", bound="Receipt[Any]")
 
 _running_loop = asyncio._get_running_loop
 _current_cause = CURRENT.get
+_place = HERE.get
 
 
 class Receipt(Generic[M_co]):
@@ -110,8 +112,9 @@ class Receipt(Generic[M_co]):
         callback()
 
     def __await__(self) -> Generator[Any, Any, Self]:
+        if _place() is not None and here() is not None:
+            return (yield from _answered(self))
         return self
-        yield  # makes this a generator function
 
     def __repr__(self) -> str:
         state = "done" if self.done else "pending"
@@ -166,7 +169,9 @@ class Settled(Receipt[M_co]):
         self.failures.append(error)
 
     def __await__(self) -> Generator[Any, Any, Self]:
-        return _at_once(self._checked())
+        if _place() is not None and here() is not None:
+            return (yield from _answered(self))
+        return self._checked()
 
 
 _waiting = threading.RLock()  # reentrant: a finalizer may publish while it is held
@@ -259,6 +264,8 @@ class Pending(Receipt[M_co]):
     # A generator, which hands its result to `await` as it is. A method that returns a coroutine's
     # `__await__()` would hand it over inside a StopIteration, made for each message.
     def __await__(self) -> Generator[Any, Any, Self]:
+        if _place() is not None and here() is not None:
+            return (yield from _answered(self))
         if self.finished:
             return self._checked()
         port = self.group.port
@@ -329,6 +336,8 @@ class Joint(Receipt[M_co]):
             part.when_done(one_ended)
 
     def __await__(self) -> Generator[Any, Any, Self]:
+        if _place() is not None and here() is not None:
+            return (yield from _answered(self))
         for part in self.parts:
             yield from part.__await__()
         return self._checked()
@@ -339,9 +348,49 @@ class Joint(Receipt[M_co]):
                 part._refuse_deadlock()
 
 
-def _at_once(value: T) -> Generator[Any, Any, T]:
-    return value
-    yield  # makes this a generator function
+class Answered(Receipt[M_co]):
+    """What awaiting a receipt gives inside a run: with the errors that were recorded."""
+
+    __slots__ = ("failures", "is_strict")
+
+    def __init__(
+        self, message: M_co, failures: Sequence[BaseException], *, is_strict: bool
+    ) -> None:
+        self.message = message
+        self.failures = tuple(failures)
+        self.is_strict = is_strict
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What handlers had raised when the run was recorded."""
+        return self.failures
+
+    def _checked(self) -> Self:
+        return self.raise_for_errors() if self.is_strict else super()._checked()
+
+
+# What comes back stands for the receipt, whichever type that is.
+def _answered(receipt: ReceiptT) -> Generator[Any, Any, ReceiptT]:
+    """Await a receipt inside a run, which records what came of it: the handlers are outside."""
+    place = here()
+    assert place is not None
+
+    async def settle() -> list[object]:
+        is_strict = False
+        try:
+            await receipt
+        except HandlersFailedError:
+            is_strict = True
+        except RecursionLimitError:
+            pass
+        return [is_strict, *receipt.errors]
+
+    supervisor = place.inner.supervisor
+    is_over = receipt.done and not receipt.errors
+    waiting = supervisor.wait_outside(place, "receipt", settle, nothing=[False], is_over=is_over)
+    is_strict, *errors = yield from waiting.__await__()
+    answered = Answered(receipt.message, errors, is_strict=is_strict)._checked()
+    return cast("ReceiptT", answered)
 
 
 def _call_all(callbacks: deque[Callable[[], object]]) -> None:

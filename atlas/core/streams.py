@@ -7,8 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast
 
+from atlas.core.inner_loop import here
 from atlas.core.messages import Message
 from atlas.errors import BufferOverflowError
 
@@ -81,6 +82,28 @@ class MessageStream(Generic[M_co]):
         return self
 
     async def __anext__(self) -> M_co:
+        place = here()
+        if place is None:
+            return await self._take()
+        # In a run, what comes is recorded. It is taken out when the run has it, so that a reader
+        # who gives up in between loses nothing.
+        found = await place.inner.supervisor.wait_outside(place, "stream", self._look)
+        if self._items and self._items[0] in (found or ()):
+            self._items.popleft()
+        self._make_room()
+        if not found:
+            raise StopAsyncIteration
+        return cast("M_co", found[0])
+
+    async def _look(self) -> tuple[M_co, ...]:
+        try:
+            item = await self._take()
+        except StopAsyncIteration:
+            return ()
+        self._items.appendleft(item)
+        return (item,)
+
+    async def _take(self) -> M_co:
         while True:
             if self._items:
                 item = self._items.popleft()

@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from atlas.core.messages import Message
 from atlas.core.nodes import FrozenDict
-from atlas.core.schema import canonical_text, dump, load
+from atlas.core.schema import canonical_text, decode, dump, encode, load
 from atlas.errors import AtlasError, EffectError, EffectFailedError
 from atlas.typing import JSON, is_secret
 
@@ -130,6 +130,10 @@ _WRITERS: dict[type, Callable[[Any], JSON]] = {
 
 def _instance(value: Any, path: str, hide: bool) -> JSON:
     cls = type(value)
+    if isinstance(value, BaseException):
+        return {"$error": error_text(value)}
+    if isinstance(value, Message) and value._stamp is not None and not hide:
+        return {"$message": encode(value).decode()}
     if isinstance(value, PurePath):
         return {"$path": str(value)}
     name = f"{cls.__module__}:{cls.__qualname__}"
@@ -231,6 +235,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "$path": Path,
     "$enum": _enumerated,
     "$value": _declared,
+    "$message": lambda inside: decode(inside.encode()),
 }
 
 
@@ -287,3 +292,6 @@ def _made(cls: type[BaseException], args: list[Any], facts: dict[str, Any]) -> B
     for name, fact in facts.items():
         setattr(made, name, fact)
     return made
+
+
+_READERS["$error"] = error_from

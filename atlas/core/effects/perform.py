@@ -446,10 +446,10 @@ def _plain_effect(
     return do_it
 
 
-# -- the clock, and chance -------------------------------------------------------------------------
+# -- clock and chance -------------------------------------------------------------------------
 
 
-# Any: whatever is read
+# Any: the value that was read
 def _read(kind: str, produce: Callable[[], Any]) -> Any:
     place = here()
     if place is None:

@@ -359,6 +359,7 @@ class RunContext:
             replay_guard.install()
         await self.inner.enter()
         if self._live:
+            self.inner.set_moment(self._seeded.moment_ns / 1e9)  # as a replay will
             self._write(self._seeded)
         else:
             self._advance()
@@ -650,6 +651,36 @@ class RunContext:
             else:
                 self.abort(self._diverged(entry, "", recorded))
 
+    # Any: whatever comes of it
+    async def wait_outside(
+        self,
+        place: Place,
+        kind: str,
+        work: Callable[[], Awaitable[Any]],
+        *,
+        nothing: object = None,
+        is_over: bool = False,
+    ) -> Any:
+        """Have something awaited outside of the run, as an effect of it."""
+        self.check()
+        if is_over if self._live else nothing is not None and not self._starts(place, kind):
+            place.next_effect()
+            return nothing
+        call = self.call(place, kind, "pure", "")
+
+        async def settle() -> None:
+            pending.give("value", text_of(call, await work()))
+
+        pending = Pending(self, call, lambda pending: self.run_outside(pending, settle, ()))
+        self.start(pending)
+        return await pending.result()
+
+    def _starts(self, place: Place, kind: str) -> bool:
+        """Whether the next thing recorded is that an effect of this kind starts here."""
+        entry = self._next()
+        effect = f"{place.path}:{place.effects}"
+        return isinstance(entry, EffectStarted) and (entry.effect, entry.kind) == (effect, kind)
+
     # Any: whatever the effect gives
     def read(
         self,
@@ -680,10 +711,6 @@ class RunContext:
             cause = None
         self._write(EffectRead(call.id, kind, digest, request, value, failed))
         return _given(value, failed, cause)
-
-    def peek_read(self, place: Place) -> bool:
-        """Whether, repeating, the effect that begins here now did not wait when it was recorded."""
-        return not self._live and isinstance(self._next(), EffectRead)
 
     def note(self, effect: str, what: str, text: str) -> None:
         """Write something for people to the journal."""
