@@ -183,16 +183,13 @@ class Follower:
         try:
             # Asked first, so that what is appended while reading ends the wait.
             position = engine.last_position() or 0
-            for record in islice(self._history.records(self._version, self._until), CHUNK):
+            for record, last in islice(self._history.records(self._version, self._until), CHUNK):
                 time_ns = self._history.time_ns(record)
                 entries = entries_in(record, self._codec, time_ns)
-                self._ready.extend(each for each in entries if self._is_wanted(each.version))
+                self._ready.extend(e for e in entries if self._version < e.version <= last)
         except LogClosedError:
             return None
         return None if is_over and not self._ready else position
-
-    def _is_wanted(self, version: int) -> bool:
-        return version > self._version and (self._until is None or version <= self._until)
 
     def _take(self) -> Entry:
         entry = self._ready.popleft()

@@ -97,13 +97,18 @@ class History:
         """Return the last version; 0 when there is none."""
         return self.engine.head(self.name) or 0
 
-    def records(self, after: int, until: int | None = None) -> Iterator[Record]:
-        """Yield the records after a version, up to the one that contains ``until``."""
+    def records(self, after: int, until: int | None = None) -> Iterator[tuple[Record, int]]:
+        """Yield the records after a version, each with the last version of it that belongs here.
+
+        The last one contains ``until``. Of a record of several events, the first may be before
+        ``after``, and the last beyond where the timeline was forked, or beyond ``until``.
+        """
         for segment in self.segments:
             start = max(after, segment.after)
             end = least(until, segment.until)
             if end is None or start < end:
-                yield from self._read(segment.stream, start, end)
+                for record in self._read(segment.stream, start, end):
+                    yield record, record.version if end is None else min(record.version, end)
 
     def _read(self, stream: str, after: int, until: int | None) -> Iterator[Record]:
         while True:
@@ -119,7 +124,7 @@ class History:
 
     def record_of(self, version: int) -> Record | None:
         """Return the record that contains a version."""
-        return next(iter(self.records(version - 1, version)), None)
+        return next((record for record, _ in self.records(version - 1, version)), None)
 
     def segment_of(self, version: int) -> Segment:
         """Return where a version is."""
@@ -131,19 +136,41 @@ class History:
     def version_at(self, time_ns: int) -> int:
         """Return the last version that was appended at a time or before; 0 when none was."""
         position = self.engine.position_at(time_ns)
-        for segment in reversed(self.segments):
+        for index, segment in reversed(list(enumerate(self.segments))):
+            if time_ns < self._floor(index):
+                continue
             times = self._times(segment.stream)
-            imported = None if times is None else times.version_at(time_ns)
-            found = _later(imported, self._last_until(segment, position))
+            if times is not None and time_ns < times.times[-1]:
+                found = times.version_at(time_ns)
+            else:
+                found = self._last_until(segment, position)
+                found = found if times is None else max(found or 0, times.versions[-1])
             if found is not None and found >= max(segment.after, 1):
                 return found if segment.until is None else min(found, segment.until)
         return 0
 
     def time_ns(self, record: Record) -> int:
-        """Return when a record was appended: for an imported one, to the log it came from."""
+        """Return when a record was appended: for an imported one, to the log it came from.
+
+        It is never before the record before, even if the clock was behind when that was imported.
+        """
+        segments = self.segments
+        index = next(i for i, each in enumerate(segments) if each.stream == record.stream)
         times = self._times(record.stream)
-        imported = None if times is None else times.time_of(record.version)
-        return record.time_ns if imported is None else imported
+        if times is None:
+            return max(record.time_ns, self._floor(index))
+        imported = times.time_of(record.version)
+        own = max(record.time_ns, times.times[-1]) if imported is None else imported
+        return max(own, self._floor(index))
+
+    def _floor(self, index: int) -> int:
+        """Return when the last imported record before a segment was appended; 0 for none."""
+        floor = 0
+        for segment in self.segments[:index]:
+            times = self._times(segment.stream)
+            if times is not None and segment.until is not None:
+                floor = max(floor, times.time_before(segment.until))
+        return floor
 
     def _times(self, stream: str) -> Times | None:
         # A stream is imported as a whole, before it has any other record: so this cannot change.
@@ -256,10 +283,6 @@ def _facts(
 
 def _fact(stream: str, kind: str, content: dict[str, object]) -> NewRecord:
     return NewRecord(stream, kind, canonical_text(content).encode("utf-8", "backslashreplace"))
-
-
-def _later(one: int | None, other: int | None) -> int | None:
-    return max(one, other) if one is not None and other is not None else one or other
 
 
 def _between(floor: int, low: Record, high: Record, position: int, *, halve: bool) -> int:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+# Any: events are of whatever type the caller's codec makes.
 from typing import Any, Generic, TypeVar
+from urllib.parse import unquote
 
 from atlas.core.log.records import NewRecord, Record, Snapshot
 from atlas.core.temporal.events import FORK, EventCodec, events_in
 from atlas.core.temporal.history import History, base_stream, least
 from atlas.core.temporal.states import View
 from atlas.errors import (
+    ConfigurationError,
     ErasedError,
     LogFormatError,
     StateError,
@@ -25,6 +29,9 @@ S = TypeVar("S")
 
 _NEAR = 32
 """So many events are sooner applied than a snapshot is found."""
+
+_RECORD = 100
+"""About so many bytes a record takes besides its payload: hashes, times, index entries."""
 
 BASE = "$base@1"
 
@@ -89,6 +96,12 @@ class Projection(Generic[S]):
 
     def keep_bases(self, versions: Sequence[int]) -> None:
         """Store the states at these versions durably, as events before them will be erased."""
+        if not self.view.is_named:
+            raise ConfigurationError(
+                f"The states of the timeline {self.history.name!r} are to be kept, and nothing says "
+                f"under which name, as {self.view.name!r} may be that of others as well. Open it with "
+                f"`view='...'`."
+            )
         stream = base_stream(self.history.name, self.view.name)
         kept = self.history.engine.head(stream) or 0
         records = [
@@ -144,6 +157,8 @@ class Projection(Generic[S]):
 
     def _base(self, until: int | None) -> _Known[S] | None:
         """Return the latest base state, kept when events before it were erased."""
+        if not self.view.is_named:
+            return None
         for segment in reversed(self.history.segments):
             end = least(until, segment.until)
             found = self.history.engine.read(
@@ -163,11 +178,11 @@ class Projection(Generic[S]):
     def _computed(self, known: _Known[S], until: int | None) -> _Known[S]:
         try:
             return self._folded(known, until)
-        except ErasedError:
+        except ErasedError as error:
             base = self._base(until)
-            if base is None or base.version <= known.version:
-                raise
-            return self._folded(base, until)
+            if base is not None and base.version > known.version:
+                return self._folded(base, until)
+            raise self._erased(error, until) from error
 
     def _folded(self, known: _Known[S], until: int | None) -> _Known[S]:
         """Apply the events after a known state up to a version."""
@@ -178,15 +193,15 @@ class Projection(Generic[S]):
             known.snapshot_size,
             known.bytes_since,
         )
-        for record in self.history.records(here.version, until):
+        for record, last in self.history.records(here.version, until):
             events = events_in(record, self._codec)
             first = record.version - len(events)
             if first > here.version:
                 raise self._gap(record, here.version)
-            if first < here.version or (until is not None and record.version > until):
-                events = events[here.version - first : None if until is None else until - first]
+            if first < here.version or last < record.version:
+                events = events[here.version - first : last - first]
             self._apply(here, events)
-            here.bytes_since += len(record.payload or b"")
+            here.bytes_since += len(record.payload or b"") + _RECORD
             if here.version == record.version:
                 self._snapshot_when_due(here, record)
         return here
@@ -239,6 +254,21 @@ class Projection(Generic[S]):
             f"mend the transition.",
             event=event,
             version=version,
+        )
+
+    def _erased(self, error: ErasedError, until: int | None) -> ErasedError:
+        views = sorted(
+            unquote(stream.rpartition("/")[2])
+            for segment in self.history.segments
+            for stream in self.history.engine.streams(base_stream(segment.stream))
+        )
+        what = "The last state" if until is None else f"The state at version {until}"
+        return ErasedError(
+            f"{what} of the timeline {self.history.name!r} needs events that were erased, at position "
+            f"{error.position} of the log, and no base state of the view {self.view.name!r} covers "
+            f"them; there are such of {', '.join(map(repr, views)) or 'no view'}. Read a later version, "
+            f"open the timeline with the `view=` it was erased with, or import an export from before.",
+            position=error.position,
         )
 
     def _gap(self, record: Record, version: int) -> LogFormatError:

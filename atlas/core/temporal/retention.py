@@ -93,7 +93,7 @@ def planned(
 def _first_kept(timeline: Timeline[Any], until: int) -> int:
     """Return the version before the first whose event is still there."""
     version = timeline._history.start
-    for record in timeline._history.records(version, until):
+    for record, _ in timeline._history.records(version, until):
         if not is_erased(record):
             break
         version = record.version

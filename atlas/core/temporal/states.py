@@ -12,6 +12,7 @@ from types import CodeType
 # Any: states are of whatever type the caller keeps.
 from typing import Any, Generic, Protocol, TypeVar
 
+from atlas.core.persistent import PMap, PVector
 from atlas.core.schema.canonical import canonical_text
 from atlas.core.temporal.values import UNREADABLE, Values
 from atlas.core.transitions import Transition, Transitions
@@ -30,13 +31,13 @@ class SnapshotPolicy:
         events: After so many events since the one before; fewer make reading quicker and the log
             larger.
         size: Or after so many bytes of events since the one before, whichever comes first.
-        share: But only once the events since the one before have so many times the bytes of a
+        share: But only once the events since the one before take so many times the room of a
             snapshot, so that a state that grows with every event does not fill the log.
     """
 
-    events: int = 256
+    events: int = 128
     size: int = 1 << 20
-    share: float = 2.0
+    share: float = 3.0
 
     def __post_init__(self) -> None:
         if self.events < 1 or self.size < 1 or self.share < 0:
@@ -95,6 +96,7 @@ class View(Generic[S]):
 
     Attributes:
         name: What it is called in the log; base states are found by it.
+        is_named: Whether the name is good enough for that: a lambda has none of its own.
         label: A hash that changes with the code; snapshots are found by it.
     """
 
@@ -116,6 +118,8 @@ class View(Generic[S]):
         self.transition = transition
         self.initial = initial
         self.name = name or _name_of(transition, initial)
+        # A name that other views may have as well finds states; it must not find the wrong ones.
+        self.is_named = name is not None or (":" in self.name and "<lambda>" not in self.name)
         self.codec = codec or ValueStates(type(initial))
         self.policy = policy
         self.label = self._fingerprint(version)
@@ -144,8 +148,11 @@ class View(Generic[S]):
 
 
 def _name_of(transition: object, initial: object) -> str:
-    named = getattr(transition, "__qualname__", None)
-    return named if isinstance(named, str) else type(initial).__qualname__
+    named: Any = transition if hasattr(transition, "__qualname__") else type(initial)
+    if named is type(initial) and not isinstance(transition, Transitions):
+        return named.__qualname__ or ""
+    is_general = named.__module__ in ("builtins", PMap.__module__, PVector.__module__)
+    return named.__qualname__ if is_general else f"{named.__module__}:{named.__qualname__}"
 
 
 def _functions(transition: object) -> list[object]:

@@ -232,9 +232,9 @@ class Timeline(Generic[S]):
             until = _version(until, "until")
         return [
             entry
-            for record in self._history.records(after, until)
+            for record, last in self._history.records(after, until)
             for entry in entries_in(record, self._codec, self._history.time_ns(record))
-            if after < entry.version and (until is None or entry.version <= until)
+            if after < entry.version <= last
         ]
 
     def diff(self, before: int, after: int | None = None) -> Patch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -33,6 +33,10 @@ class Times:
         """Return the last version appended at a time or before; None when none was."""
         index = bisect_right(self.times, time_ns)
         return self.versions[index - 1] if index else None
+
+    def time_before(self, version: int) -> int:
+        """Return when the record that contains a version, or the last before it, was appended."""
+        return self.times[min(bisect_left(self.versions, version), len(self.times) - 1)]
 
     def time_of(self, version: int) -> int | None:
         """Return when a version was first appended; None for one that was not imported."""

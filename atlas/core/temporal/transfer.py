@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def _write(
     progress: Progress | None,
 ) -> Transfer:
     check = _Check()
-    count, streams, times = 0, dict[str, None](), dict[str, Times | None]()
+    count, streams, times = 0, dict[str, int](), dict[str, Times | None]()
 
     def line(content: dict[str, Any]) -> str:
         digest = check.add(content)
@@ -111,9 +111,12 @@ def _write(
     for record in _all(engine, progress):
         if wanted is None or record.stream in wanted:
             if record.stream not in streams:
-                streams[record.stream] = None
+                streams[record.stream] = 0
                 times[record.stream] = times_of(engine, record.stream)
-            line(_content(record, times[record.stream]))
+            # What was appended after an import may have been so by a clock that was behind.
+            time_ns = max(_time_of(record, times[record.stream]), streams[record.stream])
+            streams[record.stream] = time_ns
+            line(_content(record, time_ns))
             count += 1
     digest = line({"end": count})
     return Transfer(count, _timelines(streams), digest)
@@ -133,13 +136,17 @@ def _all(engine: Engine, progress: Progress | None) -> Iterator[Record]:
             progress(position, last)
 
 
-def _content(record: Record, times: Times | None) -> dict[str, Any]:
-    time_ns = None if times is None else times.time_of(record.version)
+def _time_of(record: Record, times: Times | None) -> int:
+    imported = None if times is None else times.time_of(record.version)
+    return record.time_ns if imported is None else imported
+
+
+def _content(record: Record, time_ns: int) -> dict[str, Any]:
     content: dict[str, Any] = {
         "stream": record.stream,
         "version": record.version,
         "name": record.name,
-        "time_ns": record.time_ns if time_ns is None else time_ns,
+        "time_ns": time_ns,
         "wall_ns": record.wall_ns,
         "digest": record.digest.hex(),
     }
@@ -165,7 +172,7 @@ def _canonical(value: object) -> bytes:
     return canonical_text(value).encode("utf-8", "backslashreplace")
 
 
-def _timelines(streams: dict[str, None]) -> tuple[str, ...]:
+def _timelines(streams: Iterable[str]) -> tuple[str, ...]:
     return tuple(stream for stream in streams if not stream.startswith("$"))
 
 
@@ -189,7 +196,7 @@ def import_log(engine: Engine, source: str | Path | TextIO, progress: Progress |
     engine.append(records, expect=dict.fromkeys(streams, 0)).wait()
     if progress is not None:
         progress(len(reader.records), len(reader.records))
-    return Transfer(len(reader.records), _timelines(dict.fromkeys(streams)), reader.digest)
+    return Transfer(len(reader.records), _timelines(streams), reader.digest)
 
 
 class _Reader:
