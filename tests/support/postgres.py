@@ -122,7 +122,7 @@ class PostgresServer:
         ready.set()  # it died: whoever waits sees why in the log
 
     def kill(self) -> None:
-        """Kill the postmaster with SIGKILL; return when all its processes are gone."""
+        """Kill the server with SIGKILL, the postmaster first; return when no process is left."""
         self._end(signal.SIGKILL)
 
     def _end(self, with_signal: signal.Signals) -> None:
@@ -134,6 +134,9 @@ class PostgresServer:
             family = psutil.Process(self._process.pid).children(recursive=True)
         self._process.send_signal(with_signal)
         self._process.wait(_TIMEOUT)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(with_signal)
         _, alive = psutil.wait_procs(family, timeout=_TIMEOUT)
         assert not alive, alive
         self._process = None

@@ -44,7 +44,7 @@ def test_it_behaves_like_a_list(postgres_server: PostgresServer) -> None:
             current[:] = [postgres_server.new_log()]
         return PostgresEngine(current[0], clock=clock)
 
-    model_of(place, steps=15, examples=12)("runTest").debug()
+    model_of(place, steps=12, examples=6)("runTest").debug()
 
 
 @pytest.fixture
