@@ -16,9 +16,20 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from atlas.core.effects import (
+    EffectCancelled,
+    EffectDelivered,
+    EffectNoted,
+    EffectRead,
+    EffectStarted,
+    RunContinued,
+    RunSeeded,
+)
 from atlas.core.event_bus import HandlerFailed
+from atlas.core.message_log import LogFailed, LogRecovered
 from atlas.core.messages import Message
 from atlas.core.perspective import Perspectives
+from atlas.core.runs import RunEnded, RunStarted
 from atlas.core.schema.canonical import canonical_text
 from atlas.core.schema.codec import UnknownMessage, encode
 from atlas.providers.messages import (
@@ -54,10 +65,21 @@ def _parts(path: str) -> _Public:
 
 
 _PUBLIC: Final[Mapping[type[Message], _Public]] = {
+    EffectCancelled: _Public(),
+    EffectDelivered: _Public(redact=("value",)),
+    EffectNoted: _Public(redact=("text",)),
+    EffectRead: _Public(redact=("request", "value")),
+    EffectStarted: _Public(redact=("rest",)),
     HandlerFailed: _Public(redact=("error", "traceback")),
+    LogFailed: _Public(redact=("problem",)),
+    LogRecovered: _Public(),
     MessageAdded: _parts("message.parts"),
     ProviderFallbackTaken: _Public(),
     ProviderTimed: _Public(),
+    RunContinued: _Public(),
+    RunEnded: _Public(redact=("error",)),
+    RunSeeded: _Public(),
+    RunStarted: _Public(redact=("arguments",)),
     StreamCancelled: _Public(redact=("partial",)),
     StreamCompleted: _parts("completion.parts"),
     StreamFailed: _Public(redact=("error", "partial")),
