@@ -182,7 +182,8 @@ def _timelines(streams: Iterable[str]) -> tuple[str, ...]:
 def import_log(engine: Engine, source: str | Path | TextIO, progress: Progress | None) -> Transfer:
     """Read records from a file, then append them all at once; see `TemporalStore.import_`."""
     if isinstance(source, (str, Path)):
-        with Path(source).open(encoding="utf-8", newline="\n") as file:
+        # What is no UTF-8 shows in the check of its line.
+        with Path(source).open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             reader = _Reader(str(source))
             reader.read(file)
     else:
