@@ -22,6 +22,7 @@ __all__ = ["Connection", "Connections", "CutOffError", "Listener", "RefusedError
 Row: TypeAlias = tuple[Any, ...]
 Connection: TypeAlias = psycopg.Connection[Row]
 
+_MOST_CONNECTIONS: Final = 16
 _IDLE_CONNECTIONS: Final = 8
 _RECONNECT_S: Final = 0.5
 
@@ -53,6 +54,7 @@ class Connections:
         self._place = place
         self._settings = _POWER if durability == "power" else _PROCESS
         self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         self._idle: list[Connection] = []
         self._closed = False
 
@@ -73,21 +75,25 @@ class Connections:
     def lend(self, *, new: bool = False) -> Iterator[Connection]:
         """Lend a connection; a transaction that is open at an error is rolled back.
 
+        Waits while many are lent already: a server has few for all its clients. Whoever has one must
+        not ask for another.
+
         Raises:
             LogClosedError: The log is closed.
             LogUnavailableError: The server cannot be reached, or refused.
         """
-        connection, fresh = self._take(new=new)
-        try:
-            yield connection
-        except BaseException as error:
-            self._put_right(connection)
-            if not isinstance(error, psycopg.Error):
-                raise
-            lost = CutOffError if not fresh else LogUnavailableError
-            kind = lost if connection.closed else RefusedError
-            raise self._unavailable(error, kind) from error
-        self._give_back(connection)
+        with self._room:
+            connection, fresh = self._take(new=new)
+            try:
+                yield connection
+            except BaseException as error:
+                self._put_right(connection)
+                if not isinstance(error, psycopg.Error):
+                    raise
+                lost = LogUnavailableError if fresh else CutOffError
+                kind = lost if connection.closed else RefusedError
+                raise self._unavailable(error, kind) from error
+            self._give_back(connection)
 
     def _take(self, *, new: bool) -> tuple[Connection, bool]:
         with self._lock:
@@ -192,9 +198,10 @@ class Listener:
             selector.register(connection.fileno(), selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             while not self._closing.is_set():
-                selector.select()
+                # Before the wait: some may have come with the answer above.
                 for notice in connection.notifies(timeout=0):
                     self.heard(int(notice.payload))
+                selector.select()
 
     def close(self) -> None:
         """Wake who waits and end the thread. Idempotent."""

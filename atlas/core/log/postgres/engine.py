@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
+
+import psycopg
 
 from atlas.core.clock import SystemClock
 from atlas.core.log.chain import GENESIS, digest_of, link
@@ -68,6 +70,8 @@ _LARGEST: Final = 2**63 - 1
 # PostgreSQL's limit for a key of an index is 2,704 bytes; a version has to fit beside the name.
 _LONGEST_NAME: Final = 2_000
 _PAGE: Final = 2_000
+# So that a process that writes to ever new streams does not keep all their names.
+_MOST_HEADS: Final = 50_000
 # Seconds until what nobody waits for is stored.
 _GRACE_S: Final[Mapping[Durability, float]] = {"power": 0.005, "process": 0.005, "lazy": 0.25}
 
@@ -509,6 +513,9 @@ class PostgresEngine:
         try:
             connection.execute("COMMIT")
         except BaseException as error:
+            # An interrupt may have come before it was sent: the lock is still ours then.
+            with suppress(psycopg.Error):
+                connection.rollback()
             if self._is_stored(change):
                 return None if isinstance(error, Exception) else error
             raise
@@ -517,17 +524,15 @@ class PostgresEngine:
     def _is_stored(self, change: _Change) -> bool:
         """Return whether a commit that was not answered was carried out."""
         try:
-            with self._connections.lend(new=True) as connection:
+            with closing(self._connections.connect()) as connection:
                 # Waits until the server has ended what the lost connection began.
                 self._locked(connection)
-                stored = self._has(connection, change)
-                connection.execute("ROLLBACK")
-        except LogUnavailableError as error:
+                return self._has(connection, change)
+        except (LogUnavailableError, psycopg.Error) as error:
             raise LogUnavailableError(
                 f"The connection to {self.address} was lost during a commit, and there is no new one "
                 f"yet: what was appended may be stored or not. Read it before appending it again."
             ) from error
-        return stored
 
     def _has(self, connection: Connection, change: _Change) -> bool:
         if change.records:
@@ -573,6 +578,8 @@ class _Heads:
     def fetch(self, connection: Connection, requests: Sequence[Request]) -> None:
         """Look up at once what requests will ask for."""
         self._connection = connection
+        if len(self._known) > _MOST_HEADS:
+            self._known.clear()
         wanted = {record.stream for request in requests for record in request.records}
         wanted.update(*(request.expect for request in requests))
         wanted -= self._known
