@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal, TypeAlias, cast
 
 from atlas.errors import BudgetExceededError, ConfigurationError, EffectDeniedError
@@ -51,8 +52,6 @@ class EffectCall:
         request: Its canonical JSON, redacted.
         id: Its id in the run; "" outside of runs.
         run: The run's id; "" outside of runs.
-        idempotency_key: The same for the same effect of the same run however often it is performed,
-            and different for every other; "" outside of runs.
         attempt: Which attempt this is, from 1.
         note: Writes something about it to the journal: what it is, in a word, and a text.
     """
@@ -62,9 +61,16 @@ class EffectCall:
     request: str
     id: str = ""
     run: str = ""
-    idempotency_key: str = ""
     attempt: int = 1
     note: Callable[[str, str], None] = field(default=_nowhere, repr=False)
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for the same effect of the same run however often it is performed.
+
+        It is different for every other, and "" outside of runs.
+        """
+        return sha256(f"{self.run}\n{self.id}".encode()).hexdigest() if self.id else ""
 
 
 class Layer:

@@ -579,7 +579,13 @@ class InnerLoop:
         self, work: Coroutine[Any, Any, None], context: Context | None = None
     ) -> asyncio.Task[None]:
         """Start a task of the loop that is in no run; `leave` waits for it."""
-        task = self.hooks.create_task(work, context=context or outside_context())
+        task: asyncio.Task[None]
+        if context is None:
+            context = outside_context()
+        if self.loop.get_task_factory() is None:
+            task = asyncio.Task(work, loop=self.loop, context=context)
+        else:
+            task = self.hooks.create_task(work, context=context)
         self._outside.add(task)
         task.add_done_callback(self._outside.discard, context=Context())
         return task

@@ -25,6 +25,7 @@ from typing import Any, cast
 from atlas.core.messages import Message
 from atlas.core.nodes import FrozenDict
 from atlas.core.schema import canonical_text, decode, dump, encode, load
+from atlas.core.schema.canonical import quote
 from atlas.errors import AtlasError, EffectError, EffectFailedError
 from atlas.typing import JSON, is_secret
 
@@ -50,7 +51,12 @@ def to_text(value: object) -> str:
     Raises:
         TypeError: It, or something in it, has no JSON form; the text names the place.
     """
-    if type(value) in _PLAIN:
+    cls = type(value)
+    if cls is str:
+        return quote(cast("str", value))
+    if cls is int:
+        return str(value)
+    if cls in _PLAIN:
         return _encode(value)
     return _encode(plain(value))
 

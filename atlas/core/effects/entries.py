@@ -220,6 +220,8 @@ class RequestStore:
 
     def delta(self, effect: str, kind: str, text: str) -> tuple[str, int, str]:
         """Return base, number of characters shared and the rest, and remember the request."""
+        if len(text) < _WORTH_IT:
+            return "", 0, text
         latest = self._latest.setdefault(kind, [])
         best, shared = -1, 0
         for at, (_, other) in enumerate(latest):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import hashlib
 import json
 import random
 import secrets
@@ -21,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
 
@@ -562,15 +562,12 @@ class RunContext:
                 f"that the thread does one @effect."
             )
 
-    def call(
-        self, place: Place, kind: str, declared: Declared, request: str, *, is_read: bool = False
-    ) -> EffectCall:
+    def call(self, place: Place, kind: str, declared: Declared, request: str) -> EffectCall:
         """Count an effect, and return what is known of it."""
         effect = place.next_effect()
-        key = hashlib.sha256(f"{self.run_id}\n{effect}".encode()).hexdigest()
-        call = EffectCall(kind, declared, request, effect, self.run_id, "" if is_read else key)
-        call.note = lambda what, text: self.note(effect, what, text)
-        return call
+        return EffectCall(
+            kind, declared, request, effect, self.run_id, note=partial(self.note, effect)
+        )
 
     def start(self, pending: Pending) -> None:
         """Begin an effect: write it down and perform it; or compare it, and wait."""
@@ -701,7 +698,7 @@ class RunContext:
             recorded = self._expect(EffectRead(effect, kind, digest, request, ""), request)
             assert isinstance(recorded, EffectRead)
             return _given(recorded.value, recorded.failed)
-        call = self.call(place, kind, declared, request, is_read=True)
+        call = self.call(place, kind, declared, request)
         try:
             value, failed = text_of(call, produce(call)), False
         except Exception as error:  # noqa: BLE001  recorded, and raised again
