@@ -20,7 +20,10 @@ from faults.stores import Store, open_store
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """What to let fail, and when; see `faults.shim.arm`. ``dying``: the process dies while it fails."""
+    """What to let fail, and when; see `faults.shim.arm`. ``dying``: the process dies while it fails.
+
+    ``beginning``: it fails already when the log is made.
+    """
 
     store: str
     folder: str
@@ -30,6 +33,7 @@ class Disturbance:
     times: int = shim.FOR_EVER
     half: bool = False
     dying: bool = False
+    beginning: bool = False
 
 
 @dataclass(slots=True)
@@ -101,7 +105,7 @@ class Disturbed:
         for thread in threads:
             thread.join()
         self._attempt("erase", lambda: store.erase("nothing"))
-        self._look(store, "while the disk failed", verify=False)
+        self._attempt("read", lambda: self._look(store, "while the disk failed", verify=False))
 
     def _append(self, store: Store, what: str, times: int) -> None:
         for number in range(times):
@@ -133,6 +137,27 @@ class Disturbed:
                 f"{when}: {problem} refused but there: {sorted(seen)} {verdict}"
             )
 
+    def begin(self) -> Report:
+        """Make a log while the disk fails, and again when it does not any more."""
+        disturbance, opened = self._disturbance, list[Store]()
+        shim.arm(
+            disturbance.kinds,
+            disturbance.error,
+            skip=self._report.skip,
+            times=disturbance.times,
+        )
+        self._attempt("open", lambda: opened.append(open_store(disturbance.store, self._path)))
+        for store in opened:
+            self._append(store, "early", 3)
+        self._report.hits = shim.disarm()
+        refused = len(self._refused)
+        store = opened[0] if opened else open_store(disturbance.store, self._path)
+        self._append(store, "after", 3)
+        self._report.back = len(self._refused) == refused
+        self._look(store, "in the same process")
+        store.close()
+        return self._report
+
     def die(self) -> None:
         """Write while the disk fails, say what was acknowledged and refused, and die at once."""
         disturbance = self._disturbance
@@ -153,7 +178,8 @@ def main() -> None:
                 Disturbed(disturbance, skip).die()
             os.waitpid(victim, 0)
         return
-    reports = [Disturbed(disturbance, skip).run() for skip in disturbance.skips]
+    act = Disturbed.begin if disturbance.beginning else Disturbed.run
+    reports = [act(Disturbed(disturbance, skip)) for skip in disturbance.skips]
     print(json.dumps([asdict(report) for report in reports]))
 
 

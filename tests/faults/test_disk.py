@@ -25,6 +25,7 @@ FAULTS = {
     "writes fail": (preloaded.WRITE, errno.EIO, preloaded.FOR_EVER, False),
     "syncs fail": (preloaded.SYNC, errno.EIO, preloaded.FOR_EVER, False),
     "one sync fails": (preloaded.SYNC, errno.EIO, 1, False),
+    "no file opens": (preloaded.OPEN, errno.EMFILE, preloaded.FOR_EVER, False),
     "everything fails": (
         preloaded.WRITE | preloaded.SYNC | preloaded.TRUNCATE,
         errno.EIO,
@@ -55,11 +56,30 @@ def test_a_failing_disk_is_an_error_and_nothing_is_half_there(
 
     assert [problem for report in reports for problem in report.problems] == []
     assert all(report.back for report in reports), "it did not work again in the same process"
+    errors = {kind for report in reports for kinds in report.errors.values() for kind in kinds}
+    assert errors == {"LogUnavailableError"}
+    assert reports[0].hits > 0
+    assert reports[0].refused > 0 or "open" in fault
+
+
+@pytest.mark.parametrize("times", [1])
+@pytest.mark.parametrize("kinds", [preloaded.WRITE, preloaded.SYNC, preloaded.TRUNCATE])
+def test_a_log_that_cannot_be_made_is_an_error_and_can_be_made_later(
+    kinds: int, times: int, shim: Path, memory: Path
+) -> None:
+    error = errno.EMFILE if kinds == preloaded.OPEN else errno.EIO
+    disturbance = Disturbance(
+        "atlas-power", str(memory), kinds, error, list(range(count(12, 40))), times, beginning=True
+    )
+    env = preloaded.environment(shim, memory)
+    printed = preloaded.run("disturbed", json.dumps(asdict(disturbance)), env=env, timeout=600)
+    reports = [Report(**report) for report in json.loads(printed)]
+
+    assert [problem for report in reports for problem in report.problems] == []
+    assert [report.skip for report in reports if not report.back] == []
     assert {kind for report in reports for kinds in report.errors.values() for kind in kinds} == {
         "LogUnavailableError"
     }
-    assert reports[0].hits > 0
-    assert reports[0].refused > 0
 
 
 @pytest.mark.parametrize("kinds", [preloaded.WRITE, preloaded.SYNC])
