@@ -253,10 +253,19 @@ class GroupCommit:
             self._gather()
             if self._group:
                 started = perf_counter()
-                self._commit(self._group)
+                self._commit_group(self._group)
                 self._took = perf_counter() - started
         finally:
             self._hand_over()
+
+    def _commit_group(self, group: list[PendingAppend]) -> None:
+        try:
+            self._commit(group)
+        # Whatever is wrong, those who wait are told; tried again, it would go wrong for ever.
+        except Exception as error:  # noqa: BLE001
+            for append in group:
+                if not append.done:
+                    append.fail(error)
 
     def _gather(self) -> None:
         if len(self._queue) < self._siblings:

@@ -167,6 +167,17 @@ def test_an_interrupted_leader_loses_nothing():
     group_commit.close()
 
 
+def test_an_error_nobody_foresaw_reaches_those_who_wait():
+    def fail(group):
+        raise ZeroDivisionError
+
+    group_commit = GroupCommit(fail, grace=60, address="test")
+    with pytest.raises(ZeroDivisionError):
+        group_commit.submit(REQUEST).wait()
+
+    group_commit.close()
+
+
 def test_closing_stores_what_is_queued_and_refuses_more():
     store = Store()
     group_commit = commits(store, grace=60)

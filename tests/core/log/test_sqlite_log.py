@@ -339,7 +339,7 @@ def test_no_flipped_bit_changes_anything_unnoticed(path, tmp_path):
     whole = path.read_bytes()
     rng = random.Random(4)
     noticed = 0
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(whole)
         damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         flipped = tmp_path / "flipped.db"
@@ -349,7 +349,7 @@ def test_no_flipped_bit_changes_anything_unnoticed(path, tmp_path):
             leftover.unlink()
 
     # The rest hit bytes that mean nothing.
-    assert noticed > 50
+    assert noticed > 30
 
 
 def _is_noticed(path, records):

@@ -18,7 +18,7 @@ from atlas.core.log.group_commit import GroupCommit, PendingAppend
 from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.records import NewRecord, Record, Snapshot
 from atlas.core.log.sqlite.examination import examine
-from atlas.core.log.sqlite.file import LogFile, one, translated
+from atlas.core.log.sqlite.file import LogFile, is_of_one, one, translated
 from atlas.core.log.sqlite.repair import Salvage, exchange, salvage
 from atlas.core.log.verification import Erasure, repaired_note
 from atlas.errors import (
@@ -131,12 +131,12 @@ class SqliteEngine:
             try:
                 self._store(group)
             except (sqlite3.Error, LogError) as error:
-                if len(group) > 1:
-                    # Perhaps one of them is at fault, say, larger than the room on the disk.
+                if len(group) > 1 and is_of_one(error):
                     for append in group:
                         self._commit([append])
                     return
-                group[0].fail(self._translated(error))
+                for append in group:
+                    append.fail(self._translated(error))
 
     def _store(self, group: Sequence[PendingAppend]) -> None:
         planned: list[tuple[PendingAppend, tuple[Record, ...]]] = []
@@ -169,21 +169,25 @@ class SqliteEngine:
     ) -> T:
         """Do something in one transaction; acknowledge it exactly when it is stored."""
         connection = self._open_writer()
-        connection.execute("BEGIN IMMEDIATE")
+        committing = False
         try:
+            connection.execute("BEGIN IMMEDIATE")
             result = write(connection, self._current_planner(connection))
+            committing = True
             connection.execute("COMMIT")
+            self._announce()
+            acknowledge()
         except BaseException as error:
-            # An interrupt may come when the commit is done already.
-            if isinstance(error, sqlite3.Error) or connection.in_transaction:
-                self._planner = None
-                self._roll_back(connection)
-            else:
+            # An interrupt may come when the commit is done already: then it must be acknowledged,
+            # or it would be tried again.
+            failed = isinstance(error, sqlite3.Error) or connection.in_transaction
+            if committing and not failed:
                 self._announce()
                 acknowledge()
+            else:
+                self._planner = None
+                self._roll_back(connection)
             raise
-        self._announce()
-        acknowledge()
         return result
 
     def _open_writer(self) -> sqlite3.Connection:
@@ -660,11 +664,17 @@ class SqliteEngine:
 
     # The rows are of no type that Python could know.
     def _records(
-        self, connection: sqlite3.Connection, rows: list[Any], stream: str = ""
+        self, connection: sqlite3.Connection, rows: list[Any], stream: str | None = None
     ) -> list[Record]:
+        """Return the records of rows, which end with the stream if that is not given."""
         names = self._names
         records = []
-        for position, version, name_id, time_ns, wall_ns, payload, digest, chain, *joined in rows:
+        for row in rows:
+            if stream is None:
+                position, version, name_id, time_ns, wall_ns, payload, digest, chain, its = row
+            else:
+                position, version, name_id, time_ns, wall_ns, payload, digest, chain = row
+                its = stream
             if payload is not None and (
                 type(payload) is not bytes or sha256(payload).digest() != digest
             ):
@@ -673,12 +683,12 @@ class SqliteEngine:
                     f"appended. `verify` looks for more damage, `repair` keeps what is before.",
                     position=position,
                 )
-            name = names.get(name_id) or self._name(connection, name_id, position)
-            if joined:
-                stream = joined[0]
-            records.append(
-                Record(position, stream, version, name, time_ns, wall_ns, payload, digest, chain)
-            )
+            name = names.get(name_id)
+            if name is None:
+                name = self._name(connection, name_id, position)
+            fields = (position, its, version, name, time_ns, wall_ns, payload, digest, chain)
+            # Half the price of Record(...), on the path of everything that is rebuilt from a log.
+            records.append(tuple.__new__(Record, fields))
         return records
 
     def _name(self, connection: sqlite3.Connection, name_id: object, position: int) -> str:

@@ -22,7 +22,7 @@ from atlas.core.log.planning import START
 from atlas.core.log.types import column
 from atlas.errors import LogCorruptedError, LogError, LogFormatError, LogUnavailableError
 
-__all__ = ["LogFile", "one", "translated"]
+__all__ = ["LogFile", "is_of_one", "one", "translated"]
 
 _APPLICATION_ID: Final = 0x41744C67  # "AtLg"
 _FORMAT: Final = 1
@@ -62,6 +62,12 @@ def one(connection: sqlite3.Connection, statement: str, *values: object) -> tupl
     """Return the first row of an answer, () when there is none; the statement is over then."""
     rows = connection.execute(statement, values).fetchall()
     return tuple(rows[0]) if rows else ()
+
+
+def is_of_one(error: Exception) -> bool:
+    """Whether a part of a failed transaction may succeed by itself: one too large for the disk's room."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF not in {sqlite3.SQLITE_BUSY, *_CORRUPT}
 
 
 def translated(error: sqlite3.Error, address: str) -> LogError:
