@@ -16,13 +16,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from atlas.core.log.engine import Durability
 from atlas.core.log.records import NewRecord, Snapshot
 from atlas.core.log.sqlite import SqliteEngine
-from atlas.core.temporal_store import TemporalStore, Timeline
 from atlas.errors import VersionConflictError
+
+if TYPE_CHECKING:
+    from atlas.core.temporal_store import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,6 @@ class AtlasStore:
 
     def __init__(self, path: Path, durability: Durability) -> None:
         self.engine = SqliteEngine(path, durability=durability)
-        self._timelines = TemporalStore(self.engine)
 
     def append(self, batch: Sequence[tuple[str, bytes]]) -> None:
         self.engine.append(new(batch)).wait()
@@ -227,7 +228,10 @@ class AtlasStore:
         return timeline.now() == 6 and other.now() == 13 and other.at(2) == 3
 
     def _timeline(self, name: str) -> Timeline[int]:
-        return self._timelines.timeline(name, add_up, initial=0)
+        # Here, because it takes longer to import than most of these processes live.
+        from atlas.core.temporal_store import TemporalStore
+
+        return TemporalStore(self.engine).timeline(name, add_up, initial=0)
 
     def rows(self) -> list[Row]:
         return [

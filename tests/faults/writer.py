@@ -7,6 +7,7 @@ of such processes (`serve`).
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import random
@@ -155,6 +156,7 @@ def serve(connection: socket.socket) -> None:
 
     So a writer starts in a millisecond, and not with the imports of a second.
     """
+    importlib.import_module("atlas.core.temporal_store")
     while True:
         text, files, _, _ = socket.recv_fds(connection, 65536, 1)
         if not text:
