@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Any: events are of whatever type the caller's codec makes.
 from typing import Any, Generic, TypeVar
@@ -33,6 +33,9 @@ _NEAR = 32
 _RECORD = 100
 """About so many bytes a record takes besides its payload: hashes, times, index entries."""
 
+_STEADY = 1.25
+"""A state up to so many times as large as at the snapshot before does not grow with every event."""
+
 BASE = "$base@1"
 
 
@@ -45,6 +48,7 @@ class _Known(Generic[S]):
     snapshot_version: int = 0
     snapshot_size: int = 0
     bytes_since: int = 0
+    bytes_needed: float = 0
 
 
 class Projection(Generic[S]):
@@ -186,13 +190,7 @@ class Projection(Generic[S]):
 
     def _folded(self, known: _Known[S], until: int | None) -> _Known[S]:
         """Apply the events after a known state up to a version."""
-        here = _Known(
-            known.version,
-            known.state,
-            known.snapshot_version,
-            known.snapshot_size,
-            known.bytes_since,
-        )
+        here = replace(known)
         for record, last in self.history.records(here.version, until):
             events = events_in(record, self._codec)
             first = record.version - len(events)
@@ -228,13 +226,17 @@ class Projection(Generic[S]):
         is_due = (
             here.version - here.snapshot_version >= policy.events or here.bytes_since >= policy.size
         )
-        if not is_due or here.bytes_since < policy.share * here.snapshot_size:
+        if not is_due or here.bytes_since < here.bytes_needed:
             return
         payload = self.view.dump(here.state, self._what(here.version))
-        here.snapshot_size = len(payload)
-        if here.bytes_since < policy.share * len(payload):
+        size = len(payload)
+        # What has grown repeats the snapshot before; what has not may come as often as it pays.
+        share = policy.share if size > _STEADY * here.snapshot_size else min(policy.share, 1)
+        here.bytes_needed = share * size
+        if here.bytes_since < here.bytes_needed:
             return
-        here.snapshot_version, here.bytes_since = here.version, 0
+        here.snapshot_version, here.snapshot_size = here.version, size
+        here.bytes_since, here.bytes_needed = 0, min(policy.share, 1) * size
         self._save(record, payload)
 
     def _save(self, record: Record, payload: bytes) -> None:

@@ -32,7 +32,8 @@ class SnapshotPolicy:
             larger.
         size: Or after so many bytes of events since the one before, whichever comes first.
         share: But only once the events since the one before take so many times the room of a
-            snapshot, so that a state that grows with every event does not fill the log.
+            snapshot, so that a state that grows with every event does not fill the log; at most once
+            for a state that has hardly grown since.
     """
 
     events: int = 128
