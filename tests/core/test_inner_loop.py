@@ -1,0 +1,509 @@
+"""A run beside other work on its loop: order, what gets in, what is put back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import os
+import signal
+import sys
+import threading
+import warnings
+
+import pytest
+import trio
+
+from atlas.core.effects import EffectDelivered, MemoryJournal, RunContext, effect
+from atlas.errors import (
+    EffectError,
+    ReplayDiverged,
+    UndeclaredEffectError,
+    UndeclaredEffectWarning,
+)
+
+
+@effect(pure=True)
+async def echo(text: str) -> str:
+    await asyncio.sleep(0)
+    return text
+
+
+WRAPPED = ("call_soon", "call_soon_threadsafe", "call_at", "call_later", "create_task", "time")
+
+
+async def test_the_loop_is_as_it_was_when_the_last_run_has_ended():
+    loop = asyncio.get_running_loop()
+    assert not any(name in vars(loop) for name in WRAPPED)
+    async with RunContext("a", mode="live"):
+        assert all(name in vars(loop) for name in WRAPPED)
+
+    assert not any(name in vars(loop) for name in WRAPPED)
+
+
+async def test_what_runs_after_the_block_is_outside():
+    async with RunContext("a") as run:
+        await echo("x")
+    await asyncio.sleep(0)
+    task = asyncio.create_task(echo("y"))
+
+    assert type(task) is asyncio.Task
+    assert await task == "y"
+    assert not run.pending
+
+
+async def test_runs_side_by_side_on_one_loop_keep_apart():
+    async def one(name: str) -> tuple[list[object], list[str]]:
+        journal = MemoryJournal()
+        async with RunContext(name, journal=journal):
+            said = await asyncio.gather(*(echo(f"{name}{at}") for at in range(5)))
+        return journal.entries, said
+
+    runs = await asyncio.gather(*(one(name) for name in "abc"))
+
+    for (entries, said), name in zip(runs, "abc", strict=True):
+        assert said == [f"{name}{at}" for at in range(5)]
+        async with RunContext(name, mode="replay", recorded=entries):
+            assert await asyncio.gather(*(echo(f"{name}{at}") for at in range(5))) == said
+
+
+def test_runs_on_loops_in_threads_keep_apart():
+    problems = []
+
+    async def one(name: str) -> None:
+        journal = MemoryJournal()
+        async with RunContext(name, journal=journal):
+            said = await asyncio.gather(*(echo(f"{name}{at}") for at in range(50)))
+        async with RunContext(name, mode="replay", recorded=journal.entries):
+            assert await asyncio.gather(*(echo(f"{name}{at}") for at in range(50))) == said
+
+    def thread(name: str) -> None:
+        try:
+            asyncio.run(one(name))
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=thread, args=(name,)) for name in "abcd"]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+
+    assert problems == []
+
+
+async def test_a_run_inside_a_run_is_refused():
+    async with RunContext("outer", mode="live"):
+        with pytest.raises(EffectError, match="'inner' was opened inside run 'outer'"):
+            async with RunContext("inner"):
+                pass
+        assert await echo("still") == "still"
+
+
+def test_a_run_on_trio_is_refused():
+    async def main() -> None:
+        async with RunContext("r"):
+            pass
+
+    with pytest.raises(EffectError, match="needs a running loop of asyncio"):
+        trio.run(main)
+
+
+async def test_a_run_in_a_context_that_is_not_its_tasks_own_is_refused():
+    class Within:
+        """Steps a coroutine in another context, as the lanes of a bus do."""
+
+        def __init__(self, coroutine):
+            self.coroutine = coroutine
+
+        def __await__(self):
+            context = contextvars.copy_context()
+            sent = None
+            while True:
+                try:
+                    sent = yield context.run(self.coroutine.send, sent)
+                except StopIteration as end:
+                    return end.value
+
+    async def main():
+        async with RunContext("r"):
+            pass
+
+    with pytest.raises(EffectError, match="not its task's own"):
+        await Within(main())
+    assert "call_soon" not in vars(asyncio.get_running_loop())
+
+
+async def test_a_run_left_by_another_task_is_refused():
+    run = RunContext("r")
+
+    async def enter():
+        await run.__aenter__()
+
+    await asyncio.create_task(enter())
+    with pytest.raises(EffectError, match="left by another task"):
+        await run.__aexit__(None, None, None)
+
+
+async def test_the_host_goes_on_while_a_run_works():
+    turns = 0
+    over = asyncio.Event()
+
+    async def host():
+        nonlocal turns
+        while not over.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(host())
+    async with RunContext("r", mode="live") as run:
+        for at in range(20):
+            await echo(str(at))
+    over.set()
+    await task
+
+    assert turns >= 20
+    assert run.exact
+
+
+async def test_an_error_in_a_callback_of_the_run_goes_to_the_loops_handler():
+    told = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+    async with RunContext("r", mode="live"):
+        loop.call_soon(lambda: 1 / 0)
+        await echo("x")
+
+    assert [type(error) for error in told] == [ZeroDivisionError]
+
+
+async def test_a_future_resolved_by_the_host_is_told_once_per_place_and_marks_the_run():
+    waiting: list[asyncio.Future[int]] = []
+    done = asyncio.Event()
+
+    async def host():
+        while not done.is_set():
+            for future in waiting:
+                if not future.done():
+                    future.set_result(1)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(host())
+    with pytest.warns(UndeclaredEffectWarning, match=r"task 0 .*@effect") as told:
+        async with RunContext("r") as run:
+            for _ in range(3):
+                future = asyncio.get_running_loop().create_future()
+                waiting.append(future)
+                await future
+    done.set()
+    await task
+
+    assert len(told) == len(run.warnings) == 1
+    assert "test_inner_loop.py:" in run.warnings[0]
+    assert not run.exact
+
+
+async def test_a_strict_run_refuses_a_wake_up_from_outside():
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.call_later(0.001, future.set_result, 1)
+    with pytest.raises(UndeclaredEffectError, match="was woken from outside"):
+        async with RunContext("r", strict=True):
+            await future
+
+
+async def test_a_replay_refuses_a_wake_up_from_outside():
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal):
+        await asyncio.sleep(0.002)
+    event = asyncio.Event()
+    asyncio.get_running_loop().call_soon(event.set)
+    with pytest.raises((UndeclaredEffectError, ReplayDiverged)):
+        async with RunContext("r", mode="replay", recorded=journal.entries):
+            await event.wait()
+
+
+async def test_a_warning_made_an_error_ends_the_run():
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.call_later(0.001, future.set_result, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UndeclaredEffectError):
+            async with RunContext("r"):
+                await future
+
+
+async def test_a_thread_is_told_and_works():
+    with pytest.warns(UndeclaredEffectWarning, match="was given to a thread"):
+        async with RunContext("r") as run:
+            assert await asyncio.to_thread(lambda: 3) == 3
+
+    assert not run.exact
+
+
+async def test_a_thread_as_an_effect_is_recorded():
+    @effect(pure=True)
+    async def count() -> int:
+        return await asyncio.to_thread(lambda: threading.active_count())
+
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal, strict=True):
+        counted = await count()
+    async with RunContext("r", mode="replay", recorded=journal.entries):
+        assert await count() == counted
+
+
+async def test_an_effect_asked_for_in_a_thread_is_refused():
+    async with RunContext("r") as run:
+        with pytest.warns(UndeclaredEffectWarning), pytest.raises(UndeclaredEffectError):
+            await asyncio.to_thread(lambda: run.check())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs POSIX signals")
+async def test_a_signal_handler_set_inside_is_told():
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    with pytest.warns(UndeclaredEffectWarning):
+        async with RunContext("r") as run:
+            loop.add_signal_handler(signal.SIGUSR1, event.set)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await event.wait()
+            loop.remove_signal_handler(signal.SIGUSR1)
+
+    assert not run.exact
+
+
+async def test_a_generator_left_open_is_closed_inside_without_being_told():
+    closed = []
+
+    async def numbers():
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            closed.append(1)
+
+    async with RunContext("r", strict=True) as run:
+        async for _ in numbers():
+            break
+        gc.collect()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    assert closed == [1]
+    assert run.exact
+
+
+async def test_coroutines_given_to_as_completed_are_told_and_tasks_are_not():
+    with pytest.warns(UndeclaredEffectWarning, match="as_completed"):
+        async with RunContext("r"):
+            for first in asyncio.as_completed([echo("a"), echo("b")]):
+                await first
+    async with RunContext("r", strict=True) as run:
+        for first in asyncio.as_completed([asyncio.create_task(echo(x)) for x in "ab"]):
+            await first
+        await asyncio.gather(echo("a"), echo("b"))
+
+    assert run.exact
+
+
+async def test_tasks_left_behind_are_cancelled_in_order():
+    ended = []
+
+    async def left(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(await echo(name))
+
+    journal = MemoryJournal()
+
+    async def program() -> None:
+        for name in "abc":
+            asyncio.create_task(left(name))
+        await echo("go")
+
+    async with RunContext("r", journal=journal):
+        await program()
+    recorded, ended = ended, []
+    async with RunContext("r", mode="replay", recorded=journal.entries):
+        await program()
+
+    assert sorted(recorded) == ["a", "b", "c"]
+    assert ended == recorded
+
+
+async def test_cancelling_the_main_task_from_outside_is_recorded():
+    seen: list[str] = []
+    journal = MemoryJournal()
+
+    async def program(**options: object) -> None:
+        async with RunContext("r", **options):
+            try:
+                await asyncio.gather(asyncio.sleep(100), asyncio.Event().wait())
+            except asyncio.CancelledError:
+                seen.append(await echo("tidy"))
+                raise
+
+    task = asyncio.create_task(program(journal=journal))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(program(mode="replay", recorded=journal.entries))
+
+    assert seen == ["tidy", "tidy"]
+    assert any(
+        isinstance(entry, EffectDelivered) and entry.what == "cancel" for entry in journal.entries
+    )
+
+
+async def test_cancelling_a_child_from_outside_is_recorded():
+    children: list[asyncio.Task[None]] = []
+    journal = MemoryJournal()
+
+    async def program() -> str:
+        child = asyncio.create_task(asyncio.Event().wait())
+        children.append(child)
+        try:
+            await child
+        except asyncio.CancelledError:
+            return await echo("child ended")
+
+    async def host():
+        while not children:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        children[0].cancel()
+
+    killer = asyncio.create_task(host())
+    async with RunContext("r", journal=journal, strict=True):
+        assert await program() == "child ended"
+    await killer
+    async with RunContext("r", mode="replay", recorded=journal.entries):
+        assert await program() == "child ended"
+
+
+async def test_cancelling_a_replay_stops_it():
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal):
+        await asyncio.sleep(0.05)
+
+    async def program():
+        async with RunContext("r", mode="replay", recorded=journal.entries, pace=0.001):
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(program())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_the_clock_of_the_loop_stands_still_between_deliveries():
+    loop = asyncio.get_running_loop()
+    journal = MemoryJournal()
+
+    async def program() -> list[float]:
+        times = [loop.time(), loop.time()]
+        await asyncio.sleep(0.002)
+        return [*times, loop.time()]
+
+    async with RunContext("r", journal=journal):
+        times = await program()
+    async with RunContext("r", mode="replay", recorded=journal.entries):
+        assert await program() == times
+
+    assert times[0] == times[1]
+    assert times[2] - times[0] >= 0.002
+
+
+async def test_a_timer_cancelled_in_time_leaves_no_trace():
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal):
+        async with asyncio.timeout(60):
+            await echo("x")
+    whats = [entry.what for entry in journal.entries if isinstance(entry, EffectDelivered)]
+
+    assert whats == ["value"]
+
+
+async def test_a_run_works_in_debug_mode():
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal, strict=True):
+        said = await asyncio.gather(echo("a"), echo("b"), asyncio.sleep(0.001))
+    async with RunContext("r", mode="replay", recorded=journal.entries):
+        assert await asyncio.gather(echo("a"), echo("b"), asyncio.sleep(0.001)) == said
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+async def test_a_run_works_with_eager_tasks():
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    journal = MemoryJournal()
+
+    async def program() -> list[str]:
+        async def one(text: str) -> str:
+            return await echo(await echo(text))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(text)) for text in "abc"]
+        return [task.result() for task in tasks]
+
+    async with RunContext("r", journal=journal, strict=True):
+        said = await program()
+    async with RunContext("r", mode="replay", recorded=journal.entries):
+        assert await program() == said
+
+
+async def test_a_context_given_to_a_task_takes_it_out_of_the_run():
+    async def main() -> str:
+        return type(asyncio.current_task()).__name__
+
+    async with RunContext("r"):
+        inside = await asyncio.create_task(main())
+        loop = asyncio.get_running_loop()
+        outside = loop.create_task(main(), context=contextvars.Context())
+
+    assert inside == "InnerTask"
+    assert await outside == "Task"
+
+
+def test_an_interrupt_in_the_middle_leaves_the_loop_usable():
+    async def main():
+        async with RunContext("r"):
+            asyncio.get_running_loop().call_soon(interrupt)
+            await echo("x")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(main())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        loop.run_until_complete(task)
+    finally:
+        loop.close()
+
+
+def test_a_loop_that_ends_with_a_run_open_ends():
+    async def forgotten():
+        async with RunContext("r", mode="live"):
+            await asyncio.Event().wait()
+
+    async def main():
+        task = asyncio.create_task(forgotten())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return task
+
+    assert asyncio.run(main()).cancelled()
