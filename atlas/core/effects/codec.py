@@ -255,7 +255,7 @@ def error_text(error: BaseException, secrets: tuple[str, ...] = ()) -> str:
     given: dict[str, JSON] = {"type": f"{cls.__module__}:{cls.__qualname__}", "text": text}
     if not isinstance(error, BaseExceptionGroup):
         try:
-            given["args"] = plain(list(error.args))
+            given["args"] = plain(list(_arguments(error)))
             if facts := {k: v for k, v in vars(error).items() if k not in _PRIVATE}:
                 given["facts"] = plain(facts)
         except (TypeError, AtlasError):
@@ -264,6 +264,13 @@ def error_text(error: BaseException, secrets: tuple[str, ...] = ()) -> str:
     for secret in secrets:
         made = made.replace(_encode(secret)[1:-1], REDACTED)
     return made
+
+
+def _arguments(error: BaseException) -> tuple[Any, ...]:
+    if type(error).__module__ != "builtins":
+        return error.args
+    arguments = error.__reduce__()[1]  # of an OSError, they have the file's name too
+    return cast("tuple[Any, ...]", arguments)
 
 
 _PRIVATE = frozenset({"__notes__"})

@@ -881,9 +881,13 @@ class RunContext:
                 await self._journal.commit()
             await work()
         except (Exception, asyncio.CancelledError) as error:
-            if pending.ended or self.inner.closed:
+            if isinstance(error, asyncio.CancelledError) and (pending.ended or self.inner.closed):
                 raise
-            pending.give("error", error_text(error, hidden))
+            text = error_text(error, hidden)
+            if not pending.ended:
+                pending.give("error", text)
+            elif not self.inner.closed:
+                self.note(pending.call.id, "abandoned", text)
 
 
 def _given(value: str, failed: bool, cause: Exception | None = None) -> Any:
