@@ -33,26 +33,32 @@ class PendingAppend:
     """An append on its way; see `atlas.core.log.engine.Append`.
 
     Attributes:
+        done: Whether it is stored, or has failed.
         request: What to append.
         claimed: Whether somebody waits, and so learns of a failure.
         error: Why it failed; None: it did not, or not yet.
     """
 
-    __slots__ = ("_commits", "_gate", "_records", "_watchers", "claimed", "error", "request")
+    __slots__ = (
+        "_commits",
+        "_gate",
+        "_records",
+        "_watchers",
+        "claimed",
+        "done",
+        "error",
+        "request",
+    )
 
     def __init__(self, commits: GroupCommit, request: Request) -> None:
         self.request = request
+        self.done = False
         self.claimed = False
         self.error: Exception | None = None
         self._commits = commits
         self._records: tuple[Record, ...] | None = None
         self._gate: threading.Lock | None = None
         self._watchers: list[asyncio.Future[None]] | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether it is stored, or has failed."""
-        return self._records is not None or self.error is not None
 
     def wait(self, timeout: float | None = None) -> tuple[Record, ...]:
         """Block until it is stored; see `atlas.core.log.engine.Append.wait`."""
@@ -79,10 +85,12 @@ class PendingAppend:
     def succeed(self, records: tuple[Record, ...]) -> None:
         """Take note that it is stored, as these records. For the one who commits."""
         self._records = records
+        self.done = True
 
     def fail(self, error: Exception) -> None:
         """Take note that nothing of it is stored. For the one who commits."""
         self.error = error
+        self.done = True
 
     def _result(self) -> tuple[Record, ...]:
         if self.error is not None:
@@ -128,6 +136,8 @@ class GroupCommit:
         self._armed = False
         self._work = threading.Event()
         self._hurry = threading.Event()
+        # Whether the writer was woken for what is in the queue now.
+        self._hurried = False
         self._writer: threading.Thread | None = None
 
     def submit(self, request: Request) -> PendingAppend:
@@ -192,7 +202,9 @@ class GroupCommit:
             if append._watchers is None:
                 append._watchers = []
             append._watchers.append(future)
-        self._wake_writer()
+            wake = not self._hurried
+        if wake:
+            self._wake_writer()
         return future
 
     def flush(self, timeout: float | None = None) -> None:
@@ -315,10 +327,9 @@ class GroupCommit:
     def _wake_writer(self) -> None:
         if self._grace is None:
             return
-        if not self._hurry.is_set():
-            self._hurry.set()
-        if not self._work.is_set():
-            self._arm()
+        self._hurried = True
+        self._hurry.set()
+        self._arm()
 
     def _start_writer(self) -> None:
         with self._mutex:
@@ -338,6 +349,7 @@ class GroupCommit:
             self._hurry.wait(self._grace)
             with self._mutex:
                 self._hurry.clear()
+                self._hurried = False
                 self._armed = False
                 if self._closed and not self._queue:
                     return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from atlas.core.log.chain import GENESIS, link
@@ -18,6 +19,7 @@ __all__ = ["START", "Planner", "Request", "Tip"]
 
 _LARGEST: Final = 2**63 - 1
 _MOST_HEADS: Final = 50_000
+_NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class Tip(NamedTuple):
@@ -68,10 +70,22 @@ class Request(NamedTuple):
             ValueError: A text is empty, holds NUL or lone surrogates; a number is out of range.
         """
         records = tuple(records)
-        for record in records:
-            _check(record)
+        for stream, name, payload, version, wall in records:
+            # Most are plain: told at a glance.
+            if not (
+                type(payload) is bytes
+                and version is None
+                and wall is None
+                and stream
+                and name
+                and stream.isascii()
+                and name.isascii()
+                and "\0" not in stream
+                and "\0" not in name
+            ):
+                _check(stream, name, payload, version, wall)
 
-        return cls(records, dict(expect) if expect else {}, tracking, wall_ns)
+        return cls(records, dict(expect) if expect else _NOTHING, tracking, wall_ns)
 
     @property
     def is_empty(self) -> bool:
@@ -79,8 +93,9 @@ class Request(NamedTuple):
         return not self.records and not self.expect and self.tracking is None
 
 
-def _check(record: NewRecord) -> None:
-    stream, name, payload, version, wall_ns = record
+def _check(
+    stream: str, name: str, payload: bytes, version: int | None, wall_ns: int | None
+) -> None:
     if type(payload) is not bytes:
         raise TypeError(
             f"The payload of a record must be bytes, not {type(payload).__name__}. Encode it first."
