@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 from typing_extensions import Unpack
 
@@ -21,10 +21,10 @@ from atlas.core.log.controller import LOGS
 from atlas.core.log.engine import Durability, Engine
 from atlas.core.loop_thread import LoopThread
 from atlas.core.message_log import MessageLog
-from atlas.core.messages import Message
+from atlas.core.programs import program_of
 from atlas.core.registry import FallbackTaken, Registry
 from atlas.core.run_session import RunSession, SessionOptions
-from atlas.core.runs import Comparison, Runs, RunStarted, holding
+from atlas.core.runs import Comparison, Runs, RunStarted
 from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
 from atlas.providers.base import ChatRequest, ModelCatalogue, Provider
 from atlas.providers.chat_state import ChatState, project_chat, transitions
@@ -39,6 +39,8 @@ from atlas.providers.timing import ProviderTimer
 from atlas.typing import JSON
 
 __all__ = ["Atlas"]
+
+T = TypeVar("T")
 
 _NOTHING: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({})
 
@@ -393,7 +395,7 @@ class Atlas:
             ReplayDiverged: From the body, or from leaving it: the program does something else.
         """
         self._refuse_other_loops()
-        events = self._recorded(run)
+        events = self.runs[run].held()
         started = RunStarted(f"{run}~{self.container.identify()}", self.runs[run].name, parent=run)
         return self._session(started, mode="replay", recorded=events, pace=pace, layers=layers)
 
@@ -478,18 +480,92 @@ class Atlas:
         return self._session(
             stored.started,
             mode="resume",
-            recorded=self._recorded(run),
+            recorded=stored.held(),
             in_doubt=in_doubt,
             layers=layers,
             strict=strict,
             is_durable=is_durable,
         )
 
+    async def record(
+        self,
+        program: Callable[..., Awaitable[T]],
+        /,
+        *,
+        name: str | None = None,
+        **arguments: JSON,
+    ) -> tuple[RunSession, T]:
+        """Record a run of ``program(app, **arguments)``, and which program and arguments these were.
+
+        So `replay`, and the commands ``atlas replay`` and ``atlas fork``, can run it again.
+
+        Args:
+            program: An ``async def`` at the top of a module.
+            name: What to call the run; default: the function's name.
+            **arguments: For the program, in values that JSON has.
+
+        Returns:
+            The run and what the program returned.
+        """
+        called = name or str(getattr(program, "__name__", "run"))
+        where = program_of(program)
+        async with self.recording(called, program=where, arguments=arguments) as run:
+            result = await program(self, **arguments)
+        return run, result
+
+    async def replay(
+        self, run: str, *, program: str | None = None, pace: float | None = None
+    ) -> tuple[RunSession, Any]:
+        """Repeat a run that `record` made, with the program and arguments it was made with.
+
+        Args:
+            run: Id of the run.
+            program: Where its program is now: ``module:function`` or ``script.py:function``;
+                default: where it was.
+            pace: As for `replaying`.
+
+        Returns:
+            The run as it was repeated, and what the program returned.
+
+        Raises:
+            ConfigurationError: The program is not known, or not found.
+            ReplayDiverged: It does something else than was recorded.
+        """
+        function, arguments = self.runs[run].program(program)
+        async with self.replaying(run, pace=pace) as session:
+            result = await function(self, **arguments)
+        return session, result
+
+    async def fork(
+        self,
+        run: str,
+        *,
+        at: int,
+        provider: str | None = None,
+        model: str | None = None,
+        program: str | None = None,
+        **arguments: JSON,
+    ) -> tuple[RunSession, Any]:
+        """Fork a run that `record` made, with its program; see `forking`.
+
+        Args:
+            run: Id of the run.
+            at: Number of the event up to which it is repeated.
+            provider: Whom to ask from there on.
+            model: Which model to ask from there on.
+            program: As for `replay`.
+            **arguments: In place of those it was recorded with.
+
+        Returns:
+            The new run and what the program returned.
+        """
+        function, recorded = self.runs[run].program(program)
+        async with self.forking(run, at=at, provider=provider, model=model) as session:
+            result = await function(self, **{**recorded, **arguments})
+        return session, result
+
     def _run_id(self, name: str) -> str:
         return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-') or 'run'}-{new_id()[:8]}"
-
-    def _recorded(self, run: str) -> list[Message]:
-        return [event for _, event in holding(self.runs[run].read())]
 
     def _session(self, started: RunStarted, **options: Unpack[SessionOptions]) -> RunSession:
         assert self._log is not None

@@ -18,13 +18,25 @@ import click
 from atlas.cli.reporting import report
 from atlas.errors import AtlasError
 
-COMMANDS: Final[Mapping[str, str]] = {
-    "chat": "Ask a model and stream its answer.",
-    "profile": "Look at profiles, the settings of an assistant.",
-    "providers": "Show every provider: is it configured, does it answer, which models has it.",
-    "schema": "Show, export and check the schemas of all messages.",
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "chat": ("chat:chat", "Ask a model and stream its answer."),
+    "diff": ("runs:diff", "Compare two runs: where they part, and what each does from there."),
+    "export": ("runs:export", "Write a run into a file of JSON lines."),
+    "fork": ("replay:fork", "Repeat a run up to one of its events, then go on live."),
+    "import": ("runs:import_", "Store a run that was exported."),
+    "profile": ("profile:profile", "Look at profiles, the settings of an assistant."),
+    "providers": (
+        "providers:providers",
+        "Show every provider: is it configured, does it answer, which models has it.",
+    ),
+    "replay": ("replay:replay", "Repeat a run without asking a model or touching the world."),
+    "resume": ("replay:resume", "Go on with a run whose process died."),
+    "runs": ("runs:runs", "List the runs in a log."),
+    "schema": ("schema:schema", "Show, export and check the schemas of all messages."),
+    "show": ("runs:show", "Show what happened in a run, and what was known at any moment."),
+    "verify": ("runs:verify", "Check that a log is what was written."),
 }
-"""The commands and what they do; each is the function of its name in the module of its name."""
+"""The commands: where each is (module beside this one, and function), and what it does."""
 
 
 class LazyGroup(click.Group):
@@ -38,13 +50,14 @@ class LazyGroup(click.Group):
         """Import and return one command; None when there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"atlas.cli.{cmd_name}"), cmd_name)
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"atlas.cli.{module}"), function)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl(sorted(COMMANDS.items()))
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
 
 
 @click.group(

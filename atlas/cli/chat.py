@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
-from typing import cast
+from typing import Any, cast
 
 import click
 
 from atlas.app import Atlas
+from atlas.cli.conversation import Questions, converse
 from atlas.cli.options import json_option, model_options
 from atlas.cli.reporting import report
 from atlas.core.messages import Event
@@ -31,6 +33,11 @@ HELP = "Ctrl-C stops an answer, Ctrl-D or an empty line ends the conversation."
 @click.option("-s", "--system", metavar="TEXT", help="Instructions the model is given first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0: always the likeliest word.")
+@click.option(
+    "--db",
+    metavar="LOG",
+    help="Record the conversation as a run in this log, which `atlas show` and `atlas replay` read.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say which model answers, and how fast.")
 @json_option
 @click.option(
@@ -47,6 +54,7 @@ def chat(
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
+    db: str | None,
     verbose: bool,
     as_json: bool,
     view: str | None,
@@ -62,6 +70,13 @@ def chat(
     said = {"system": system, "max_tokens": max_tokens, "temperature": temperature}
     # None says nothing, so that the profile may.
     options = {name: value for name, value in said.items() if value is not None}
+    if db is not None:
+        if as_json:
+            raise click.UsageError("--json and --db do not go together: see `atlas show --json`.")
+        questions = None if interactive else [given(prompt)]
+        app = Atlas(db, provider=provider, model=model, profile=profile)
+        asyncio.run(record(app, questions, options, verbose=verbose or interactive))
+        return
     with Atlas(provider=provider, model=model, profile=profile) as app:
         if verbose and not as_json:
             click.secho(app.describe(), fg="bright_black", err=True)
@@ -77,6 +92,18 @@ def chat(
                     raise
                 # The conversation is as it was before the question, which can be asked again.
                 report(error, as_json=as_json)
+
+
+async def record(
+    app: Atlas, questions: Sequence[str] | None, options: Mapping[str, Any], *, verbose: bool
+) -> None:
+    """Hold a conversation and record it as a run."""
+    async with app:
+        if verbose:
+            click.secho(app.describe(), fg="bright_black", err=True)
+        with Questions(questions, read=read_questions, echo=False):
+            run, _ = await app.record(converse, name="chat", **options)
+        click.secho(f"recorded as {run.id}", fg="bright_black", err=True)
 
 
 def given(prompt: tuple[str, ...]) -> str:

@@ -33,3 +33,15 @@ def json_option(command: Command) -> Command:
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON for programs instead of text."
     )(command)
+
+
+def db_option(command: Command) -> Command:
+    """Add ``--db``, a log that must exist."""
+    return click.option(
+        "--db",
+        metavar="LOG",
+        envvar="ATLAS_DB",
+        default="runs.db",
+        show_default="$ATLAS_DB, else runs.db",
+        help="The log: a file, or postgresql://user@host/database.",
+    )(command)

@@ -31,7 +31,7 @@ from atlas.core.inner_loop import here
 from atlas.core.message_log import Fate, MessageLog
 from atlas.core.message_pages import OUTSIDE, logical_lines
 from atlas.core.messages import Message
-from atlas.core.runs import ENTRIES, RunEnded, RunStarted, is_lifecycle
+from atlas.core.runs import ENTRIES, RunEnded, RunStarted, is_doing, is_lifecycle
 from atlas.errors import ReplayDiverged
 
 __all__ = ["RunSession", "SessionMode", "SessionOptions"]
@@ -144,7 +144,7 @@ class RunSession:
     @property
     def lines(self) -> list[str]:
         """What a replay has done so far, line by line; see `atlas.core.runs.Run.lines`."""
-        return logical_lines(each for each in self._happened if not is_lifecycle(each))
+        return logical_lines(filter(is_doing, self._happened))
 
     async def __aenter__(self) -> Self:
         self._log.watch(self.id, self._fate, self._aliases)
@@ -217,7 +217,7 @@ class RunSession:
             self._aliases[again.meta.id] = stored.meta.id
 
     def _compare(self) -> None:
-        recorded = logical_lines(each for each in self._recorded if not is_lifecycle(each))
+        recorded = logical_lines(filter(is_doing, self._recorded))
         happened = self.lines
         for number, (before, now) in enumerate(zip(recorded, happened, strict=False), 1):
             if before != now:

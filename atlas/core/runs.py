@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,17 +28,19 @@ from atlas.core.effects import (
     RunSeeded,
     cut_at,
 )
-from atlas.core.log.engine import Engine
+from atlas.core.log.engine import Engine, Progress
 from atlas.core.log.records import NewRecord
 from atlas.core.message_log import stream_of
 from atlas.core.message_pages import OUTSIDE, PAGE, logical_lines, pack, unpack
 from atlas.core.messages import Event, Message, message
 from atlas.core.patches import Patch, diff
+from atlas.core.programs import load_program
 from atlas.core.schema.canonical import canonical_text
 from atlas.core.schema.codec import decode, encode
 from atlas.core.transitions import Transition
 from atlas.errors import (
     AtlasError,
+    ConfigurationError,
     ErasedError,
     LogFormatError,
     UnknownRunError,
@@ -67,6 +69,7 @@ RunStatus: TypeAlias = Literal["completed", "failed", "cancelled", "unfinished"]
 _PREFIX: Final = stream_of("")
 _STATES_EVERY: Final = 1_000
 _PAGES_AT_ONCE: Final = 64
+_TOLD_EVERY: Final = 500
 _FORMAT: Final = 1
 
 
@@ -125,6 +128,11 @@ ENTRIES: Final = (
 def is_lifecycle(event: Message) -> bool:
     """Return whether an event is about a run and not part of what it does."""
     return isinstance(event, RunStarted | RunEnded)
+
+
+def is_doing(event: Message) -> bool:
+    """Return whether an event is part of what a run does, and not of how it is kept."""
+    return not isinstance(event, RunStarted | RunEnded | RunSeeded | RunContinued)
 
 
 def holding(events: Iterable[Message]) -> list[tuple[int, Message]]:
@@ -189,9 +197,39 @@ class Run(Generic[S]):
         return RunStarted(self.id, "session")
 
     @property
+    def origin(self) -> RunStarted:
+        """The event with which it began, or the run that it was forked from, and so on."""
+        if self.parent is None:
+            return self.started
+        return Run(self._engine, self.parent, self._transition, self._initial).origin
+
+    @property
     def name(self) -> str:
         """What the run was called."""
         return self.started.name
+
+    # Any: whatever the program takes and returns
+    def program(
+        self, where: str | None = None
+    ) -> tuple[Callable[..., Awaitable[Any]], Mapping[str, JSON]]:
+        """Return the function that made the run, and with which arguments it was called.
+
+        Args:
+            where: Where it is now: ``module:function`` or ``script.py:function``; default: where it
+                was when the run was recorded.
+
+        Raises:
+            ConfigurationError: It is not known, or not found.
+        """
+        origin = self.origin
+        where = where or origin.program
+        if where is None:
+            raise ConfigurationError(
+                f"It is not known which program made run {self.id} ({self.name!r}). Name it as "
+                f"package.module:function or script.py:function, or record it with "
+                f"app.record(function), which notes it."
+            )
+        return load_program(where), origin.arguments
 
     @property
     def parent(self) -> str | None:
@@ -267,6 +305,10 @@ class Run(Generic[S]):
             if len(records) < _PAGES_AT_ONCE:
                 return
 
+    def held(self) -> list[Message]:
+        """Return the events that hold: all, unless the run was broken off and resumed."""
+        return [event for _, event in holding(self.read())]
+
     def tree(self, until: int | None = None) -> str:
         """Draw what caused what, up to an event; see `causal_tree`."""
         return causal_tree(self.read(until=until))
@@ -277,8 +319,7 @@ class Run(Generic[S]):
 
         Ids, times, and what others did because of it, are left out; see `logical_lines`.
         """
-        held = (event for _, event in holding(self.read()))
-        return logical_lines(event for event in held if not is_lifecycle(event))
+        return logical_lines(filter(is_doing, self.held()))
 
     @property
     def digest(self) -> str:
@@ -361,21 +402,27 @@ class Run(Generic[S]):
 
     # -- taking it elsewhere --
 
-    def export(self, path: str | Path) -> int:
+    def export(self, path: str | Path, progress: Progress | None = None) -> int:
         """Write the run as JSON lines: a header, then one event a line, whole with its metadata.
 
         A fork is written with the events that it shares, so that it can be read alone.
 
+        Args:
+            path: The file, which is replaced.
+            progress: Told how many events of how many are written.
+
         Returns:
             How many events were written.
         """
-        count = 0
+        count, whole = 0, len(self)
         with Path(path).open("w", encoding="utf-8", newline="\n") as file:
             header = {"atlas": "run", "format": _FORMAT, "run": self.id, "sha256": self._sha256()}
             file.write(canonical_text(header) + "\n")
             for event in self.read():
                 file.write(encode(event).decode() + "\n")
                 count += 1
+                if progress is not None and count % _TOLD_EVERY == 0:
+                    progress(count, whole)
         return count
 
     def _sha256(self) -> str:
@@ -432,14 +479,18 @@ class Runs(Mapping[str, Run[S]]):
         """Return where two runs part, and what they did from there on."""
         return Comparison(one, other, tuple(self[one].lines), tuple(self[other].lines))
 
-    def import_(self, path: str | Path) -> Run[S]:
+    def import_(self, path: str | Path, progress: Progress | None = None) -> Run[S]:
         """Store a run that `Run.export` wrote. It is read and checked whole before any is stored.
+
+        Args:
+            path: The file.
+            progress: Told how many of its bytes are read.
 
         Raises:
             LogFormatError: The file is no such run, or not what was written; the line is named.
             VersionConflictError: The log has a run of this id already.
         """
-        run, events = _read_export(Path(path))
+        run, events = _read_export(Path(path), progress)
         records: list[NewRecord] = []
         version = 0
         for of_run, group in itertools.groupby(events, key=lambda event: event.meta.run or run):
@@ -526,13 +577,18 @@ def _batches(items: Iterable[Message], size: int) -> Iterator[list[Message]]:
         yield batch
 
 
-def _read_export(path: Path) -> tuple[str, list[Message]]:
+def _read_export(path: Path, progress: Progress | None) -> tuple[str, list[Message]]:
     summed = hashlib.sha256()
     events: list[Message] = []
+    size = path.stat().st_size
+    done = 0
     with path.open("rb") as file:
         header = _header(path, file.readline())
         for number, line in enumerate(file, 2):
             summed.update(line)
+            done += len(line)
+            if progress is not None and number % _TOLD_EVERY == 0:
+                progress(done, size)
             try:
                 events.append(decode(line.rstrip(b"\n"), unknown="keep"))
             except AtlasError as error:

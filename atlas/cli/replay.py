@@ -1,0 +1,133 @@
+"""``atlas replay``, ``fork`` and ``resume``: run a recorded program again, in part or whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import click
+
+from atlas.app import Atlas
+from atlas.cli.conversation import Questions
+from atlas.cli.options import db_option, json_option, model_options
+from atlas.cli.runs import told
+from atlas.core.run_session import RunSession
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def program_option(command: Command) -> Command:
+    """Add ``--program``."""
+    return click.option(
+        "--program",
+        metavar="NAME",
+        help="What made the run: package.module:function or script.py:function. "
+        "[default: as was recorded]",
+    )(command)
+
+
+@click.command()
+@click.argument("run", required=False)
+@db_option
+@program_option
+@click.option(
+    "--pace",
+    type=click.FloatRange(min=0, min_open=True),
+    help="At the recorded pace times this; without it, as fast as possible.",
+)
+@json_option
+def replay(
+    *, run: str | None, db: str, program: str | None, pace: float | None, as_json: bool
+) -> None:
+    """Repeat RUN (default: the latest): no model is asked, nothing outside is touched.
+
+    Fails at the first effect, or event, that is not as it was recorded.
+    """
+
+    async def again() -> None:
+        async with Atlas(db, provider="scripted") as app:
+            wanted = run or app.runs.latest().id
+            with Questions((), silent=as_json):
+                session, result = await app.replay(wanted, program=program, pace=pace)
+            _tell(session, result, f"{wanted} was replayed: the same, byte for byte.", as_json)
+
+    run_it(again())
+
+
+@click.command()
+@click.argument("run")
+@db_option
+@click.option("--at", "number", type=click.IntRange(min=0), required=True, help="After this event.")
+@model_options
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    help="What a chat is asked from there on, instead of asking you; may be given several times.",
+)
+@program_option
+@json_option
+def fork(
+    *,
+    run: str,
+    db: str,
+    number: int,
+    provider: str | None,
+    model: str | None,
+    prompts: tuple[str, ...],
+    program: str | None,
+    as_json: bool,
+) -> None:
+    """Repeat RUN up to one of its events, then go on live as a new run.
+
+    What was recorded stays as it is. `atlas diff` compares the two.
+    """
+
+    async def anew() -> None:
+        async with Atlas(db) as app:
+            with Questions(prompts or None, silent=as_json):
+                session, result = await app.fork(
+                    run, at=number, provider=provider, model=model, program=program
+                )
+            _tell(session, result, f"{session.id} is a fork of {run}.", as_json)
+
+    run_it(anew())
+
+
+@click.command()
+@click.argument("run")
+@db_option
+@program_option
+@click.option(
+    "--in-doubt",
+    type=click.Choice(["raise", "retry"]),
+    default="raise",
+    show_default=True,
+    help="What to do about an external effect of which nobody knows whether it happened.",
+)
+@json_option
+def resume(*, run: str, db: str, program: str | None, in_doubt: Any, as_json: bool) -> None:
+    """Go on with RUN, whose process died: what finished is not done again."""
+
+    async def on() -> None:
+        async with Atlas(db) as app:
+            function, arguments = app.runs[run].program(program)
+            with Questions(None, silent=as_json):
+                async with app.resume(run, in_doubt=in_doubt) as session:
+                    result = await function(app, **arguments)
+            _tell(session, result, f"{run} is completed.", as_json)
+
+    run_it(on())
+
+
+def run_it(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine; an interrupt cancels it."""
+    asyncio.run(work)
+
+
+def _tell(session: RunSession, result: object, text: str, as_json: bool) -> None:
+    if as_json:
+        told({"run": session.id, "exact": session.is_exact, "result": repr(result)})
+    else:
+        click.secho(text, fg="bright_black", err=True)

@@ -1,0 +1,269 @@
+"""``atlas runs``, ``show``, ``diff``, ``verify``, ``export`` and ``import``: what is in a log."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atlas.cli.options import db_option, json_option
+from atlas.cli.trees import tree_lines
+from atlas.core.log.controller import LOGS
+from atlas.core.log.engine import Engine, Progress
+from atlas.core.patches import plain
+from atlas.core.runs import Run, Runs, is_doing
+from atlas.core.schema.codec import encode
+from atlas.providers.chat_state import ChatState, transitions
+
+_SHOWN = 20
+
+
+@contextmanager
+def opened(db: str, *, writable: bool = False) -> Iterator[tuple[Engine, Runs[ChatState]]]:
+    """Open a log and its runs; one that is only read is not changed, nor made."""
+    engine = LOGS.open_log(db, read_only=None if writable or "://" in db else True)
+    try:
+        yield engine, Runs(engine, transitions, ChatState())
+    finally:
+        LOGS.close_log(engine)
+
+
+def told(data: object) -> None:
+    """Print JSON."""
+    click.echo(json.dumps(data, ensure_ascii=False, indent=2))
+
+
+def facts(run: Run[ChatState]) -> dict[str, Any]:
+    """Return what is known of a run as a whole."""
+    began = run.time
+    return {
+        "run": run.id,
+        "name": run.name,
+        "status": "session" if run.name == "session" else run.status,
+        "events": len(run),
+        "began": None if began is None else began.isoformat(),
+        "parent": run.parent,
+        "forked_at": run.forked_at,
+        "program": run.origin.program,
+    }
+
+
+@click.command()
+@db_option
+@click.option("-n", "--last", type=click.IntRange(min=1), default=_SHOWN, show_default=True)
+@json_option
+def runs(*, db: str, last: int, as_json: bool) -> None:
+    """List the runs in a log, the latest last."""
+    with opened(db) as (_, known):
+        names = list(known)
+        listed = [facts(known[name]) for name in names[-last:]]
+    if as_json:
+        told(listed)
+        return
+    if not listed:
+        click.echo("There are no runs yet. Record one with `atlas chat --db`, or app.recording().")
+        return
+    width = max(len(each["run"]) for each in listed)
+    for each in listed:
+        began = each["began"][:19].replace("T", " ") if each["began"] else " " * 19
+        of = f"  from {each['parent']} at {each['forked_at']}" if each["parent"] else ""
+        click.echo(
+            f"{each['run']:<{width}}  {began}  {each['status']:<10}  {each['events']:>6} events{of}"
+        )
+    if len(names) > last:
+        click.echo(f"{len(names) - last} earlier ones are not shown; see --last.")
+
+
+@click.command()
+@click.argument("run", required=False)
+@db_option
+@click.option("--at", "number", type=int, help="Show the state after this event instead.")
+@click.option(
+    "--time",
+    "moment",
+    metavar="WHEN",
+    help="Show the state at a time: 2026-11-23T10:00:00+00:00, or +2.5 (seconds after the start).",
+)
+@click.option("--all", "everything", is_flag=True, help="Show every token and piece by itself.")
+@json_option
+def show(
+    *,
+    run: str | None,
+    db: str,
+    number: int | None,
+    moment: str | None,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Show what happened in RUN (default: the latest) as a tree, or its state at a moment."""
+    if number is not None and moment is not None:
+        raise click.UsageError("--at and --time are two ways to name a moment: give one of them.")
+    with opened(db) as (_, known):
+        found = known[run] if run else known.latest()
+        if moment is not None:
+            number = found.number_at(when(moment, found))
+        if number is not None:
+            state = plain(found.at(number))
+            if as_json:
+                told({"run": found.id, "at": number, "state": state})
+                return
+            click.secho(f"{found.id} after event {number} of {len(found)}", bold=True)
+            told(state)
+            return
+        if as_json:
+            for event in found.read():
+                click.echo(encode(event))
+            return
+        told_of = facts(found)
+        click.secho(f"{found.id}  {told_of['status']}, {told_of['events']} events", bold=True)
+        for line in tree_lines(found.read(), everything=everything):
+            click.echo(line)
+
+
+def when(text: str, run: Run[ChatState]) -> datetime:
+    """Return the time that a text names.
+
+    Raises:
+        UsageError: It names none.
+    """
+    began = run.time
+    try:
+        if text.startswith("+") and began is not None:
+            return began + timedelta(seconds=float(text))
+        named = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.UsageError(
+            f"--time is {text!r}. Write 2026-11-23T10:00:00+00:00, or +2.5 for seconds after the "
+            f"start of the run."
+        ) from error
+    return named if named.tzinfo is not None else named.astimezone()
+
+
+@click.command()
+@click.argument("one", metavar="RUN")
+@click.argument("other", metavar="RUN")
+@db_option
+@click.option("-n", "--lines", type=click.IntRange(min=1), default=_SHOWN, show_default=True)
+@json_option
+def diff(*, one: str, other: str, db: str, lines: int, as_json: bool) -> None:
+    """Compare two runs: what both did up to where they part, then each from there.
+
+    Exits with 1 when they differ.
+    """
+    with opened(db) as (_, known):
+        compared = known.compare(one, other)
+        first = (known[one], known[other])
+        texts = [_doings(each, compared.shared) for each in first]
+    if as_json:
+        told(
+            {
+                "same": compared.same,
+                "shared": compared.shared,
+                one: list(compared.lines[compared.shared :]),
+                other: list(compared.other_lines[compared.shared :]),
+            }
+        )
+    elif compared.same:
+        click.echo(f"{one} and {other} did the same: {len(compared.lines)} events.")
+    else:
+        click.echo(f"The same for {compared.shared} events, then they part:")
+        width = max(30, shutil.get_terminal_size().columns // 2 - 2)
+        click.secho(f"  {one:<{width}}  {other}", bold=True)
+        rows = itertools.zip_longest(*texts, fillvalue="")
+        for left, right in itertools.islice(rows, lines):
+            click.echo(f"  {_cut(left, width):<{width}}  {_cut(right, width)}")
+        longest = max(map(len, texts))
+        if longest > lines:
+            click.echo(f"  … {longest - lines} more; see --lines.")
+    click.get_current_context().exit(0 if compared.same else 1)
+
+
+def _doings(run: Run[ChatState], shared: int) -> list[str]:
+    """Return what a run did after so many events, for people: without the pieces of answers."""
+    events = list(filter(is_doing, run.held()))
+    return list(tree_lines(events[shared:], everything=False, numbers=False))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+@click.command()
+@db_option
+@json_option
+def verify(*, db: str, as_json: bool) -> None:
+    """Check that every record of a log is what was written; exits with 1 if one is not."""
+    with opened(db) as (engine, _), progress("Verifying", silent=as_json) as tell:
+        found = engine.verify(tell)
+    if as_json:
+        told(
+            {
+                "ok": found.ok,
+                "records": found.records,
+                "erased": found.erased,
+                "bad_position": found.bad_position,
+                "problem": found.problem,
+            }
+        )
+    elif found.ok:
+        erased = f", {found.erased:,} of them erased" if found.erased else ""
+        click.echo(f"{db} is what was written: {found.records:,} records{erased}.")
+    else:
+        click.secho(f"Position {found.bad_position}: {found.problem}", fg="red", err=True)
+    click.get_current_context().exit(0 if found.ok else 1)
+
+
+@contextmanager
+def progress(label: str, *, silent: bool) -> Iterator[Progress]:
+    """Show a bar on standard error while something long goes on, if that is a terminal."""
+    if silent or not sys.stderr.isatty():
+        yield lambda _done, _all: None
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+
+        def tell(done: int, everything: int) -> None:
+            bar.length = max(everything, 1)
+            bar.update(done - bar.pos)
+
+        yield tell
+
+
+@click.command()
+@click.argument("run")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@db_option
+@json_option
+def export(*, run: str, file: Path, db: str, as_json: bool) -> None:
+    """Write RUN into FILE as JSON lines, whole with what it shares with a run it was forked from."""
+    with opened(db) as (_, known):
+        found = known[run]
+        with progress("Exporting", silent=as_json) as tell:
+            count = found.export(file, tell)
+    if as_json:
+        told({"run": run, "file": str(file), "events": count})
+    else:
+        click.echo(f"{count} events of {run} are in {file}.")
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@db_option
+@json_option
+def import_(*, file: Path, db: str, as_json: bool) -> None:
+    """Store the run in FILE, which `atlas export` wrote; it is checked whole before."""
+    with opened(db, writable=True) as (_, known):
+        with progress("Importing", silent=as_json) as tell:
+            made = known.import_(file, tell)
+        count = len(made)
+    if as_json:
+        told({"run": made.id, "db": db, "events": count})
+    else:
+        click.echo(f"Run {made.id} with {count} events is in {db}.")
