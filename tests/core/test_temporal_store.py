@@ -27,6 +27,7 @@ from atlas.errors import (
     ConfigurationError,
     ErasedError,
     LogFormatError,
+    LogUnavailableError,
     SchemaError,
     StateError,
     TransitionError,
@@ -435,6 +436,25 @@ async def test_following_on_a_loop(store: TemporalStore) -> None:
     done = await asyncio.wait_for(asyncio.gather(*followers, return_exceptions=True), 10)
     assert isinstance(done[0], asyncio.CancelledError)
     assert done[1:] == [None, None]
+
+
+async def test_a_follower_survives_trouble_of_the_log() -> None:
+    class Troubled(MemoryEngine):
+        troubles = 2
+
+        def wait_beyond(self, position: int, timeout: float | None = None) -> bool:
+            if self.troubles:
+                self.troubles -= 1
+                raise LogUnavailableError("The connection was lost.")
+            return super().wait_beyond(position, timeout)
+
+    with TemporalStore(Troubled()) as store:
+        cart = filled(store, 1)
+        follower = cart.follow()
+        assert (await anext(follower)).version == 1
+        next_one = asyncio.create_task(anext(follower))
+        await cart.append(ItemAdded("x"))
+        assert (await asyncio.wait_for(next_one, 10)).version == 2
 
 
 def test_following_ends_when_closed_or_quiet(store: TemporalStore) -> None:

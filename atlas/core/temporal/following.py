@@ -13,7 +13,7 @@ from typing import Self
 from atlas.core.log.engine import Engine
 from atlas.core.temporal.events import Entry, EventCodec, entries_in
 from atlas.core.temporal.history import CHUNK, History
-from atlas.errors import LogClosedError
+from atlas.errors import LogClosedError, LogError
 
 __all__ = ["Bell", "Follower"]
 
@@ -72,8 +72,12 @@ class Bell:
             try:
                 if self._engine.wait_beyond(position, _SLICE):
                     self._ring(self._engine.last_position() or 0)
-            except LogClosedError:
-                self.close()
+            except LogError:
+                # Those who wait meet the same error when they read on, and can tell it.
+                with self._lock:
+                    self._thread = None
+                self._ring(None)
+                return
 
     def _ring(self, position: int | None) -> None:
         """Wake those who wait for something before this position; None: all."""

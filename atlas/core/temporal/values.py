@@ -30,6 +30,7 @@ from atlas.typing import JSON
 __all__ = ["Values"]
 
 _PLAIN = frozenset({str, int, bool, type(None)})
+_TEXT = frozenset({str})
 _TAG = "$"
 
 
@@ -96,9 +97,11 @@ class Values:
                 f"{error!r}. It can be computed again from the events."
             ) from error
 
-    def _mapping(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        load_, plain = self.load, _PLAIN
-        return {key: item if type(item) in plain else load_(item) for key, item in given.items()}
+    def _mapping(self, given: dict[str, Any]) -> dict[str, Any]:
+        # Most large maps hold plain values only; nobody else has this dict.
+        if _PLAIN.issuperset(map(type, given.values())):
+            return given
+        return {key: self.load(item) for key, item in given.items()}
 
     def _pairs(self, given: Any) -> dict[Any, Any]:
         """Read a mapping written as an object or, where a key is no text, as pairs."""
@@ -111,12 +114,12 @@ class Values:
 
     def _written_mapping(self, value: Mapping[Any, Any]) -> JSON:
         """Write an object where each key is a text, and none could be taken for a tag."""
-        dump_, plain = self.dump, _PLAIN
-        if _TAG not in value and all(type(key) is str for key in value):
-            return {
-                key: item if type(item) in plain else dump_(item) for key, item in value.items()
-            }
-        return [[dump_(key), dump_(item)] for key, item in value.items()]
+        items = dict(value.items())
+        if _TAG in items or not _TEXT.issuperset(map(type, items)):
+            return [[self.dump(key), self.dump(item)] for key, item in items.items()]
+        if _PLAIN.issuperset(map(type, items.values())):
+            return items
+        return {key: self.dump(item) for key, item in items.items()}
 
     def _dict(self, value: dict[Any, Any]) -> JSON:
         written = self._written_mapping(value)
