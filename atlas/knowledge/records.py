@@ -1,0 +1,188 @@
+"""How documents are written into the log: one record per version, with its text and its chunks.
+
+A record is the whole of a version or nothing, so no crash leaves half a document. The streams::
+
+    collection/<name>             knowledge.collection@1   model, dimension, chunker
+    document/<name>/<source>      knowledge.document@1     a version of a document
+                                  knowledge.removed@1      from here on it is not found
+
+The payload of a document is a header in JSON, the keys of its chunks' vectors, and its text,
+compressed. Opening a knowledge base reads headers only; a text is unpacked when a passage is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+from atlas.errors import LogCorruptedError
+from atlas.knowledge.documents import Chunk, Document, Heading
+from atlas.knowledge.store import CollectionInfo
+
+__all__ = [
+    "COLLECTION",
+    "DOCUMENT",
+    "REMOVED",
+    "StoredDocument",
+    "collection_stream",
+    "digest_of",
+    "document_prefix",
+    "document_stream",
+    "embedded_text",
+    "pack_collection",
+    "pack_document",
+    "unpack_collection",
+    "unpack_document",
+    "unpack_text",
+]
+
+COLLECTION: Final = "knowledge.collection@1"
+DOCUMENT: Final = "knowledge.document@1"
+REMOVED: Final = "knowledge.removed@1"
+_KEY: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A version of a document as the log holds it, without its text.
+
+    Attributes:
+        document: The document; its text is empty.
+        digest: What it is compared by with a version read later.
+        chunks: Its passages.
+        keys: For each of them, the key of its vector.
+    """
+
+    document: Document
+    digest: str
+    chunks: tuple[Chunk, ...]
+    keys: tuple[bytes, ...]
+
+
+def collection_stream(name: str) -> str:
+    """Return the stream of a collection."""
+    return f"collection/{name}"
+
+
+def document_prefix(collection: str) -> str:
+    """Return how the streams of a collection's documents begin."""
+    return f"document/{collection}/"
+
+
+def document_stream(collection: str, source: str) -> str:
+    """Return the stream of a document."""
+    return document_prefix(collection) + source
+
+
+def digest_of(document: Document, chunker: str) -> str:
+    """Return what differs when a document, or the way it is cut, differs."""
+    facts = json.dumps(
+        [document.title, document.kind, dict(document.metadata), _headings(document), chunker],
+        sort_keys=True,
+    )
+    text = document.text.encode("utf-8", "surrogatepass")
+    return sha256(facts.encode() + b"\0" + text).hexdigest()
+
+
+def embedded_text(document: Document, passage: str) -> str:
+    """Return what the embedding model gets of a passage: the document's title stands before it."""
+    return f"{document.title}\n{passage}" if document.title else passage
+
+
+def pack_document(document: Document, digest: str, chunks: list[Chunk], keys: list[bytes]) -> bytes:
+    """Return the payload of a document's version."""
+    header = json.dumps(
+        {
+            "title": document.title,
+            "kind": document.kind,
+            "metadata": dict(document.metadata),
+            "headings": _headings(document),
+            "digest": digest,
+            "chunks": [[chunk.start, chunk.end, chunk.tokens] for chunk in chunks],
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode("utf-8", "surrogatepass")
+    text = zlib.compress(document.text.encode("utf-8", "surrogatepass"), 6)
+    return len(header).to_bytes(4, "little") + header + b"".join(keys) + text
+
+
+def unpack_document(source: str, payload: bytes) -> StoredDocument:
+    """Return a document's version, without its text.
+
+    Raises:
+        LogCorruptedError: The payload is none of a document.
+    """
+    header, keys_at = _header(source, payload)
+    chunks = tuple(Chunk(start, end, tokens) for start, end, tokens in header["chunks"])
+    keys = tuple(
+        payload[keys_at + index * _KEY : keys_at + (index + 1) * _KEY]
+        for index in range(len(chunks))
+    )
+    document = Document(
+        source=source,
+        text="",
+        title=header["title"],
+        kind=header["kind"],
+        headings=tuple(Heading(*each) for each in header["headings"]),
+        metadata=header["metadata"],
+    )
+    return StoredDocument(document, header["digest"], chunks, keys)
+
+
+def unpack_text(source: str, payload: bytes) -> str:
+    """Return the text of a document's version.
+
+    Raises:
+        LogCorruptedError: The payload is none of a document.
+    """
+    header, keys_at = _header(source, payload)
+    packed = payload[keys_at + len(header["chunks"]) * _KEY :]
+    try:
+        return zlib.decompress(packed).decode("utf-8", "surrogatepass")
+    except (zlib.error, UnicodeDecodeError) as error:
+        raise _corrupted(source) from error
+
+
+def pack_collection(collection: CollectionInfo, chunker: str) -> bytes:
+    """Return the payload of a collection's record."""
+    facts = {"model": collection.model, "dimension": collection.dimension, "chunker": chunker}
+    return json.dumps(facts).encode()
+
+
+def unpack_collection(name: str, payload: bytes) -> tuple[CollectionInfo, str]:
+    """Return a collection and the name of the chunker it was made with.
+
+    Raises:
+        LogCorruptedError: The payload is none of a collection.
+    """
+    try:
+        facts = json.loads(payload)
+        return CollectionInfo(name, facts["model"], facts["dimension"]), facts["chunker"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _corrupted(name) from error
+
+
+# Any: the header is JSON, whose form only this module knows.
+def _header(source: str, payload: bytes) -> tuple[dict[str, Any], int]:
+    length = int.from_bytes(payload[:4], "little")
+    try:
+        header = json.loads(payload[4 : 4 + length].decode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise _corrupted(source) from error
+    return header, 4 + length
+
+
+def _headings(document: Document) -> list[tuple[int, int, str]]:
+    return [(each.offset, each.level, each.title) for each in document.headings]
+
+
+def _corrupted(what: str) -> LogCorruptedError:
+    return LogCorruptedError(
+        f"The record of {what!r} in the log of the knowledge base cannot be understood. Was it "
+        f"written by something else than a knowledge base?",
+        position=0,
+    )

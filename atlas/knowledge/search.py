@@ -1,0 +1,249 @@
+"""One search in one collection: from a question and its vector to hits with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas.errors import ConfigurationError
+from atlas.knowledge.catalogue import Catalogue
+from atlas.knowledge.collection import Collection
+from atlas.knowledge.documents import heading_path
+from atlas.knowledge.filters import Filter
+from atlas.knowledge.hits import Hit
+from atlas.knowledge.messages import SearchMode
+from atlas.knowledge.retrieval import (
+    Explanation,
+    Ranking,
+    Reranker,
+    diverse,
+    fused,
+    heading_matches,
+    ranks,
+    spread,
+)
+
+__all__ = ["Question", "search"]
+
+Numbers = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """All that a search is told.
+
+    Attributes:
+        query: The question.
+        vectors: The unit vectors of it and of its other wordings; none in a search by words.
+        wordings: Its other wordings.
+        k: How many passages to return.
+        mode: By meaning, by words, or both.
+        where: A condition that the metadata of documents have to meet.
+        at: The version of the knowledge base to search; None: now.
+        per_document: Most passages of one document; None: any number.
+        diversity: From 0 (only fit counts) to 1: how much passages shall differ.
+        neighbours: How many passages before and after each hit to return with it.
+        ranking: How to weigh what is known.
+        reranker: Has the last word on the order.
+        explain: Whether explanations tell each word's part.
+    """
+
+    query: str
+    vectors: Numbers
+    wordings: tuple[str, ...] = ()
+    k: int = 5
+    mode: SearchMode = "hybrid"
+    where: Filter | None = None
+    at: int | None = None
+    per_document: int | None = None
+    diversity: float = 0.0
+    neighbours: int = 0
+    ranking: Ranking = field(default_factory=Ranking)
+    reranker: Reranker | None = None
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in {"hybrid", "dense", "keyword"}:
+            raise ConfigurationError(f"mode is {self.mode!r}. Say 'hybrid', 'dense' or 'keyword'.")
+        if self.k < 1:
+            raise ConfigurationError(f"k is {self.k!r}. Ask for at least 1 passage.")
+        if not 0 <= self.diversity <= 1:
+            raise ConfigurationError(f"diversity is {self.diversity!r}. Give a number from 0 to 1.")
+        if self.per_document is not None and self.per_document < 1:
+            raise ConfigurationError(f"per_document is {self.per_document!r}. Give at least 1.")
+        if self.neighbours < 0:
+            raise ConfigurationError(f"neighbours is {self.neighbours!r}. Give 0 or more.")
+
+
+def search(collection: Collection, question: Question) -> list[Hit]:
+    """Return the passages of a collection that answer a question best, the best first."""
+    return _Search(collection, question).hits()
+
+
+class _Search:
+    """A search works on one catalogue from beginning to end."""
+
+    def __init__(self, collection: Collection, question: Question) -> None:
+        self.collection = collection
+        self.question = question
+        self.catalogue: Catalogue = collection.catalogue
+        self.dense = collection.dense
+        # Statistics of words are those of all that is alive; the filter does not change them.
+        self.alive = self.catalogue.alive_at(question.at)
+        where = question.where
+        self.counts = self.alive if where is None else self.alive & self.catalogue.filtered(where)
+
+    def hits(self) -> list[Hit]:
+        if not self.counts.any():
+            return []
+        rows, words = self._candidates()
+        if not len(rows):
+            return []
+        scores, explanations = self._measured(rows, words)
+        order = self._ordered(rows, scores)
+        chosen = [(int(rows[index]), explanations[index]) for index in order]
+        found = [
+            self._hit(row, float(scores[index]), why)
+            for index, (row, why) in zip(order, chosen, strict=True)
+        ]
+        if self.question.reranker is not None:
+            found = _reranked(self.question, found)
+        return found[: self.question.k]
+
+    def _candidates(self) -> tuple[Rows, Numbers | None]:
+        """Return the rows worth a closer look, and the scores of all rows by words."""
+        question = self.question
+        enough = max(question.ranking.candidates, 4 * question.k)
+        found: list[Rows] = []
+        words: Numbers | None = None
+        if question.mode != "dense":
+            for wording in (question.query, *question.wordings):
+                scores = self.catalogue.words.scores(wording, self.alive)
+                words = scores if words is None else np.maximum(words, scores)
+            assert words is not None
+            among = words if question.where is None else np.where(self.counts, words, 0)
+            found.append(_largest(among, enough))
+        if question.mode != "keyword":
+            found += [
+                self.dense.search(vector, self.catalogue, self.counts, enough)
+                for vector in question.vectors
+            ]
+        return np.unique(np.concatenate(found)), words
+
+    def _measured(self, rows: Rows, words: Numbers | None) -> tuple[Numbers, list[Explanation]]:
+        """Return the score of each candidate, and what it is made of."""
+        question, ranking = self.question, self.question.ranking
+        similarity = None
+        if question.mode != "keyword":
+            similarity = np.max(
+                [self.dense.similarities(v, self.catalogue, rows) for v in question.vectors], axis=0
+            )
+        by_words = words[rows] if words is not None else None
+        together = fused(similarity, by_words, question.mode, ranking)
+        versions = self.catalogue.version_of_row[rows]
+        lengths = np.diff(self.catalogue.first_rows)[versions]
+        penalties = ranking.length_penalty * np.log(lengths.astype(np.float32))
+        boosts = np.zeros(len(rows), np.float32)
+        if ranking.heading_boost:
+            paths = [self._headings(int(row)) for row in rows]
+            boosts += ranking.heading_boost * heading_matches(question.query, paths)
+        similarity_ranks = ranks(similarity) if similarity is not None else None
+        words_ranks = ranks(by_words) if by_words is not None else None
+        explanations = [
+            Explanation(
+                similarity=float(similarity[i]) if similarity is not None else None,
+                similarity_rank=int(similarity_ranks[i]) if similarity_ranks is not None else None,
+                words=float(by_words[i]) if by_words is not None else None,
+                words_rank=int(words_ranks[i])
+                if words_ranks is not None and by_words is not None and by_words[i]
+                else None,
+                fused=float(together[i]),
+                length_penalty=float(penalties[i]),
+                heading_boost=float(boosts[i]),
+            )
+            for i in range(len(rows))
+        ]
+        return (together - penalties + boosts).astype(np.float32), explanations
+
+    def _ordered(self, rows: Rows, scores: Numbers) -> list[int]:
+        """Return which candidates to show, in order."""
+        question = self.question
+        order: list[int] = np.argsort(-scores, kind="stable").tolist()
+        if question.per_document is not None:
+            versions = self.catalogue.version_of_row[rows]
+            order = [
+                order[i] for i in spread([int(versions[j]) for j in order], question.per_document)
+            ]
+        wanted = question.k if question.reranker is None else max(4 * question.k, 20)
+        if question.diversity:
+            order = order[: max(50, 4 * wanted)]
+            vectors = self.dense.vectors(self.catalogue, rows[order])
+            chosen = diverse(scores[order], vectors, wanted, question.diversity)
+            return [order[index] for index in chosen]
+        return order[:wanted]
+
+    def _headings(self, row: int) -> tuple[str, ...]:
+        version, _, chunk = self.catalogue.chunk(row)
+        assert version.stored is not None
+        document = version.stored.document
+        return (document.title, *heading_path(document.headings, chunk.start))
+
+    def _hit(self, row: int, score: float, why: Explanation) -> Hit:
+        version, number, chunk = self.catalogue.chunk(row)
+        stored = version.stored
+        assert stored is not None
+        start, end = chunk.start, chunk.end
+        if around := self.question.neighbours:
+            start = stored.chunks[max(0, number - around)].start
+            end = stored.chunks[min(len(stored.chunks) - 1, number + around)].end
+        text = self.collection.text_of(version)
+        if self.question.explain and self.question.mode != "dense":
+            told = self.catalogue.words.explain(self.question.query, row, self.alive)
+            why = replace(why, terms=tuple(told))
+        line = text.count("\n", 0, start) + 1
+        return Hit(
+            text=text[start:end],
+            source=version.source,
+            version=version.number,
+            start=start,
+            end=end,
+            line=line,
+            last_line=line + text.count("\n", start, end),
+            title=stored.document.title,
+            headings=heading_path(stored.document.headings, chunk.start),
+            score=score,
+            collection=self.collection.info.name,
+            metadata=stored.document.metadata,
+            explanation=why,
+        )
+
+
+def _largest(scores: Numbers, k: int) -> Rows:
+    """Return the rows with the k largest scores above 0."""
+    if len(scores) > k:
+        rows = np.argpartition(-scores, k)[:k]
+        return rows[scores[rows] > 0]
+    return np.flatnonzero(scores > 0)
+
+
+def _reranked(question: Question, hits: Sequence[Hit]) -> list[Hit]:
+    assert question.reranker is not None
+    scores = list(question.reranker(question.query, [hit.text for hit in hits]))
+    if len(scores) != len(hits):
+        raise ConfigurationError(
+            f"The reranker returned {len(scores)} scores for {len(hits)} passages. It has to return "
+            f"one for each, in their order."
+        )
+    order = sorted(range(len(hits)), key=lambda index: -scores[index])
+    return [
+        replace(
+            hits[index],
+            score=float(scores[index]),
+            explanation=replace(hits[index].explanation, reranked=float(scores[index])),
+        )
+        for index in order
+    ]
