@@ -419,8 +419,11 @@ class RunContext:
         if self._journal is not None:
             await self._journal.commit()
 
-    def _advance(self) -> None:
-        """Step over an entry that was repeated, and what has no meaning after it."""
+    def _advance(self, handed_in: str = "") -> None:
+        """Step over an entry that was repeated, and what has no meaning after it.
+
+        ``handed_in`` is the effect whose end it is: going live, that one is not performed.
+        """
         while True:
             self._write(self._entries[self._cursor])
             if isinstance(entry := self._entries[self._cursor], RunSeeded):
@@ -435,13 +438,13 @@ class RunContext:
             if self._is_dropped(self._entries[self._cursor]):
                 return
         if self.mode in ("fork", "resume"):
-            self._go_live()
+            self._go_live(handed_in)
 
     @staticmethod
     def _is_dropped(entry: Entry) -> bool:
         return isinstance(entry, EffectNoted) and entry.what == "dropped"
 
-    def _go_live(self) -> None:
+    def _go_live(self, handed_in: str) -> None:
         self._live = True
         if self.mode == "resume":
             for entry in self._entries[self._end :]:
@@ -454,7 +457,8 @@ class RunContext:
             self._write(seed)
         self.inner.go_live()
         for pending in list(self.pending.values()):
-            self.perform(pending)
+            if pending.call.id != handed_in:
+                self.perform(pending)
 
     def _next(self) -> Entry | None:
         return self._entries[self._cursor] if self._cursor < self._end else None
@@ -732,7 +736,7 @@ class RunContext:
         assert isinstance(entry, EffectDelivered)
         self.inner.set_moment(entry.moment_ns / 1e9)
         delivery.durable = False
-        self._advance()
+        self._advance(entry.effect)
         return None
 
     def dropped(self, delivery: Delivery) -> None:
