@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import pytest
 
-from atlas.core.event_bus import EventBus
+from atlas.core.event_bus import EventBus, HandlerFailed
 from atlas.core.messages import Event, message
 
 PUBLISHES = int(os.environ.get("ATLAS_PUBLISHES", "20000"))
@@ -257,3 +257,111 @@ def test_a_program_that_ends_without_closing_the_bus_ends():
     )
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
+
+
+def test_publish_takes_no_lock_and_never_blocks():
+    bus = EventBus()
+    seen = []
+    bus.subscribe(Happened, seen.append)
+    bus.publish(Happened())  # makes the route
+    held, released = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with bus._lock:
+            held.set()
+            released.wait(30)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    held.wait(30)
+    publishing = threading.Thread(target=bus.publish, args=(Happened(number=1),))
+    publishing.start()
+    publishing.join(10)
+    was_through = not publishing.is_alive()
+    released.set()
+    holding.join()
+    publishing.join()
+
+    assert was_through
+    assert [item.number for item in seen] == [0, 1]
+
+
+def test_a_bus_may_be_closed_from_any_thread():
+    bus = EventBus()
+    begun = threading.Event()
+    cancelled = threading.Event()
+
+    async def wait(_: Happened) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    bus.subscribe(Happened, wait)
+    receipt = bus.publish(Happened())  # no loop here: it runs on the bus's own
+    begun.wait(30)
+    in_threads(1, lambda _: bus.close())
+
+    assert cancelled.wait(30)
+    assert receipt.wait(30)
+    assert bus.is_closed
+
+
+def test_sequence_tells_the_order_of_publication_though_delivery_is_depth_first():
+    bus = EventBus()
+    delivered = []
+
+    def first(event: Happened) -> None:
+        if event.number == 0:
+            bus.publish(Happened(number=1))
+        delivered.append(("first", event.meta.sequence))
+
+    bus.subscribe(Happened, first)
+    bus.subscribe(Happened, lambda event: delivered.append(("second", event.meta.sequence)))
+    bus.publish(Happened(number=0))
+
+    assert delivered == [("first", 2), ("second", 2), ("first", 1), ("second", 1)]
+    assert [item.number for item in bus.history] == [0, 1]
+
+
+async def test_a_reliable_lane_holds_65536_messages_by_default():
+    bus = EventBus()
+
+    gate = asyncio.Event()
+
+    async def wait(_: Happened) -> None:
+        await gate.wait()
+
+    bus.subscribe(Happened, wait)
+    bus.subscribe(HandlerFailed, lambda _: None)
+    bus.publish(Happened())
+    for _ in range(5):
+        await asyncio.sleep(0)  # the first one is being handled
+    receipts = [bus.publish(Happened()) for _ in range(65_536 + 3)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    refused = [place for place, receipt in enumerate(receipts) if receipt.errors]
+    gate.set()
+    await bus.aclose()
+
+    assert refused == [65_536, 65_537, 65_538]
+
+
+def test_a_message_keeps_no_other_one_alive_through_its_causes():
+    bus = EventBus(history=0)
+    kept = []
+
+    def follow(event: Happened) -> None:
+        if event.number < 50:
+            kept[:] = [bus.publish(Happened(number=event.number + 1)).message]
+
+    bus.subscribe(Happened, follow)
+    bus.publish(Happened(publisher=77))
+    gc.collect()
+    alive = [item for item in gc.get_objects() if isinstance(item, Happened) and item in kept]
+    others = [item for item in gc.get_objects() if type(item) is Happened and item not in kept]
+
+    assert alive == kept
+    assert kept[0].meta.causation is not None
+    assert not others
