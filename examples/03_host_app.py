@@ -17,9 +17,12 @@ import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+except ModuleNotFoundError as missing:
+    sys.exit(f"This example needs {missing.name}: run `pip install fastapi uvicorn`.")
 
 from atlas import Atlas, AtlasError, Message
 from atlas.core.schema import encode_fields

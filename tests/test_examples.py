@@ -50,6 +50,23 @@ def test_an_example_runs_without_arguments(program: Path, tmp_path: Path) -> Non
     assert len(out.splitlines()) > 5
 
 
+def test_the_web_example_says_in_a_sentence_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "uvicorn.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'uvicorn'\", name='uvicorn')"
+    )
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "03_host_app.py")],
+        env=environment(tmp_path) | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr == "This example needs uvicorn: run `pip install fastapi uvicorn`.\n"
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
 def test_an_example_is_short_and_says_what_it_is(program: Path, tmp_path: Path) -> None:
     code, out, _ = run(program, tmp_path, "--help")
