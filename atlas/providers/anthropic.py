@@ -31,7 +31,7 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
-from atlas.providers.http import error_from, transport_error, vendor_error
+from atlas.providers.http import error_from, note_refusal, transport_error, vendor_error
 from atlas.providers.http_body import closed_error, drain, raw_body
 from atlas.providers.messages import (
     ChatMessage,
@@ -233,7 +233,12 @@ class AnthropicProvider:
 def _client(api_key: str | None, base_url: str | None) -> anthropic.AsyncAnthropic:
     try:
         # Retries are Atlas's: the SDK's would hide attempts and wait up to 49 days.
-        client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0)
+        client = anthropic.AsyncAnthropic(
+            api_key=api_key,
+            base_url=base_url,
+            max_retries=0,
+            http_client=anthropic.DefaultAsyncHttpxClient(event_hooks={"response": [note_refusal]}),
+        )
     except anthropic.CredentialsError as error:
         raise MissingCredentialsError(f"{_NEEDS_KEY} {error}") from error
     except (anthropic.AnthropicError, httpx2.InvalidURL, ValueError) as error:

@@ -14,9 +14,9 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from atlas.errors import (
     AuthenticationError,
@@ -38,10 +38,13 @@ from atlas.errors import (
 __all__ = [
     "VendorError",
     "error_from",
+    "note_refusal",
     "retry_after_seconds",
     "transport_error",
     "vendor_error",
 ]
+
+_REFUSAL = "atlas.refusal"
 
 
 class VendorError(NamedTuple):
@@ -256,6 +259,11 @@ def transport_error(
         partial: Text that had arrived.
     """
     chain = list(_causes(error))
+    if (refusal := _refusal_of(error)) is not None:
+        status, headers = refusal
+        return error_from(
+            b"", status=status, headers=headers, provider=provider, model=model, partial=partial
+        )
     names = {base.__name__ for cause in chain for base in type(cause).__mro__}
     who = provider or "The provider"
     where = f" at {address}" if address else ""
@@ -300,6 +308,41 @@ def transport_error(
     return ConnectionFailedError(
         f"{who}{where} {problem}{said}.", provider=provider, model=model, partial=partial
     )
+
+
+async def note_refusal(response: _Answer) -> None:
+    """Note an error answer with its request: an event hook for the HTTP client of an SDK.
+
+    SDKs read the body of an error answer before they say that it is one. Where the connection breaks
+    meanwhile, `transport_error` finds the status here: a refused key stays one.
+    """
+    if response.status_code >= 400:
+        response.request.extensions[_REFUSAL] = response.status_code, response.headers
+
+
+class _Request(Protocol):
+    # Any: each extension is of a type of its own.
+    @property
+    def extensions(self) -> MutableMapping[str, Any]: ...
+
+
+class _Answer(Protocol):
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def request(self) -> _Request: ...
+
+
+def _refusal_of(error: BaseException) -> tuple[int, Mapping[str, str]] | None:
+    """Return status and headers of the error answer during which a transport error came."""
+    try:
+        request = getattr(error, "request", None)
+    except RuntimeError:  # httpx: this error has none
+        return None
+    found: tuple[int, Mapping[str, str]] | None = getattr(request, "extensions", {}).get(_REFUSAL)
+    return found
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

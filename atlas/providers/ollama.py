@@ -175,9 +175,12 @@ class OllamaProvider:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if response.status_code == 200 and not kind.endswith(("html", "xml")):
             return
-        await response.aread()
+        body = b""
+        with contextlib.suppress(httpx.HTTPError):  # a body cut off: its status still counts
+            async for chunk in response.aiter_bytes():
+                body += chunk
         failure = error_from(
-            response.content,
+            body,
             status=response.status_code,
             headers=response.headers,
             provider=_NAME,

@@ -42,7 +42,7 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
-from atlas.providers.http import error_from, transport_error
+from atlas.providers.http import error_from, note_refusal, transport_error
 from atlas.providers.http_body import closed_error, drain, raw_body
 from atlas.providers.messages import (
     ChatMessage,
@@ -117,6 +117,9 @@ class OpenAIProvider:
                 api_key=_key(api_key, base_url),
                 base_url=base_url,
                 default_headers=headers,
+                http_client=openai.DefaultAsyncHttpxClient(
+                    event_hooks={"response": [note_refusal]}
+                ),
             )
         self._client = client.with_options(max_retries=0)
         self._address = str(client.base_url)
