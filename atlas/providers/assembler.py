@@ -3,10 +3,14 @@
 A pure object without input or output: it is fed the deltas of one answer in order, says which
 event each is worth on the bus, and holds the whole answer at the end. The cost is linear in the
 answer's length, and a delta of text costs one list append and one event.
+
+A vendor may cut a character outside of the basic plane (an emoji, say) between two deltas, each with
+one half of its surrogate pair: the first half then waits for the second.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -38,6 +42,7 @@ from atlas.providers.messages import (
 __all__ = ["Assembler"]
 
 _REASONS = frozenset(get_args(FinishReason))
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +55,7 @@ class _Block:
     redacted: list[str] = field(default_factory=list)
     id: str = ""
     name: str = ""
+    half: str = ""
 
 
 class Assembler:
@@ -69,6 +75,7 @@ class Assembler:
     __slots__ = (
         "_blocks",
         "_finished",
+        "_halves",
         "_index",
         "_model",
         "_provider",
@@ -87,12 +94,16 @@ class Assembler:
         self._usage = Usage()
         self._finished: Finished | None = None
         self._index = 0
+        self._halves = 0  # how many blocks keep back a half of a character
         self._blocks: dict[tuple[type[Delta], int], _Block] = {}  # in order of appearance
         self._text: list[str] = []
         self._text_block: int | None = None
 
     def feed(self, delta: Delta) -> StreamToken | StreamThinking | None:
         """Take the next delta and return the event it is worth on the bus, if any.
+
+        A half of a character is kept back until more comes; one that ends a block is in the
+        completion, but in no event.
 
         Raises:
             InvalidResponseError: The value is no delta, has a field of the wrong type, or comes
@@ -107,6 +118,10 @@ class Assembler:
             if block != self._text_block:
                 self._text = self._block(TextDelta, block).pieces
                 self._text_block = block
+            if self._halves or "\ud800" <= text[-1] <= "\udbff":
+                text = self._whole(text, self._block(TextDelta, block))
+                if not text:
+                    return None
             self._text.append(text)
             if self._reply is None:
                 return None
@@ -197,12 +212,24 @@ class Assembler:
         block = self._block(ThinkingDelta, delta.block)
         _append(block.signature, delta.signature)
         _append(block.redacted, delta.redacted)
-        _append(block.pieces, delta.text)
-        if self._reply is None or not delta.text:
+        text = self._whole(_words(delta.text), block)
+        _append(block.pieces, text)
+        if self._reply is None or not text:
             return None
         index = self._index
         self._index = index + 1
-        return StreamThinking(self._reply, index, delta.text)
+        return StreamThinking(self._reply, index, text)
+
+    def _whole(self, text: str, block: _Block) -> str:
+        """Return a block's next text, with the half kept back before it, without one at its end."""
+        if block.half and text:
+            text = _paired(block.half + text)
+            block.half = ""
+            self._halves -= 1
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, block.half = text[:-1], text[-1]
+            self._halves += 1
+        return text
 
     def _call(self, delta: ToolCallDelta) -> None:
         block = self._block(ToolCallDelta, delta.call)
@@ -228,7 +255,8 @@ class Assembler:
         for block in self._blocks.values():
             if block.kind is ToolCallDelta:
                 made_up = f"{self._reply or 'call'}_{calls}"
-                parts.append(ToolCallPart(block.id or made_up, block.name, "".join(block.pieces)))
+                arguments = _paired("".join(block.pieces))
+                parts.append(ToolCallPart(block.id or made_up, block.name, arguments))
                 calls += 1
             elif part := _part(block):
                 parts.append(part)
@@ -259,8 +287,15 @@ def _words(text: str | None) -> str:
     return text or ""
 
 
+def _paired(text: str) -> str:
+    """Return a text in which the halves of surrogate pairs that meet are one character."""
+    if text.isascii() or not _PAIR.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
 def _part(block: _Block) -> Part | None:
-    text = "".join(block.pieces)
+    text = _paired("".join(block.pieces)) + block.half
     if block.kind is ThinkingDelta:
         signature = "".join(block.signature) or None
         redacted = "".join(block.redacted) or None

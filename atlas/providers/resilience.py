@@ -13,10 +13,10 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from types import AsyncGeneratorType
-from typing import Literal, NamedTuple, Self, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias, cast
 
 from atlas.core.schedules import Schedule
 from atlas.errors import (
@@ -25,6 +25,7 @@ from atlas.errors import (
     DeadlineExceededError,
     DeadlineName,
     IncompleteStreamError,
+    InvalidResponseError,
     ProviderError,
 )
 from atlas.providers.base import (
@@ -326,7 +327,7 @@ class _Call:
         watch, text, held = self._watch, self._text, list[Delta]()
         watch.begin_attempt()
         finished = False
-        async with closing(self._provider.stream(self._request)) as stream:
+        async with closing(self._opened()) as stream:
             receive = stream.__anext__
             while True:
                 watch.begin_wait()
@@ -337,8 +338,9 @@ class _Call:
                 finally:
                     watch.waiting = False
                 if type(delta) is TextDelta:
-                    text.append(delta.text)
                     is_content = bool(delta.text)
+                    if type(delta.text) is str:  # else the assembler refuses it
+                        text.append(delta.text)
                 else:
                     finished = finished or isinstance(delta, Finished)
                     is_content = not isinstance(delta, _PREAMBLE)
@@ -360,6 +362,17 @@ class _Call:
                 f"not be the whole answer. Ask again."
             )
 
+    def _opened(self) -> AsyncIterator[Delta]:
+        stream: object = self._provider.stream(self._request)
+        if isinstance(stream, Coroutine):
+            stream.close()
+            raise InvalidResponseError(
+                f"`stream` of the provider {self._provider.name!r} is a coroutine, which yields "
+                f"nothing; make it an async generator by `yield`ing each delta, or return an async "
+                f"iterator from a plain `def`."
+            )
+        return cast("AsyncIterator[Delta]", stream)
+
     def _neutral(self, raised: BaseException) -> ProviderError | None:
         """Return the error to raise for ``raised``, None for an end by `stop`, or re-raise it."""
         error: ProviderError
@@ -378,7 +391,7 @@ class _Call:
                 f"{type(raised).__name__}: {raised}. Report it to the adapter's author."
             )
             error.__cause__ = raised
-        error.partial = "".join(map(str, self._text))
+        error.partial = "".join(self._text)
         error.provider = error.provider or self._provider.name
         error.model = error.model or self._request.model
         return error

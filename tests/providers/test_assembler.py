@@ -207,3 +207,52 @@ def test_the_cost_is_linear() -> None:
     cost(1000)
 
     assert cost(100_000) < 25 * max(cost(10_000), 0.001)
+
+
+SMILE = "\N{GRINNING FACE}"
+FIRST, SECOND = "\ud83d", "\ude00"
+
+
+def test_a_character_cut_between_two_deltas_is_joined_before_anybody_sees_it() -> None:
+    assembler = Assembler(reply="r")
+    deltas = [TextDelta("a" + FIRST), TextDelta(SECOND + "b" + FIRST), TextDelta(SECOND)]
+    events = [assembler.feed(delta) for delta in (*deltas, Finished("stop", "end"))]
+
+    assert events == [
+        StreamToken("r", 0, "a"),
+        StreamToken("r", 1, SMILE + "b"),
+        StreamToken("r", 2, SMILE),
+        None,
+    ]
+    assert assembler.completion().text == f"a{SMILE}b{SMILE}"
+
+
+def test_a_half_of_a_character_waits_for_the_other_half_of_its_own_block() -> None:
+    assembler = Assembler(reply="r")
+    deltas = [TextDelta(FIRST, 0), TextDelta("x", 1), TextDelta(""), TextDelta(SECOND, 0)]
+    events = [assembler.feed(delta) for delta in (*deltas, Finished("stop", "end"))]
+
+    assert events == [None, StreamToken("r", 0, "x"), None, StreamToken("r", 1, SMILE), None]
+    assert assembler.completion().parts == (TextPart(SMILE), TextPart("x"))
+
+
+def test_cut_characters_of_thinking_and_of_arguments_are_joined_too() -> None:
+    assembler = Assembler(reply="r")
+    thought = [assembler.feed(ThinkingDelta(FIRST)), assembler.feed(ThinkingDelta(SECOND))]
+    for delta in (
+        ToolCallDelta(0, "c", "say", '"' + FIRST),
+        ToolCallDelta(0, "", "", SECOND + '"'),
+        Finished("stop", "end"),
+    ):
+        assembler.feed(delta)
+
+    assert thought == [None, StreamThinking("r", 0, SMILE)]
+    assert assembler.completion().parts == (
+        ThinkingPart(SMILE),
+        ToolCallPart("c", "say", f'"{SMILE}"'),
+    )
+
+
+def test_a_half_whose_other_half_never_comes_is_in_the_completion() -> None:
+    assert assembled(TextDelta("a" + FIRST), TextDelta("b")).text == f"a{FIRST}b"
+    assert assembled(TextDelta("a"), TextDelta(FIRST)).text == f"a{FIRST}"

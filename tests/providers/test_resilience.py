@@ -16,6 +16,7 @@ from atlas.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     IncompleteStreamError,
+    InvalidResponseError,
     OverloadedError,
     ProviderError,
     RateLimitedError,
@@ -531,3 +532,27 @@ def test_a_retry_shows_its_facts() -> None:
     error = OverloadedError("busy")
 
     assert Retry(1, 0.5, error) == (1, 0.5, error)
+
+
+async def test_a_stream_that_is_a_coroutine_is_refused_with_the_mend() -> None:
+    class Coroutine:
+        name = "third-party"
+        capabilities = Capabilities()
+
+        async def stream(self, asked):
+            return [TextDelta("never seen"), Finished("stop")]
+
+    with pytest.raises(InvalidResponseError, match="'third-party' is a coroutine.*async generator"):
+        await collect(resilient_stream(Coroutine(), request()))
+
+
+async def test_text_that_is_none_is_not_in_what_had_arrived() -> None:
+    async def play():
+        yield TextDelta("so far")
+        yield TextDelta(None)  # type: ignore[arg-type]
+        raise OSError("gone")
+
+    with pytest.raises(ProviderError) as caught:
+        await collect(resilient_stream(Odd(play), request(), deadlines=OFF))
+
+    assert caught.value.partial == "so far"
