@@ -282,12 +282,16 @@ def test_a_second_process_follows_an_application_live(env: dict[str, str]) -> No
     follower = subprocess.Popen(
         [sys.executable, "-c", FOLLOWER, "3"], env=env, stdout=subprocess.PIPE, text=True
     )
-    with follower:
+    try:
         assert follower.stdout is not None
         before = [follower.stdout.readline().strip() for _ in range(2)]
         kennel.teach(dog_id, "roll over")
         kennel.teach(dog_id, "fetch")
+        # It ends although it leaves its application open.
         lines, _ = follower.communicate(timeout=30)
+    finally:
+        follower.kill()
+        follower.communicate()
     kennel.close()
 
     assert before == ["ready", "1 Dog.Registered"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -211,7 +212,9 @@ class Listener:
             self._closing.set()
             self._news.notify_all()
         self._waker.send(b".")
-        if self._thread is not None:
+        # When Python is ending, the thread never runs again: a log that nobody closed is closed by
+        # the garbage collector then.
+        if self._thread is not None and not sys.is_finalizing():
             self._thread.join()
         self._waker.close()
         self._woken.close()
