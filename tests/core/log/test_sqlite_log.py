@@ -18,6 +18,7 @@ from atlas.errors import (
     LogUnavailableError,
     VersionConflictError,
 )
+from atlas.testing import ManualClock
 
 
 @pytest.fixture
@@ -468,3 +469,39 @@ def test_a_refused_append_does_not_make_a_stream(path):
             log.append([new("b"), new("a", version=1)]).wait()
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT stream FROM streams").fetchall() == [("a",)]
+
+
+class InterruptingClock(ManualClock):
+    """Interrupts whoever asks for the time, at chosen calls."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+        self.calls = 0
+
+    def time_ns(self):
+        self.calls += 1
+        if self.calls in self.at:
+            raise KeyboardInterrupt
+        return super().time_ns()
+
+
+def test_an_interrupted_append_is_stored_once(path):
+    # The first call is made by `append`, the second within the transaction.
+    with closing(SqliteEngine(path, clock=InterruptingClock(at={2, 3}))) as log:
+        append = log.append([new("a")])
+        with pytest.raises(KeyboardInterrupt):
+            append.wait()
+        with pytest.raises(KeyboardInterrupt):
+            append.wait()
+
+        assert append.wait()[0].position == 1
+        assert log.last_position() == 1
+        assert log.verify().ok
+
+
+def test_waiting_on_a_closed_log_ends_at_once(path):
+    log = SqliteEngine(path)
+    log.close()
+
+    assert log.wait_beyond(0) is False

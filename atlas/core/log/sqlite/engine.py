@@ -144,15 +144,18 @@ class SqliteEngine:
 
         def write(connection: sqlite3.Connection, planner: Planner) -> None:
             now_ns = self._clock.time_ns()
+            everything: list[Record] = []
             for append in group:
                 try:
-                    planned.append((append, planner.plan(append.request, now_ns)))
+                    records = planner.plan(append.request, now_ns)
                 except VersionConflictError as error:
                     refused.append((append, error))
-            self._insert(connection, [record for _, records in planned for record in records])
-            for append, _ in planned:
+                    continue
+                planned.append((append, records))
+                everything += records
                 if append.request.tracking is not None:
                     connection.execute(_TRACK, append.request.tracking)
+            self._insert(connection, everything)
 
         def acknowledge() -> None:
             for append, records in planned:
@@ -187,6 +190,10 @@ class SqliteEngine:
             else:
                 self._planner = None
                 self._roll_back(connection)
+                if _is_read_only(error):
+                    # SQLite opens a file for reading that it cannot open for writing, also if merely
+                    # too many files were open just then: the next time may be better.
+                    self._give_up(connection)
             raise
         return result
 
@@ -208,10 +215,13 @@ class SqliteEngine:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         except sqlite3.Error:
-            # It is of no use any more; the next transaction gets a new one.
-            self._writer = None
-            with suppress(sqlite3.Error):
-                connection.close()
+            self._give_up(connection)
+
+    def _give_up(self, connection: sqlite3.Connection) -> None:
+        # It is of no use any more; the next transaction gets a new one.
+        self._writer = None
+        with suppress(sqlite3.Error):
+            connection.close()
 
     def _current_planner(self, connection: sqlite3.Connection) -> Planner:
         """Return the planner, a new one if somebody else has written."""
@@ -409,8 +419,10 @@ class SqliteEngine:
         while not self._closed:
             if self._last_seen > position:
                 return True
-            with self._reading() as connection:
-                last = self._last_position(connection)
+            try:
+                last = self.last_position() or 0
+            except LogClosedError:
+                break
             patience = self._poll
             if deadline is not None:
                 patience = min(patience, deadline - monotonic())
@@ -629,6 +641,13 @@ class SqliteEngine:
                 f"The payloads are erased from the log {self.address}, but another process reads it "
                 f"and keeps old pages in the -wal file. End that, then erase again."
             )
+        try:
+            self._file.sync_journal()
+        except OSError as error:
+            raise LogUnavailableError(
+                f"The payloads are erased from the log {self.address}, but the disk did not confirm "
+                f"that its journal is empty: {error}. Look at the disk, then erase again."
+            ) from error
 
     def _last_position(self, connection: sqlite3.Connection) -> int:
         found = one(connection, "SELECT position FROM events ORDER BY position DESC LIMIT 1")
@@ -742,6 +761,11 @@ _ERASE: Final = (
     "UPDATE events SET payload = NULL WHERE stream_id = ? AND version > ? AND version <= ? "
     "AND payload IS NOT NULL"
 )
+
+
+def _is_read_only(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_READONLY
 
 
 def _whole(value: object) -> int:

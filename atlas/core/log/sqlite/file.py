@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
@@ -93,9 +93,13 @@ def translated(error: sqlite3.Error, address: str) -> LogError:
         sqlite3.SQLITE_READONLY: "It may only be read; check the rights of file and directory",
         sqlite3.SQLITE_CANTOPEN: "Check that the directory exists and may be written",
     }.get(primary or 0, "Try again; if it stays, look at the file")
-    return LogUnavailableError(
-        f"The log {address} cannot be used now: {error}. {mend}. Nothing of what failed is stored."
+    # What a disk took and then would not sync is taken back by the next append, or by nobody.
+    stored = (
+        "Nothing of what failed is stored, unless the process ends before the next append succeeds."
+        if code == sqlite3.SQLITE_IOERR_FSYNC
+        else "Nothing of what failed is stored."
     )
+    return LogUnavailableError(f"The log {address} cannot be used now: {error}. {mend}. {stored}")
 
 
 class LogFile:
@@ -181,14 +185,28 @@ class LogFile:
         )
 
     def _header(self) -> bytes:
-        with self.path.open("rb") as file:
-            return file.read(100)
+        try:
+            with self.path.open("rb") as file:
+                return file.read(100)
+        except OSError:
+            # SQLite has said already that it cannot be opened.
+            return b""
 
     def _expected_size(self) -> int:
         # See "The Database Header" in SQLite's description of its file format.
         header = self._header()
         page = int.from_bytes(header[16:18], "big")
         return int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
+
+    def sync_journal(self) -> None:
+        """Make sure that a journal just emptied is empty on the disk, too."""
+        # SQLite does not: for itself, what was checkpointed may well come back.
+        with suppress(FileNotFoundError):
+            journal = os.open(f"{self.path}-wal", os.O_RDWR)
+            try:
+                os.fsync(journal)
+            finally:
+                os.close(journal)
 
     def relaxed(self, connection: sqlite3.Connection, *, relaxed: bool) -> None:
         """Let the next transactions of a writer be lost in a power cut, or not any more."""
@@ -274,8 +292,9 @@ class LogFile:
         while True:
             try:
                 mode = one(connection, "PRAGMA journal_mode = WAL")[0]
-            except sqlite3.OperationalError:
-                if monotonic() > deadline:
+            except sqlite3.OperationalError as error:
+                # A disk that fails gets no better by waiting.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
                     raise
                 sleep(0.005)
                 continue
