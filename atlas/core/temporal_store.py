@@ -155,8 +155,8 @@ class TemporalStore:
             snapshot: When states are kept to save the time of computing them again; None: never.
             view: What this way to compute a state is called in the log; by default as the transition.
                 Name it if the transition may be renamed after something was erased.
-            version: Count it up when code changed that the transition calls, so that snapshots made
-                by the code before are not used. A change of the transition itself is noticed.
+            version: Count it up when an upcaster changed, or code that the transition calls, so that
+                snapshots made by the code before are not used. A change of the transition itself is noticed.
 
         Raises:
             ConfigurationError: The name cannot be one, or the transition cannot be called.
@@ -176,7 +176,11 @@ class TemporalStore:
         return Timeline(history, codec, self._bell, Projection(history, made, codec))
 
     def timelines(self, prefix: str = "") -> list[str]:
-        """Return the names of the timelines that begin so, in order of their first event."""
+        """Return the names of the timelines that begin so, in order of their first event.
+
+        Runs recorded into the same log are streams of their own, named ``run/...``; they are listed
+        too, and read with `atlas.core.runs`.
+        """
         return [name for name in self._engine.streams(prefix) if not name.startswith("$")]
 
     # -- keeping --

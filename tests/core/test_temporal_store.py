@@ -37,6 +37,10 @@ from atlas.errors import (
     VersionConflictError,
 )
 
+from support.postgres import PostgresServer, postgres_server
+
+__all__ = ["postgres_server"]
+
 
 @message("shop.item_added")
 class ItemAdded(Event):
@@ -326,6 +330,54 @@ def test_bad_input_is_refused_in_words(store: TemporalStore, act: Any, error: ty
     assert len(str(caught.value)) > 30
 
 
+# -- every engine --
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "file":
+        return str(tmp_path / "log.db")
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.new_log()
+
+
+def test_every_engine_keeps_timelines(address: str, tmp_path: Path) -> None:
+    with TemporalStore(address) as store:
+        cart = filled(store, 300)
+        batch = [ItemAdded(f"more {number}", price=2) for number in range(50)]
+        assert cart.append(*batch, expected_version=300).wait() == 350
+        with pytest.raises(VersionConflictError) as caught:
+            cart.append(*batch, expected_version=300).wait()
+        assert (caught.value.expected, caught.value.actual) == (300, 350)
+        assert cart.now().total == 400
+        cart.label("half", at=150).wait()
+        fork = cart.fork("fork", at=320)
+        fork.append(ItemAdded("forked")).wait()
+        entries = cart.events()
+        times = [cart.version_at(time=entry.time) for entry in entries[::37]]
+        assert times == [
+            max(each.version for each in entries if each.time <= entry.time)
+            for entry in entries[::37]
+        ]
+        assert [entry.version for entry in fork.follow(after=318, until=321)] == [319, 320, 321]
+        cart.erase(200)
+
+    with TemporalStore(address) as store:
+        cart, fork = cart_in(store), cart_in(store, "fork")
+        assert cart.now().total == 400
+        assert cart.current() == (350, cart.at(350))
+        assert (fork.now().total, fork.now().items[-1]) == (341, "forked")
+        assert (cart.labels, cart.forks) == ({"half": 150}, {"fork": 320})
+        with pytest.raises(ErasedError):
+            cart.at(label="half")
+        assert store.verify().ok
+        exported = store.export(tmp_path / "log.jsonl")
+
+    with TemporalStore() as copy:
+        assert copy.import_(tmp_path / "log.jsonl") == exported
+        assert cart_in(copy, "fork").now().total == 341
+
+
 # -- time, labels, forks --
 
 
@@ -572,6 +624,16 @@ def test_snapshots_of_other_code_are_not_used() -> None:
     assert opened(partial(_times, factor=4)).now() == 760
     assert opened(tripled).view.label == opened(partial(_times, factor=3)).view.label
     assert opened(summed, version=2).view.label != opened(summed).view.label
+
+
+def test_snapshots_of_other_transitions_are_not_used(store: TemporalStore) -> None:
+    before, after = Transitions[Cart](), Transitions[Cart]()
+    before.on(ItemAdded)(add)
+    after.on(ItemAdded, Refunded)(add)
+
+    labels = {store.timeline("cart", t, initial=Cart()).view.label for t in (before, after)}
+
+    assert len(labels) == 2
 
 
 def _times(total: int, number: int, factor: int) -> int:

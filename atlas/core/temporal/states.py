@@ -143,8 +143,8 @@ class View(Generic[S]):
         digest = hashlib.sha256(f"{self.name}\n{version!r}\n".encode("utf-8", "backslashreplace"))
         if self.policy is not None:
             digest.update(self.dump(self.initial, "The initial state"))
-        for function in _functions(self.transition):
-            digest.update(_code_text(function).encode("utf-8", "backslashreplace"))
+        for kind, function in _functions(self.transition):
+            digest.update(f"{kind}:{_code_text(function)}\n".encode("utf-8", "backslashreplace"))
         return f"{self.name}#{digest.hexdigest()[:16]}"
 
 
@@ -156,10 +156,12 @@ def _name_of(transition: object, initial: object) -> str:
     return named.__qualname__ if is_general else f"{named.__module__}:{named.__qualname__}"
 
 
-def _functions(transition: object) -> list[object]:
+def _functions(transition: object) -> list[tuple[str, object]]:
+    """Return what a transition does, and for which class of events; "" for all of them."""
     if isinstance(transition, Transitions):
-        return [transition._registered[kind] for kind in transition.kinds]
-    return [transition]
+        kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in transition.kinds}
+        return [(name, transition._registered[kinds[name]]) for name in sorted(kinds)]
+    return [("", transition)]
 
 
 def _code_text(function: Any, depth: int = 0) -> str:
