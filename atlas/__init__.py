@@ -15,6 +15,9 @@ from atlas._exports import exported
 if TYPE_CHECKING:
     from atlas.app import Atlas as Atlas
     from atlas.core.buffer import StreamBuffer as StreamBuffer
+    from atlas.core.effects import Effect as Effect
+    from atlas.core.effects import effect as effect
+    from atlas.core.effects import perform as perform
     from atlas.core.event_bus import EventBus as EventBus
     from atlas.core.event_bus import Receipt as Receipt
     from atlas.core.event_bus import Subscription as Subscription
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
     from atlas.core.messages import Message as Message
     from atlas.core.messages import message as message
     from atlas.core.messages import value as value
+    from atlas.core.runs import Run as Run
+    from atlas.core.temporal_store import TemporalStore as TemporalStore
     from atlas.errors import AtlasError as AtlasError
     from atlas.errors import ProviderError as ProviderError
+    from atlas.errors import ReplayDiverged as ReplayDiverged
     from atlas.errors import ValidationError as ValidationError
     from atlas.providers.conversation import Conversation as Conversation
     from atlas.providers.messages import ChatMessage as ChatMessage
@@ -38,9 +44,12 @@ __getattr__, __dir__ = exported(
     {
         "atlas.app": ("Atlas",),
         "atlas.core.buffer": ("StreamBuffer",),
+        "atlas.core.effects": ("Effect", "effect", "perform"),
         "atlas.core.event_bus": ("EventBus", "Receipt", "Subscription"),
         "atlas.core.messages": ("Command", "Event", "Message", "message", "value"),
-        "atlas.errors": ("AtlasError", "ProviderError", "ValidationError"),
+        "atlas.core.runs": ("Run",),
+        "atlas.core.temporal_store": ("TemporalStore",),
+        "atlas.errors": ("AtlasError", "ProviderError", "ReplayDiverged", "ValidationError"),
         "atlas.providers.conversation": ("Conversation",),
         "atlas.providers.messages": ("ChatMessage", "Completion", "Usage"),
         "atlas.providers.reply": ("Reply", "SyncReply"),
@@ -54,17 +63,23 @@ __all__ = [
     "Command",
     "Completion",
     "Conversation",
+    "Effect",
     "Event",
     "EventBus",
     "Message",
     "ProviderError",
     "Receipt",
+    "ReplayDiverged",
     "Reply",
+    "Run",
     "StreamBuffer",
     "Subscription",
     "SyncReply",
+    "TemporalStore",
     "Usage",
     "ValidationError",
+    "effect",
     "message",
+    "perform",
     "value",
 ]
