@@ -207,6 +207,13 @@ class GroupCommit:
             self._wake_writer()
         return future
 
+    def drain(self) -> None:
+        """Block until everything queued so far is stored or has failed."""
+        with self._mutex:
+            last = self._last
+        if last is not None:
+            self.settle(last, None)
+
     def flush(self, timeout: float | None = None) -> None:
         """Block until everything queued so far is stored; raise what failed unnoticed.
 
@@ -225,14 +232,12 @@ class GroupCommit:
         """Refuse new appends, store the queued ones, end the writer; raise what failed unnoticed."""
         with self._mutex:
             self._closed = True
-            last = self._last
-        if last is not None:
-            self.settle(last, None)
+        self.drain()
         self._work.set()
         self._hurry.set()
         if self._writer is not None and self._writer is not threading.current_thread():
             self._writer.join()
-            atexit.unregister(self._store_the_rest)
+            atexit.unregister(self.drain)
         self._raise_unnoticed()
 
     # -- leading and following --
@@ -340,7 +345,7 @@ class GroupCommit:
             )
             self._writer.start()
         # A program may end without closing the log; what it appended is stored all the same.
-        atexit.register(self._store_the_rest)
+        atexit.register(self.drain)
 
     def _write(self) -> None:
         while True:
@@ -358,12 +363,6 @@ class GroupCommit:
                     self._leading = True
             if lead:
                 self._lead()
-
-    def _store_the_rest(self) -> None:
-        with self._mutex:
-            last = self._last
-        if last is not None:
-            self.settle(last, None)
 
     def _raise_unnoticed(self) -> None:
         with self._mutex:

@@ -482,6 +482,8 @@ class SqliteEngine:
         """
         Erasure.check(stream)
         self._check_open()
+        # What nobody waited for yet is erased too.
+        self._commits.drain()
         first = -_LARGEST if after is None else after
         last = _LARGEST if until is None else until
 
