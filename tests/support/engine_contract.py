@@ -368,13 +368,6 @@ class EngineContract:
         assert log.append([new("a", b"again")]).wait()[0].version == 6
         assert log.verify().ok
 
-    def test_what_nobody_waited_for_is_erased_too(self, log: Engine):
-        log.append([new("a", b"1")])
-        log.append([new("a", b"2")])
-
-        assert log.erase("a") == 2
-        assert [r.payload for r in log.read("a")] == [None, None]
-
     def test_the_log_says_what_was_erased(self, log: Engine, clock: SettableClock):
         log.append([new("a"), new("a")]).wait()
         clock.now_ns += 10**9

@@ -416,6 +416,14 @@ def test_erased_bytes_are_nowhere_in_the_files(path):
     assert _bytes_of(path).count(b"SECRET") == 0
 
 
+def test_what_nobody_waited_for_is_erased_too(path):
+    with closing(SqliteEngine(path)) as log:
+        log.append([new("a", b"SECRET")])
+
+        assert log.erase("a") == 1
+        assert _bytes_of(path).count(b"SECRET") == 0
+
+
 def test_replaced_snapshots_are_nowhere_in_the_files_after_erasing(path):
     with closing(SqliteEngine(path)) as log:
         for i in range(200):
