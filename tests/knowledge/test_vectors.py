@@ -1,0 +1,88 @@
+"""The cache of vectors: found again, never wrong, whatever happened to its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas.knowledge.vectors import VectorCache, key_of
+
+
+def numbers(texts):
+    return np.array([[len(text), ord(text[0]), 1.0] for text in texts], np.float32)
+
+
+def test_a_text_is_embedded_once(tmp_path: Path) -> None:
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        return numbers(texts)
+
+    cache = VectorCache(tmp_path / "v", 3)
+    places, made = cache.embed(["a", "bb", "a"], embed)
+    cache.close()
+    again = VectorCache(tmp_path / "v", 3)
+
+    assert made == 2
+    assert again.embed(["bb", "a", "ccc"], embed)[1] == 1
+    again.close()
+    assert asked == ["a", "bb", "ccc"]
+    assert cache.take(places).tolist() == numbers(["a", "bb", "a"]).tolist()
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 5])
+def test_an_unfinished_entry_is_overwritten(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "v"
+    cache = VectorCache(path, 3)
+    cache.embed(["a", "bb"], numbers)
+    cache.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - 7] if not damage else whole + damage)
+
+    again = VectorCache(path, 3)
+    places, _ = again.embed(["a", "bb", "ccc"], numbers)
+
+    assert again.take(places).tolist() == numbers(["a", "bb", "ccc"]).tolist()
+    again.close()
+    assert len(VectorCache(path, 3)) == 3
+
+
+def test_a_damaged_entry_counts_as_missing(tmp_path: Path) -> None:
+    path = tmp_path / "v"
+    cache = VectorCache(path, 3)
+    cache.embed(["a", "bb"], numbers)
+    cache.close()
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+
+    assert VectorCache(path, 3).places([key_of("a"), key_of("bb")]).tolist() == [0, -1]
+
+
+def test_another_reader_sees_more_after_a_refresh(tmp_path: Path) -> None:
+    writer = VectorCache(tmp_path / "v", 3)
+    writer.embed(["a"], numbers)
+    writer.flush()
+    reader = VectorCache(tmp_path / "v", 3)
+    writer.embed(["bb"], numbers)
+    writer.flush()
+
+    assert len(reader) == 1
+    reader.refresh()
+    assert reader.take(reader.places([key_of("bb")])).tolist() == numbers(["bb"]).tolist()
+    writer.close()
+
+
+def test_many_small_additions_stay_in_place() -> None:
+    cache = VectorCache(None, 3)
+    texts = [f"{chr(97 + number % 26)}{'x' * number}" for number in range(200)]
+    for text in texts:
+        cache.embed([text], numbers)
+
+    assert (
+        cache.take(cache.places([key_of(text) for text in texts])).tolist()
+        == numbers(texts).tolist()
+    )
