@@ -347,6 +347,7 @@ class InnerLoop:
         self._moment = 0.0
         self._shift = 0.0
         self._finalizers = Place(self, "0.closing")
+        self._context = Context()
 
     # -- entering and leaving ---------------------------------------------------------------------
 
@@ -619,7 +620,7 @@ class InnerLoop:
     def _schedule(self) -> None:
         if not self._due and not self.closed:
             self._due = True
-            self.hooks.call_soon(self._turn, context=Context())
+            self.hooks.call_soon(self._turn, context=self._context)
 
     def _turn(self) -> None:
         """Hand one thing in and run what follows from it. Each has a turn of the loop to itself."""

@@ -34,10 +34,14 @@ __all__ = ["REDACTED", "canonical", "error_from", "error_text", "from_text", "pl
 REDACTED = "<redacted>"
 """What stands for a value that is not written down."""
 
+_ONLY_STR = {str}
 _PLAIN = frozenset({str, int, bool, type(None)})
 _encode: Callable[[object], str] = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
 ).encode
+
+
+_decode: Callable[[str], Any] = json.JSONDecoder().decode  # Any: whatever was written
 
 
 def canonical(value: JSON) -> str:
@@ -63,7 +67,7 @@ def to_text(value: object) -> str:
 
 def from_text(text: str) -> Any:
     """Return the value written by `to_text`."""
-    return _back(json.loads(text))
+    return _back(_decode(text))
 
 
 # -- to JSON --------------------------------------------------------------------------------------
@@ -101,9 +105,10 @@ def plain(value: Any, path: str = "", *, hide: bool = False) -> JSON:
 
 
 def _mapping(value: Mapping[Any, Any], path: str, hide: bool) -> JSON:
-    if all(type(key) is str for key in value):
+    if not value or set(map(type, value)) == _ONLY_STR:
         made: dict[str, JSON] = {
-            key: plain(item, f"{path}.{key}", hide=hide) for key, item in value.items()
+            key: item if type(item) in _PLAIN else plain(item, f"{path}.{key}", hide=hide)
+            for key, item in value.items()
         }
         if len(made) == 1 and next(iter(made)).startswith("$"):
             return {"$object": made}

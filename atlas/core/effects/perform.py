@@ -104,13 +104,20 @@ async def perform(effect: Effect, function: Callable[..., Awaitable[T]], *args: 
         EffectError: The request or the result has no JSON form.
         Exception: What the function raised, or the layers.
     """
+    return cast("T", await _perform(effect, effect.request, function, args))
+
+
+# Any: whatever the effect takes and gives
+async def _perform(
+    effect: Effect, asked: object, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+) -> Any:
     place = here()
     if place is None:
         call = EffectCall(effect.kind, effect.declared, "")
-        return cast("T", await _call(effect.layers, call, function, args))
+        return await _call(effect.layers, call, function, args)
     run = cast("RunContext", place.inner.supervisor)
     run.check()
-    request, hidden = _request_text(effect)
+    request, hidden = _request_text(effect, asked)
     call = run.call(place, effect.kind, effect.declared, request)
     layers = (*run.layers, *effect.layers)
 
@@ -119,7 +126,7 @@ async def perform(effect: Effect, function: Callable[..., Awaitable[T]], *args: 
 
     pending = Pending(run, call, lambda pending: run.run_outside(pending, work, hidden))
     run.start(pending)
-    return cast("T", await pending.result())
+    return await pending.result()
 
 
 async def _call(
@@ -173,7 +180,7 @@ class EffectStream(AsyncGenerator[T, None]):
             return
         run = cast("RunContext", place.inner.supervisor)
         run.check()
-        request, hidden = _request_text(effect)
+        request, hidden = _request_text(effect, effect.request)
         call = run.call(place, effect.kind, effect.declared, request)
         layers = (*run.layers, *effect.layers)
         pending = PendingStream(
@@ -239,9 +246,9 @@ def stream(
     return EffectStream(effect, function, args)
 
 
-def _request_text(effect: Effect) -> tuple[str, tuple[str, ...]]:
+def _request_text(effect: Effect, asked: object) -> tuple[str, tuple[str, ...]]:
     try:
-        request = plain(effect.request, hide=True)
+        request = plain(asked, hide=True)
         hidden: list[str] = []
         if effect.redact:
             request = _redacted(request, effect.redact, hidden)
@@ -399,8 +406,10 @@ def _async_effect(
     async def perform_it(*args: Any, **options: Any) -> Any:
         if here() is None and not template.layers:
             return await function(*args, **options)
-        one = _with_request(template, request_of(args, options))
-        return await perform(one, functools.partial(function, *args, **options))
+        asked = request_of(args, options)
+        if options:
+            return await _perform(template, asked, functools.partial(function, **options), args)
+        return await _perform(template, asked, function, args)
 
     return perform_it
 
@@ -425,7 +434,7 @@ def _plain_effect(
         if place is None:
             return function(*args, **options)
         run = cast("RunContext", place.inner.supervisor)
-        request, hidden = _request_text(_with_request(template, request_of(args, options)))
+        request, hidden = _request_text(template, request_of(args, options))
         layers = (*run.layers, *template.layers)
 
         def produce(call: EffectCall) -> Any:

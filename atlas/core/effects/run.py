@@ -137,6 +137,7 @@ class Pending:
     def end(self) -> None:
         """Count it as ended."""
         self.ended = True
+        self.launch = _over  # it holds what holds this: a cycle for the garbage collector
         self.run.pending.pop(self.call.id, None)
 
     # Any: whatever the effect gives
@@ -894,6 +895,10 @@ class RunContext:
                 self.note(pending.call.id, "abandoned", text)
 
 
+def _over(pending: Pending) -> None:
+    """Begin nothing."""
+
+
 def _given(value: str, failed: bool, cause: Exception | None = None) -> Any:
     if not failed:
         return from_text(value)
@@ -905,8 +910,14 @@ def _is_cancellation(error: BaseException | None) -> bool:
 
 
 def _alike(recorded: Entry, entry: Entry) -> bool:
-    facts = ("effect", "kind", "digest")
-    return all(getattr(recorded, name, "") == getattr(entry, name, "") for name in facts)
+    if isinstance(recorded, EffectStarted | EffectRead):
+        return (
+            isinstance(entry, EffectStarted | EffectRead)
+            and recorded.digest == entry.digest
+            and recorded.effect == entry.effect
+            and recorded.kind == entry.kind
+        )
+    return getattr(recorded, "effect", "") == getattr(entry, "effect", "")
 
 
 def _in_words(entry: Entry, request: str) -> str:
