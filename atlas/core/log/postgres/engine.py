@@ -314,6 +314,8 @@ class PostgresEngine:
         The tables are vacuumed, so that the server does not keep old versions of the rows.
         """
         Erasure.check(stream)
+        # What nobody waited for yet is erased too.
+        self._commits.drain()
 
         def erase(connection: Connection) -> int:
             with self._changing(connection) as change:
