@@ -330,6 +330,20 @@ def test_bad_input_is_refused_in_words(store: TemporalStore, act: Any, error: ty
     assert len(str(caught.value)) > 30
 
 
+def test_a_long_batch_is_atomic_and_packed() -> None:
+    engine = MemoryEngine()
+    total = TemporalStore(engine).timeline("total", summed, initial=0)
+
+    assert total.append(*range(1000), expected_version=0).wait() == 1000
+
+    assert len(engine.read("total")) == 16
+    assert [entry.event for entry in total.events()] == list(range(1000))
+    assert [total.at(version) for version in (63, 64, 65, 999)] == [
+        sum(range(version)) for version in (63, 64, 65, 999)
+    ]
+    assert total.erase(64) == 1
+
+
 # -- every engine --
 
 

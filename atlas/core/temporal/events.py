@@ -1,7 +1,7 @@
 """Events as records of a timeline, and back.
 
 One event is one record: its name says what it is, its payload is JSON. Events that are appended at
-an expected version go into one record together, whose version is that of the last of them: read
+an expected version are packed, up to 64 into a record whose version is that of the last of them: read
 back they cost a third.
 """
 
@@ -49,6 +49,9 @@ __all__ = [
 ]
 
 BATCH, FORK, ERASED, PLAIN = "$batch@1", "$fork@1", "$erased@1", "$json@1"
+_PACK = 64
+"""At most so many events in one record: a state within is computed from the record as a whole."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -250,7 +253,7 @@ class DataclassEvents:
 def new_records(
     stream: str, events: Sequence[object], codec: EventCodec, expected: int | None
 ) -> list[NewRecord]:
-    """Return the records of events: one for all when their version is known, else one for each.
+    """Return the records of events: packed when their version is known, else one for each.
 
     Raises:
         SchemaError: An event cannot be written.
@@ -269,13 +272,24 @@ def new_records(
             )
             for (name, content), time_ns in zip(dumped, times, strict=True)
         ]
+    packs = range(0, len(events), _PACK)
+    return [
+        _packed(
+            stream, dumped[at : at + _PACK], expected + at, times[min(at + _PACK, len(times)) - 1]
+        )
+        for at in packs
+    ]
+
+
+def _packed(
+    stream: str, dumped: Sequence[tuple[str, JSON]], after: int, time_ns: int | None
+) -> NewRecord:
     runs: list[list[JSON]] = []
     for name, content in dumped:
         if not runs or runs[-1][0] != name:
             runs.append([name])
         runs[-1].append(content)
-    payload = _bytes(runs, BATCH)
-    return [NewRecord(stream, BATCH, payload, expected + len(events), times[-1])]
+    return NewRecord(stream, BATCH, _bytes(runs, BATCH), after + len(dumped), time_ns)
 
 
 def _dumped(event: object, codec: EventCodec) -> tuple[str, JSON]:

@@ -129,7 +129,7 @@ class Timeline(Generic[S]):
         Args:
             events: One or more, of the types that the codec of the timeline takes.
             expected_version: The version the timeline must be at; None: whichever it is. With it,
-                events given together are stored as one record, which is read back faster.
+                events given together are packed, up to 64 into one record, which is read back faster.
 
         Returns:
             To be awaited, or waited for, where it matters that they are stored: the version of the
