@@ -202,11 +202,16 @@ class History:
             found = self.engine.read(
                 segment.stream, after=floor, until=guess, limit=1, newest_first=True
             )
-            if found and found[0].position > position:
+            if not found:
+                # Records of several events leave gaps: nothing is between the two beside this one.
+                found = self.engine.read(segment.stream, after=guess, limit=1)
+                if found[0].position > position:
+                    return low.version
+                guess = found[0].version
+            if found[0].position > position:
                 high = found[0]
-                continue
-            floor = guess
-            low = found[0] if found else low
+            else:
+                low, floor = found[0], guess
         return low.version
 
     # -- labels and forks --
