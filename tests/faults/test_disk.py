@@ -62,8 +62,10 @@ def test_a_failing_disk_is_an_error_and_nothing_is_half_there(
     assert reports[0].refused > 0 or "open" in fault
 
 
-@pytest.mark.parametrize("times", [1])
-@pytest.mark.parametrize("kinds", [preloaded.WRITE, preloaded.SYNC, preloaded.TRUNCATE])
+@pytest.mark.parametrize("times", [1, preloaded.FOR_EVER])
+@pytest.mark.parametrize(
+    "kinds", [preloaded.WRITE, preloaded.SYNC, preloaded.OPEN, preloaded.TRUNCATE]
+)
 def test_a_log_that_cannot_be_made_is_an_error_and_can_be_made_later(
     kinds: int, times: int, shim: Path, memory: Path
 ) -> None:

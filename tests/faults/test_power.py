@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from faults import shim as preloaded
-from faults.checks import Acknowledged, examined
+from faults.checks import Acknowledged, examined, secret_of
 from faults.counts import SEED, count
 from faults.disk import MODES, SYNCED, SYNCING, Disk, lay, notes
 from faults.stores import open_store
@@ -97,6 +97,7 @@ def examine(store: str, what: str, left: Path, acks: bytes, outcome: Outcome) ->
     acknowledged.read(acks)
     outcome.images += 1
     outcome.modes[what.split(", ")[1].split(" ", maxsplit=1)[0]] += 1
+    files = b"".join(file.read_bytes() for file in left.iterdir())
     try:
         opened = open_store(store, left / "runs.db")
         problem = opened.verify()
@@ -109,6 +110,9 @@ def examine(store: str, what: str, left: Path, acks: bytes, outcome: Outcome) ->
     outcome.losing += bool(verdict.lost)
     outcome.without_log += not verdict.records
     bad = (verdict.torn, verdict.twins, verdict.kept, verdict.disordered)
+    if store == "atlas-power":
+        remains = [stream for stream in acknowledged.erased if secret_of(stream) in files]
+        problem += f"erased, but on the disk: {remains}" * bool(remains)
     if problem or any(bad):
         outcome.broken.append(f"{what}: {problem} {verdict}")
 
