@@ -51,7 +51,7 @@ def disturb(store: str, fault: str, skips: list[int], shim: Path, folder: Path) 
 def test_a_failing_disk_is_an_error_and_nothing_is_half_there(
     fault: str, shim: Path, memory: Path
 ) -> None:
-    skips = list(range(count(5, 60))) + [count(17, 100)]
+    skips = list(range(count(3, 60))) + [count(17, 100)]
     reports = disturb("atlas-power", fault, skips, shim, memory)
 
     assert [problem for report in reports for problem in report.problems] == []
@@ -71,7 +71,7 @@ def test_a_log_that_cannot_be_made_is_an_error_and_can_be_made_later(
 ) -> None:
     error = errno.EMFILE if kinds == preloaded.OPEN else errno.EIO
     disturbance = Disturbance(
-        "atlas-power", str(memory), kinds, error, list(range(count(12, 40))), times, beginning=True
+        "atlas-power", str(memory), kinds, error, list(range(count(10, 40))), times, beginning=True
     )
     env = preloaded.environment(shim, memory)
     printed = preloaded.run("disturbed", json.dumps(asdict(disturbance)), env=env, timeout=600)
