@@ -666,9 +666,9 @@ class Atlas:
         if given is not None and given.name == name:
             return given, model
         if run.is_live:
-            return self._provider(name), model
+            return self._by_name(name), model
         # A replay asks nobody, so the provider may be missing here.
-        return Deferred(name, None if run.mode == "replay" else self._provider), model
+        return Deferred(name, None if run.mode == "replay" else self._by_name), model
 
     @effect("model.choice", pure=True, ignore=("given", "instead"))
     def _named(
@@ -684,6 +684,11 @@ class Atlas:
         if other:
             model = None  # it is the other one's
         return chosen.name, other_model or model or self._model(chosen)
+
+    def _by_name(self, name: str) -> Provider:
+        # one that was given as an object is registered nowhere
+        is_default = self._default is not None and self._default.name == name
+        return self._provider(None if is_default else name)
 
     def _provider(self, wanted: str | Provider | None) -> Provider:
         if wanted is None:

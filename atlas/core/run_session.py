@@ -101,6 +101,7 @@ class RunSession:
         self._log = log
         self._started = started
         self._mode: SessionMode = mode
+        self._is_durable = is_durable
         self._recorded = recorded
         self.instead = instead
         self._happened: list[Message] = []
@@ -109,11 +110,13 @@ class RunSession:
         self._on_end = on_end
         self._stack = ExitStack()
         self._journal = _BusJournal(bus, log, self.id, is_durable=is_durable)
+        entries = [each for each in recorded if isinstance(each, ENTRIES)]
         self._context = RunContext(
             started.parent or self.id if mode == "replay" else self.id,
-            mode=mode,
+            # a run that died before it did anything begins, when it is resumed
+            mode="record" if mode == "resume" and not entries else mode,
             journal=self._journal,
-            recorded=[each for each in recorded if isinstance(each, ENTRIES)],
+            recorded=entries,
             at=at,
             layers=layers,
             in_doubt=in_doubt,
@@ -151,6 +154,8 @@ class RunSession:
         try:
             told = self._bus.publish(self._started, run=self.id).message
             self._journal.begin(told)
+            if self._mode == "record" and self._is_durable and here() is None:
+                await self._log.commit()  # whoever knows of a run finds it, whatever happens
             self._stack.enter_context(caused_by(told))
             await self._context.__aenter__()
         except BaseException:

@@ -1,0 +1,452 @@
+"""Runs of an application: recorded, replayed, forked, resumed, as its users see it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from atlas import Atlas, Event, ReplayDiverged, effect, message
+from atlas.core.effects import now, uuid
+from atlas.core.effects import random as chance
+from atlas.core.message_pages import OUTSIDE
+from atlas.core.messages import Message
+from atlas.errors import (
+    AppNotRunningError,
+    ConfigurationError,
+    EffectError,
+    ServerError,
+    UndeclaredEffectError,
+    UnknownRunError,
+    UnknownVersionError,
+)
+from atlas.providers.messages import StreamRetried, StreamStarted, StreamToken
+from atlas.providers.resilience import RetryPolicy
+
+from support import crashing
+from support.providers import ListProvider
+
+WORDS = [["It ", "is ", "blue."], ["So ", "it ", "is."], ["Go ", "on."], ["Yes."]]
+performed: list[str] = []
+
+
+@effect("weather", external=True)
+async def weather(city: str) -> dict[str, object]:
+    performed.append(city)
+    await asyncio.sleep(0)
+    return {"city": city, "degrees": 20 + len(performed)}
+
+
+@message("recording.said")
+class Said(Event):
+    text: str
+
+
+async def support(app: Atlas, city: str = "Rome") -> str:
+    talk = app.conversation()
+    first = await talk.chat("What colour is the sky?")
+    found, second = await asyncio.gather(weather(city), talk.chat("Really?"))
+    app.bus.publish(Said(second.text))
+    await asyncio.sleep(chance().random() / 1000)
+    return f"{first.text} {second.text} {found} {uuid()} {now()}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_performed() -> None:
+    performed.clear()
+
+
+@pytest.fixture
+async def recorded(tmp_path: Path) -> AsyncIterator[tuple[str, str, str]]:
+    db = str(tmp_path / "runs.db")
+    async with Atlas(db, provider=ListProvider(WORDS)) as app:
+        async with app.recording("support", strict=True) as run:
+            result = await support(app)
+        assert run.is_exact
+    yield db, run.id, result
+
+
+async def test_a_run_is_replayed_to_the_byte_with_its_provider_unplugged(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, result = recorded
+    provider = ListProvider([])
+    async with Atlas(db, provider=provider) as app:
+        async with app.replaying(run) as session:
+            again = await support(app)
+        lines = app.runs[run].lines
+
+    assert again == result
+    assert session.lines == lines
+    assert provider.requests == []
+    assert performed == ["Rome"]
+
+
+async def test_who_watches_sees_a_replay_as_it_saw_the_run(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, _ = recorded
+    seen: list[Message] = []
+    async with Atlas(db, provider="scripted") as app:
+        app.bus.subscribe("stream.*", seen.append)
+        async with app.replaying(run):
+            await support(app)
+        recorded_ones = [e for e in app.runs[run].events if e.message_name.startswith("stream.")]
+
+    assert seen == recorded_ones
+    assert "".join(event.text for event in seen if isinstance(event, StreamToken)) == (
+        "It is blue.So it is."
+    )
+
+
+async def test_watchers_of_any_kind_change_nothing_about_a_run(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, result = recorded
+    async with Atlas(db, provider="scripted") as app:
+        bus = app.bus
+
+        @bus.on("stream.**")
+        async def slow(event: Message) -> None:
+            await asyncio.sleep(0.001)
+            bus.publish(Said("by a watcher"))
+
+        async with bus.stream("**", overflow="drop_oldest", capacity=4) as events:
+            async with app.replaying(run):
+                assert await support(app) == result
+            assert (await anext(aiter(events))) is not None
+        await bus.drain(5)
+
+
+async def test_what_watchers_publish_is_kept_with_the_run_but_is_no_part_of_it(
+    tmp_path: Path,
+) -> None:
+    async with Atlas(str(tmp_path / "runs.db"), provider=ListProvider(WORDS * 2)) as app:
+        bus = app.bus
+
+        @bus.on(Said, where=lambda event: not event.text.startswith("heard"))
+        async def hear(event: Said) -> None:
+            bus.publish(Said(f"heard {event.text}"))
+
+        async with app.recording("heard", strict=True) as run:
+            await support(app)
+        heard = [
+            e for e in app.runs[run.id].events if isinstance(e, Said) and OUTSIDE in e.meta.headers
+        ]
+        async with app.replaying(run.id):
+            await support(app)
+
+    assert [event.text for event in heard] in ([], ["heard So it is."])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda app: support(app, "Oslo"), "weather"),
+        (lambda app: app.conversation().chat("Something else"), "model"),
+        (lambda app: asyncio.sleep(0), "recorded next"),
+    ],
+    ids=["another argument", "another prompt", "less"],
+)
+async def test_a_program_that_does_something_else_is_found_out(
+    recorded: tuple[str, str, str], change, named: str
+) -> None:
+    db, run, _ = recorded
+    async with Atlas(db, provider="scripted") as app:
+        with pytest.raises(ReplayDiverged, match=named) as raised:
+            async with app.replaying(run):
+                await change(app)
+
+    assert raised.value.effect or named == "recorded next"
+    assert performed == ["Rome"]
+
+
+async def test_one_call_more_than_recorded_is_never_performed(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, _ = recorded
+    async with Atlas(db, provider="scripted") as app:
+        with pytest.raises(ReplayDiverged, match="weather"):
+            async with app.replaying(run):
+                await support(app)
+                await weather("Paris")
+
+    assert performed == ["Rome"]
+
+
+async def test_other_events_with_the_same_effects_are_found_out_too(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, _ = recorded
+
+    async def changed(app: Atlas) -> None:
+        app.bus.publish(Said("something new"))
+        await support(app)
+
+    async with Atlas(db, provider="scripted") as app:
+        with pytest.raises(ReplayDiverged, match="something new"):
+            async with app.replaying(run):
+                await changed(app)
+
+
+async def test_a_replay_makes_no_connection_and_writes_no_file(
+    recorded: tuple[str, str, str], tmp_path: Path
+) -> None:
+    db, run, _ = recorded
+
+    async def leaks(app: Atlas) -> None:
+        (tmp_path / "leak").write_text("x")
+
+    async with Atlas(db, provider="scripted") as app:
+        with pytest.raises(UndeclaredEffectError):
+            async with app.replaying(run):
+                await leaks(app)
+    assert not (tmp_path / "leak").exists()
+
+
+async def test_a_fork_repeats_up_to_an_event_and_then_goes_on_live(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, result = recorded
+    provider = ListProvider([["No, ", "grey."]])
+    async with Atlas(db, provider=provider) as app:
+        events = app.runs[run].events
+        second = [n for n, event in enumerate(events, 1) if isinstance(event, StreamStarted)][1]
+        async with app.forking(run, at=second) as fork:
+            forked = await support(app)
+        stored, comparison = app.runs[fork.id], app.compare(run, fork.id)
+        assert stored.parent == run
+        assert stored.events[: stored.forked_at] == events[: stored.forked_at]
+        async with app.replaying(fork.id):
+            assert await support(app) == forked
+
+    assert forked.startswith("It is blue. No, grey.")
+    assert result.startswith("It is blue. So it is.")
+    assert len(provider.requests) == 1
+    assert not comparison.same
+    assert comparison.shared > 5
+
+
+async def test_a_fork_may_ask_another_model_from_there_on(recorded: tuple[str, str, str]) -> None:
+    db, run, _ = recorded
+    provider = ListProvider(WORDS)
+    async with Atlas(db, provider=provider) as app:
+        async with app.forking(run, at=0, model="bigger") as fork:
+            await support(app)
+        started = [e for e in app.runs[fork.id].events if isinstance(e, StreamStarted)]
+
+    assert {request.model for request in provider.requests} == {"bigger"}
+    assert {event.model for event in started} == {"bigger"}
+    assert app.bus.is_closed
+
+
+async def test_a_fork_of_a_fork_shares_the_events_of_both(recorded: tuple[str, str, str]) -> None:
+    db, run, _ = recorded
+    async with Atlas(db, provider=ListProvider([["One."], ["Two."]])) as app:
+        async with app.forking(run, at=len(app.runs[run]) // 2) as fork:
+            first = await support(app)
+        async with app.forking(fork.id, at=len(app.runs[fork.id]) - 3) as again:
+            second = await support(app)
+        async with app.replaying(again.id):
+            assert await support(app) == second
+
+    assert first.split()[:3] == second.split()[:3]
+
+
+async def test_retries_and_failures_of_a_vendor_are_replayed_without_waiting(
+    tmp_path: Path,
+) -> None:
+    failure = ServerError("broken", status=500, provider="list")
+    provider = ListProvider([[failure], ["Fine."], [failure], [failure]])
+    options = RetryPolicy(attempts=2, base_delay=0.01)
+
+    async def ask(app: Atlas) -> list[str]:
+        said = [(await app.chat("one")).text]
+        try:
+            await app.chat("two")
+        except ServerError as error:
+            said.append(f"{error} {error.status}")
+        return said
+
+    async with Atlas(str(tmp_path / "runs.db"), provider=provider, retries=options) as app:
+        async with app.recording("failing", strict=True) as run:
+            said = await ask(app)
+        retried = [e for e in app.runs[run.id].events if isinstance(e, StreamRetried)]
+        async with app.replaying(run.id):
+            assert await ask(app) == said
+
+    assert said == ["Fine.", "broken 500"]
+    assert retried[0].kind == "server_error"
+
+
+async def test_a_run_that_failed_is_kept_and_goes_on_where_it_failed(tmp_path: Path) -> None:
+    db = str(tmp_path / "runs.db")
+
+    async def ask(app: Atlas) -> list[str]:
+        return [(await app.chat(f"question {number}")).text for number in range(3)]
+
+    down = ListProvider([["One."], [ServerError("down")]])
+    async with Atlas(db, provider=down, retries=RetryPolicy(attempts=1)) as app:
+        with pytest.raises(ServerError):
+            async with app.recording("failing") as run:
+                await ask(app)
+        assert app.runs[run.id].status == "failed"
+        assert "down" in str(app.runs[run.id].ended)
+    up = ListProvider([["Two."], ["Three."]])
+    async with Atlas(db, provider=up) as app:
+        first = next(
+            n for n, e in enumerate(app.runs[run.id].events, 1) if "stream.completed" in e.meta.name
+        )
+        async with app.forking(run.id, at=first + 1) as fork:
+            assert await ask(app) == ["One.", "Two.", "Three."]
+    assert len(up.requests) == 2
+    assert fork.id != run.id
+
+
+async def test_a_completed_run_is_not_resumed(recorded: tuple[str, str, str]) -> None:
+    db, run, _ = recorded
+    async with Atlas(db, provider="scripted") as app:
+        with pytest.raises(ConfigurationError, match="completed"):
+            app.resume(run)
+
+
+async def test_secrets_never_reach_the_file(tmp_path: Path) -> None:
+    @effect("bank", external=True, redact=("pin",))
+    async def bank(account: str, pin: str) -> str:
+        if account == "bad":
+            raise PermissionError(f"pin {pin} is wrong")
+        return "100 EUR"
+
+    db = tmp_path / "runs.db"
+    async with Atlas(str(db), provider="scripted") as app:
+        async with app.recording("bank") as run:
+            assert await bank("A1", "swordfish-4711") == "100 EUR"
+            with pytest.raises(PermissionError):
+                await bank("bad", "swordfish-4711")
+        text = "".join(app.runs[run.id].lines)
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    assert "A1" in text
+    assert "swordfish" not in text
+    assert b"swordfish" not in written
+
+
+async def test_what_is_asked_for_wrongly_is_told_in_a_sentence(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, _ = recorded
+    app = Atlas(db, provider="scripted")
+    with pytest.raises(AppNotRunningError):
+        app.recording()
+    async with app:
+        with pytest.raises(UnknownRunError, match="nearest"):
+            app.replaying(run[:-1])
+        with pytest.raises(UnknownVersionError, match="no event"):
+            app.forking(run, at=10_000)
+        with pytest.raises(EffectError, match="inside run"):
+            async with app.recording("outer"), app.recording("inner"):
+                pass
+
+
+async def test_runs_are_recorded_in_memory_too() -> None:
+    async with Atlas(provider=ListProvider(WORDS)) as app:
+        async with app.recording("support", strict=True) as run:
+            result = await support(app)
+        async with app.replaying(run.id):
+            assert await support(app) == result
+        assert list(app.runs) == [run.id]
+
+
+async def test_a_recorded_program_is_found_again_by_its_name(tmp_path: Path) -> None:
+    db = str(tmp_path / "runs.db")
+    async with Atlas(db, provider=ListProvider(WORDS)) as app:
+        run, result = await app.record(support, city="Bonn")
+        assert app.runs[run.id].started.arguments == {"city": "Bonn"}
+    async with Atlas(db, provider="scripted") as app:
+        _, again = await app.replay(run.id)
+        _, by_name = await app.replay(run.id, program="tests.test_recording:support"
+                                      if __name__.startswith("tests.") else f"{__name__}:support")  # fmt: skip
+        with pytest.raises(ConfigurationError, match="cannot be found"):
+            await app.replay(run.id, program="no.such:thing")
+    assert again == by_name == result
+
+
+async def test_two_runs_at_once_on_one_loop_do_not_mix(tmp_path: Path) -> None:
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+
+        async def one(name: str) -> tuple[str, str]:
+            async with app.recording(name, strict=True) as run:
+                for number in range(5):
+                    await app.chat(f"{name} {number}")
+            return run.id, name
+
+        runs = await asyncio.gather(*(asyncio.create_task(one(f"r{n}")) for n in range(4)))
+        for run, name in runs:
+            started = [e for e in app.runs[run].events if isinstance(e, StreamStarted)]
+            assert [event.prompt for event in started] == [f"{name} {n}" for n in range(5)]
+
+            async def again(name: str = name) -> None:
+                for number in range(5):
+                    await app.chat(f"{name} {number}")
+
+            async with app.replaying(run):
+                await again()
+
+
+# -- crashes --------------------------------------------------------------------------------------
+
+CRASHES = int(os.environ.get("ATLAS_CRASHES", "4"))
+
+
+def crash(db: Path, world: Path, after: float, *arguments: str) -> tuple[str, bool]:
+    """Run the crashing program and kill it; return its output, and whether it was killed."""
+    with subprocess.Popen(
+        [sys.executable, crashing.__file__, str(db), str(world), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()  # the run has begun
+        time.sleep(after)  # not to synchronise: the kill is to come at any moment
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read()
+        return first + rest, process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_run_is_resumed_and_nothing_finished_runs_twice(tmp_path: Path) -> None:
+    randomness = random.Random(os.environ.get("ATLAS_CRASH_SEED", "4"))
+    killed = 0
+    for number in range(CRASHES):
+        db, world = tmp_path / f"{number}.db", tmp_path / f"{number}.txt"
+        output, was_killed = crash(db, world, randomness.random() * 0.4)
+        run = output.split()[1]
+        if not was_killed:
+            continue
+        killed += 1
+        before = Counter(world.read_text().split() if world.exists() else [])
+        resumed = subprocess.run(
+            [sys.executable, crashing.__file__, str(db), str(world), run],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert resumed.returncode == 0, resumed.stderr[-3000:]
+        marks = Counter(world.read_text().split())
+        assert max(marks.values()) == 1, "a tool ran twice"
+        doubted = int(resumed.stdout.split("DOUBTED ")[1].split()[0])
+        wanted = crashing.AGENTS * crashing.STEPS
+        assert wanted - doubted <= len(marks) <= wanted
+        assert before <= marks
+        assert resumed.stdout.count("done") + resumed.stdout.count("in doubt") == wanted
+    assert killed or CRASHES < 4
