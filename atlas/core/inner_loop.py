@@ -280,8 +280,8 @@ class InnerTimer(asyncio.TimerHandle):
     def arm(self) -> None:
         """Set the real timer."""
         inner = self._inner
-        due = inner.hooks.time() + max(0.0, self.when() - inner.now())
-        self._real = inner.hooks.call_at(due, inner.deliver, _Fired(self), context=Context())
+        delay = max(0.0, self.when() - inner.now())
+        self._real = inner.hooks.set_timer(delay, inner.deliver, _Fired(self), context=Context())
 
     def fire(self) -> None:
         """Schedule the callback, as the loop would."""
@@ -765,6 +765,15 @@ class _Hooks:
         self.run_in_executor = loop.run_in_executor
         self.time = loop.time
 
+    # Any: the arguments are those of the loop's own methods
+    def set_timer(
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None
+    ) -> asyncio.TimerHandle:
+        """Set a timer of the loop, by that of its two methods which does not call the other."""
+        if isinstance(self.loop, asyncio.BaseEventLoop):
+            return self.call_at(self.time() + delay, callback, *args, context=context)
+        return self.call_later(delay, callback, *args, context=context)
+
     @classmethod
     def on(cls, loop: AbstractEventLoop) -> _Hooks:
         """Return the hooks of a loop, put in if there were none; each caller calls `release` once."""
@@ -833,7 +842,7 @@ def _wrapped(hooks: _Hooks) -> dict[str, Callable[..., Any]]:
     ) -> asyncio.TimerHandle:
         inner = inner_of(context)
         if inner is None:
-            return hooks.call_at(own_time() + delay, callback, *args, context=context)
+            return hooks.set_timer(delay, callback, *args, context=context)
         return inner.call_later(delay, callback, args, context)
 
     def call_at(
@@ -841,7 +850,7 @@ def _wrapped(hooks: _Hooks) -> dict[str, Callable[..., Any]]:
     ) -> asyncio.TimerHandle:
         inner = inner_of(context)
         if inner is None:
-            return hooks.call_at(when, callback, *args, context=context)
+            return hooks.set_timer(when - own_time(), callback, *args, context=context)
         return inner.call_later(when - inner.now(), callback, args, context)
 
     def create_task(coroutine: Any, **options: Any) -> asyncio.Task[Any]:

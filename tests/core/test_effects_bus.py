@@ -165,13 +165,23 @@ async def test_nobody_answering_is_recorded():
             assert await replayed(entries, program, other) == name
 
 
+async def say_when(ready: asyncio.Event, bus: EventBus) -> None:
+    await ready.wait()
+    bus.publish(Said("host"))
+
+
 async def test_waiting_for_a_message_of_the_host_is_recorded():
+    ready = asyncio.Event()
+
     async def program(bus: EventBus) -> str:
+        ready.set()
         return (await bus.wait_for(Said)).text
 
     bus = EventBus()
-    asyncio.get_running_loop().call_later(0.002, bus.publish, Said("host"))
+    host = asyncio.create_task(say_when(ready, bus))
+    await asyncio.sleep(0)
     entries, text = await recorded(program, bus)
+    await host
 
     assert text == "host"
     assert await replayed(entries, program, EventBus()) == "host"
@@ -193,9 +203,12 @@ async def test_waiting_for_a_message_of_the_run_itself_works():
 
 @pytest.mark.parametrize("overflow", ["block", "drop_oldest"])
 async def test_a_stream_of_messages_from_both_sides_is_recorded(overflow):
+    ready = asyncio.Event()
+
     async def program(bus: EventBus) -> list[str]:
         texts = []
         async with bus.stream(Said, overflow=overflow) as messages:
+            ready.set()
             bus.publish(Said("inside"))
             async for event in messages:
                 texts.append(event.text)
@@ -207,8 +220,10 @@ async def test_a_stream_of_messages_from_both_sides_is_recorded(overflow):
         return texts
 
     bus = EventBus()
-    asyncio.get_running_loop().call_later(0.005, bus.publish, Said("host"))
+    host = asyncio.create_task(say_when(ready, bus))
+    await asyncio.sleep(0)
     entries, texts = await recorded(program, bus)
+    await host
 
     assert texts == ["inside", "host"]
     assert await replayed(entries, program, EventBus()) == texts

@@ -38,6 +38,7 @@ class World:
 
     def __init__(self) -> None:
         self.log: list[object] = []
+        self.left: list[asyncio.Task[None]] = []
         self.lock = asyncio.Lock()
         self.event = asyncio.Event()
         self.gate = asyncio.Semaphore(2)
@@ -137,7 +138,7 @@ async def do(world: World, program: Program) -> None:
                 log(await queue.get())
             await task
         case "leave":
-            asyncio.create_task(do(world, parts[0]))
+            world.left.append(asyncio.create_task(do(world, parts[0])))
 
 
 delays = st.sampled_from([0.0, 0.0001, 0.0004, 0.001])

@@ -275,3 +275,25 @@ async def test_timers_under_way_go_on_in_a_resumed_run():
     assert journal.entries.pop().what == "timer"
     async with RunContext("r", mode="resume", recorded=list(journal.entries), journal=journal):
         assert await sleepy() == "put x"
+
+
+async def test_what_a_crashed_run_did_and_is_not_asked_for_again_is_told():
+    async def unsure(sure: bool) -> None:
+        async for _ in pieces("s"):
+            pass
+        if sure:
+            await pay("x")
+
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal):
+        await unsure(sure=True)
+    # as if the crash had lost the end of the stream, which is not committed piece by piece
+    ends = [e for e in journal.entries if isinstance(e, EffectDelivered) and e.what == "end"]
+    journal.entries.remove(ends[0])
+    calls.clear()
+    async with RunContext("r", mode="resume", recorded=journal.entries) as run:
+        await unsure(sure=False)
+
+    assert calls == ["s"]
+    assert len(run.warnings) == 1
+    assert "'0:1' (pay)" in run.warnings[0]

@@ -189,7 +189,7 @@ async def test_a_future_resolved_by_the_host_is_told_once_per_place_and_marks_th
             await asyncio.sleep(0)
 
     task = asyncio.create_task(host())
-    with pytest.warns(UndeclaredEffectWarning, match=r"task 0 .*@effect") as told:
+    with pytest.warns(UndeclaredEffectWarning, match=r"task 0 .*@effect") as told:  # noqa: PT031  the run is what warns
         async with RunContext("r") as run:
             for _ in range(3):
                 future = asyncio.get_running_loop().create_future()
@@ -203,13 +203,29 @@ async def test_a_future_resolved_by_the_host_is_told_once_per_place_and_marks_th
     assert not run.exact
 
 
+class Foreign:
+    """A future that a task of the host resolves once somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.awaited = False
+        self.future = asyncio.get_running_loop().create_future()
+        self.host = asyncio.create_task(self.resolve())
+
+    async def resolve(self) -> None:
+        while not self.awaited:
+            await asyncio.sleep(0)
+        self.future.set_result(1)
+
+    async def wait(self) -> None:
+        self.awaited = True
+        await self.future
+
+
 async def test_a_strict_run_refuses_a_wake_up_from_outside():
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-    loop.call_later(0.001, future.set_result, 1)
+    foreign = Foreign()
     with pytest.raises(UndeclaredEffectError, match="was woken from outside"):
         async with RunContext("r", strict=True):
-            await future
+            await foreign.wait()
 
 
 async def test_a_replay_refuses_a_wake_up_from_outside():
@@ -224,14 +240,12 @@ async def test_a_replay_refuses_a_wake_up_from_outside():
 
 
 async def test_a_warning_made_an_error_ends_the_run():
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-    loop.call_later(0.001, future.set_result, 1)
+    foreign = Foreign()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UndeclaredEffectError):
             async with RunContext("r"):
-                await future
+                await foreign.wait()
 
 
 async def test_a_thread_is_told_and_works():
@@ -245,7 +259,7 @@ async def test_a_thread_is_told_and_works():
 async def test_a_thread_as_an_effect_is_recorded():
     @effect(pure=True)
     async def count() -> int:
-        return await asyncio.to_thread(lambda: threading.active_count())
+        return await asyncio.to_thread(threading.active_count)
 
     journal = MemoryJournal()
     async with RunContext("r", journal=journal, strict=True):
@@ -257,14 +271,14 @@ async def test_a_thread_as_an_effect_is_recorded():
 async def test_an_effect_asked_for_in_a_thread_is_refused():
     async with RunContext("r") as run:
         with pytest.warns(UndeclaredEffectWarning), pytest.raises(UndeclaredEffectError):
-            await asyncio.to_thread(lambda: run.check())
+            await asyncio.to_thread(run.check)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs POSIX signals")
 async def test_a_signal_handler_set_inside_is_told():
     loop = asyncio.get_running_loop()
     event = asyncio.Event()
-    with pytest.warns(UndeclaredEffectWarning):
+    with pytest.warns(UndeclaredEffectWarning):  # noqa: PT031  the run is what warns
         async with RunContext("r") as run:
             loop.add_signal_handler(signal.SIGUSR1, event.set)
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -297,7 +311,7 @@ async def test_a_generator_left_open_is_closed_inside_without_being_told():
 
 
 async def test_coroutines_given_to_as_completed_are_told_and_tasks_are_not():
-    with pytest.warns(UndeclaredEffectWarning, match="as_completed"):
+    with pytest.warns(UndeclaredEffectWarning, match="as_completed"):  # noqa: PT031  the run is what warns
         async with RunContext("r"):
             for first in asyncio.as_completed([echo("a"), echo("b")]):
                 await first
@@ -319,10 +333,10 @@ async def test_tasks_left_behind_are_cancelled_in_order():
             ended.append(await echo(name))
 
     journal = MemoryJournal()
+    tasks: list[asyncio.Task[None]] = []
 
     async def program() -> None:
-        for name in "abc":
-            asyncio.create_task(left(name))
+        tasks.extend(asyncio.create_task(left(name)) for name in "abc")
         await echo("go")
 
     async with RunContext("r", journal=journal):
@@ -360,6 +374,38 @@ async def test_cancelling_the_main_task_from_outside_is_recorded():
     assert any(
         isinstance(entry, EffectDelivered) and entry.what == "cancel" for entry in journal.entries
     )
+
+
+async def test_a_timeout_around_a_run_is_recorded_as_a_cancellation():
+    journal = MemoryJournal()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.005):
+            async with RunContext("r", journal=journal, strict=True):
+                await asyncio.gather(echo("x"), asyncio.Event().wait())
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+    async def again() -> None:
+        async with RunContext("r", mode="replay", recorded=journal.entries):
+            await asyncio.gather(echo("x"), asyncio.Event().wait())
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(again())
+
+
+async def test_a_task_goes_on_as_it_was_after_a_replay_that_diverged():
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal):
+        await echo("x")
+    with pytest.raises(ReplayDiverged):
+        async with RunContext("r", mode="replay", recorded=journal.entries):
+            await asyncio.gather(echo("y"), asyncio.Event().wait())
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    async with asyncio.timeout(5):
+        await asyncio.sleep(0)
 
 
 async def test_cancelling_a_child_from_outside_is_recorded():

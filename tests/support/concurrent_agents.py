@@ -14,6 +14,7 @@ import os
 import random as real_random
 import sys
 import time
+from pathlib import Path
 
 from atlas.core.effects import (
     Entry,
@@ -74,7 +75,7 @@ async def agent(
             found = str(error)
         notes.append(f"{found}")
 
-        async def child(at: int, said: str = text) -> str:
+        async def child(at: int, step: int = step, said: str = text) -> str:
             await asyncio.sleep(SPEED * random().random())
             async with lock:
                 board.append(f"{number}/{step}/{at} {said} {now_ns()}")
@@ -129,15 +130,13 @@ def main() -> None:
             json.dumps([made, [encode(entry).decode() for entry in entries]])
             for entries, made in runs
         ]
-        with open(path, "w") as file:
-            file.write("\n".join(lines))
+        Path(path).write_text("\n".join(lines))
         return
     connections = []
     sys.addaudithook(
         lambda event, args: connections.append(args) if event.startswith("socket.connect") else None
     )
-    with open(path) as file:
-        recorded = [json.loads(line) for line in file]
+    recorded = [json.loads(line) for line in Path(path).read_text().splitlines()]
     same = sum(
         asyncio.run(replay([decode(text.encode()) for text in entries])) == made
         for made, entries in recorded

@@ -318,6 +318,7 @@ class RunContext:
         self._error: BaseException | None = None
         self._cancelled = 0
         self._exact = True
+        self._interrupted = False
         self._told: set[str] = set()
         self._replay_began: tuple[float, float] | None = None
 
@@ -356,7 +357,7 @@ class RunContext:
         self.inner = InnerLoop(self, self.run_id)
         if self._live:
             self._set_seed(RunSeeded(seed=self.seed, moment_ns=round(loop.time() * 1e9)))
-        if self._guard and self.mode != "record":
+        if self._guard and not self._live:
             replay_guard.install()
         await self.inner.enter()
         if self._live:
@@ -380,15 +381,18 @@ class RunContext:
         except asyncio.CancelledError:
             if self._error is None:
                 raise
-        if self._error is None:
+        if self._error is None and not isinstance(error, EffectError):
             self._check_all_done(error)
-        if self._journal is not None:
-            await self._journal.commit()
-        if self._error is not None:
-            for _ in range(self._cancelled):
-                self.inner.main.uncancel()
-            if error is not self._error:
-                raise self._error from (None if _is_cancellation(error) else error)
+        for _ in range(self._cancelled):
+            self.inner.main.uncancel()
+        self._tell_unused()
+        try:
+            await self.commit()
+        except Exception:
+            if self._error is None:
+                raise
+        if self._error is not None and error is not self._error:
+            raise self._error from (None if _is_cancellation(error) else error)
 
     def _check_all_done(self, error: BaseException | None) -> None:
         if self._live or self._cursor >= self._end or self._interrupted:
@@ -396,7 +400,15 @@ class RunContext:
         entry = self._entries[self._cursor]
         self._error = self._missing(entry)
 
-    _interrupted = False
+    def _tell_unused(self) -> None:
+        """Tell of what a crashed run did that this one, resumed, did not ask for again."""
+        for effect, entries in self._later.items():
+            started = next((one for one in entries if isinstance(one, EffectStarted)), None)
+            if started is not None and started.declared == "external":
+                self.warnings.append(
+                    f"Effect {effect!r} ({started.kind}) of run {self.run_id!r} was started before "
+                    f"the run broke off, but going on it was not asked for again."
+                )
 
     def _set_seed(self, seeded: RunSeeded) -> None:
         self._seeded = seeded
@@ -848,8 +860,7 @@ class RunContext:
         if wait <= 0:
             self.inner.deliver(delivery)
         else:
-            hooks = self.inner.hooks
-            hooks.call_at(hooks.time() + wait, self.inner.deliver, delivery, context=Context())
+            self.inner.hooks.set_timer(wait, self.inner.deliver, delivery, context=Context())
 
     def _wait_before(self, entry: EffectDelivered) -> float:
         if self.pace is None:
