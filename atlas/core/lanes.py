@@ -23,12 +23,12 @@ import threading
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context, Token
+from contextvars import Context, Token, copy_context
 from operator import length_hint
 from typing import Any
 
 from atlas.core.causality import CURRENT, cause_of
-from atlas.core.inner_loop import outside_context
+from atlas.core.inner_loop import HERE, outside_context
 from atlas.core.messages import Message, Origin, Place, Stamp, causation_in, origin_in, stamp
 from atlas.core.receipts import M, Pending, PendingT
 from atlas.errors import BufferOverflowError, BusError, SubscriptionError
@@ -38,6 +38,7 @@ __all__ = ["Group", "Lane", "ObserverLane", "Port", "Waits"]
 AsyncHandler = Callable[[Message], Awaitable[object]]
 
 _running_loop = asyncio._get_running_loop
+_here = HERE.get
 
 
 class Lane:
@@ -212,7 +213,8 @@ class Group:
         receipt: Pending[M] = Pending()  # no `__init__`: made for every message, so made quickly
         receipt.message = message
         receipt.group = self
-        receipt.context = outside_context()  # handlers are no part of the publisher's run
+        # handlers are no part of the publisher's run
+        receipt.context = copy_context() if _here() is None else outside_context()
         receipt.claimed = receipt.finished = False
         receipt.failures = receipt.waiters = receipt.broken = None
         port = self.port
