@@ -193,6 +193,11 @@ class ChromaStore:
         close: Any = getattr(client, "close", None)
         if close is not None:
             close()
+        # They forget the connections to a server, which would stay open until they are collected.
+        for holder in (client, getattr(client, "_admin_client", None)):
+            session: Any = getattr(getattr(holder, "_server", None), "_session", None)
+            if session is not None:
+                session.close()
 
     def _running(self) -> _Client:
         if self._client is None:

@@ -1,0 +1,39 @@
+"""A process that ingests until it is killed; started by test_crash.py, with tests/ as its folder."""
+
+from __future__ import annotations
+
+import sys
+
+from support.knowledge import bag_of_words
+
+from atlas.knowledge import CallableEmbedder, Document, Knowledge, MemoryStore, StructureChunker
+
+DOCUMENTS = 40
+PARTS = 6
+
+
+def paper(number: int) -> Document:
+    """Return one of the documents that the process ingests."""
+    parts = (f"paper{number} part{part} about the sea and ships." for part in range(PARTS))
+    return Document(source=f"paper{number}", title="paper", text="\n\n".join(parts))
+
+
+def opened(path: str, *, chroma: bool) -> Knowledge:
+    """Open the knowledge base as the process does."""
+    model = CallableEmbedder(bag_of_words, name="bag-of-words", dimension=64)
+    store = None if chroma else MemoryStore()
+    return Knowledge(path, embedder=model, chunker=StructureChunker(12), store=store)
+
+
+def main() -> None:
+    """Ingest document by document, saying each time that one is stored."""
+    path, store = sys.argv[1:]
+    with opened(path, chroma=store == "chroma") as kb:
+        print("open", flush=True)
+        for number in range(DOCUMENTS):
+            kb.ingest_sync(paper(number))
+            print(number, flush=True)
+
+
+if __name__ == "__main__":
+    main()
