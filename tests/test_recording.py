@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -66,13 +65,13 @@ def nothing_performed() -> None:
 
 
 @pytest.fixture
-async def recorded(tmp_path: Path) -> AsyncIterator[tuple[str, str, str]]:
+async def recorded(tmp_path: Path) -> tuple[str, str, str]:
     db = str(tmp_path / "runs.db")
     async with Atlas(db, provider=ListProvider(WORDS)) as app:
         async with app.recording("support", strict=True) as run:
             result = await support(app)
         assert run.is_exact
-    yield db, run.id, result
+    return db, run.id, result
 
 
 async def test_a_run_is_replayed_to_the_byte_with_its_provider_unplugged(
