@@ -297,3 +297,55 @@ async def test_what_a_crashed_run_did_and_is_not_asked_for_again_is_told():
     assert calls == ["s"]
     assert len(run.warnings) == 1
     assert "'0:1' (pay)" in run.warnings[0]
+
+
+async def test_what_finished_is_kept_through_several_crashes():
+    paid = asyncio.Event()
+
+    @effect(pure=True)
+    async def slow_pieces():
+        yield 1
+        await paid.wait()
+        yield 2
+
+    @effect(external=True)
+    async def pay_once() -> str:
+        called("once")
+        return "paid"
+
+    async def both() -> list[object]:
+        async def read() -> list[int]:
+            got = []
+            async for piece in slow_pieces():
+                got.append(piece)
+                if piece == 1:
+                    seen.set()
+            return got
+
+        async def buy() -> str:
+            await seen.wait()
+            done = await pay_once()
+            paid.set()
+            return done
+
+        seen = asyncio.Event()
+        return list(await asyncio.gather(read(), buy()))
+
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal):
+        assert await both() == [[1, 2], "paid"]
+    at = next(
+        at
+        for at, entry in enumerate(journal.entries)
+        if isinstance(entry, EffectDelivered) and entry.value == '"paid"'
+    )
+    del journal.entries[at + 1 :]
+    for _ in range(3):
+        # each try breaks off right after it has gone live
+        again = MemoryJournal()
+        async with RunContext("r", mode="resume", recorded=journal.entries, journal=again):
+            assert await both() == [[1, 2], "paid"]
+        journal.entries.append(again.entries[0])
+
+    assert isinstance(journal.entries[-1], RunContinued)
+    assert calls == ["once"]

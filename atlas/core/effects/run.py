@@ -309,7 +309,8 @@ class RunContext:
         self._journal = journal if mode != "live" else None
         self._rewrite = mode == "replay" if rewrite is None else rewrite
         self._guard = guard
-        self._entries = effective(recorded) if mode not in ("live", "record") else []
+        self._recorded = tuple(recorded) if mode not in ("live", "record") else ()
+        self._entries = effective(self._recorded)
         self._cursor = 0
         self._end = self._repeated(at)
         self._live = mode in ("live", "record")
@@ -457,12 +458,27 @@ class RunContext:
     def _is_dropped(entry: Entry) -> bool:
         return isinstance(entry, EffectNoted) and entry.what == "dropped"
 
+    def _given_up(self) -> dict[str, list[Entry]]:
+        """Return what was recorded of effects beyond what is repeated, by this or an earlier try."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self._recorded:
+            if isinstance(entry, EffectStarted):
+                found[entry.effect] = [entry]
+            elif isinstance(entry, EffectDelivered) and entry.effect in found:
+                found[entry.effect].append(entry)
+        for entry in self._entries[: self._end]:
+            if isinstance(entry, EffectDelivered | EffectCancelled):
+                found.pop(entry.effect, None)
+        return {
+            effect: entries
+            for effect, entries in found.items()
+            if len(entries) > 1 or effect not in self.pending
+        }
+
     def _go_live(self, handed_in: str) -> None:
         self._live = True
         if self.mode == "resume":
-            for entry in self._entries[self._end :]:
-                if isinstance(entry, EffectStarted | EffectDelivered):
-                    self._later.setdefault(entry.effect, []).append(entry)
+            self._later = self._given_up()
             self._write(RunContinued(kept=self._end))
         else:
             seed = RunSeeded(seed=secrets.token_hex(16), moment_ns=round(self.inner.now() * 1e9))
@@ -600,22 +616,24 @@ class RunContext:
             pending.was_started = True
         self.pending[call.id] = pending
         if self._live:
-            self.perform(pending, digest)
+            self.perform(pending)
 
-    def perform(self, pending: Pending, digest: str = "") -> None:
+    def perform(self, pending: Pending) -> None:
         """Have an effect performed; or take what a crashed run had of it already."""
         later = self._later.pop(pending.call.id, None)
         if later is not None:
-            self._take_over(pending, later, digest)
+            self._take_over(pending, later)
         if pending.was_started and self.mode == "resume" and pending.call.declared == "external":
             self.inner.start_outside(self._settle_doubt(pending))
         elif later is None or not any(isinstance(entry, EffectDelivered) for entry in later):
             pending.launch(pending)
 
-    def _take_over(self, pending: Pending, later: list[Entry], digest: str) -> None:
+    def _take_over(self, pending: Pending, later: list[Entry]) -> None:
         """Use what was recorded of an effect after the point from which the run goes on."""
         begun = next((entry for entry in later if isinstance(entry, EffectStarted)), None)
-        if begun is not None and (begun.kind, begun.digest) != (pending.call.kind, digest):
+        call = pending.call
+        asked = (call.kind, digest_of(call.request))
+        if begun is not None and (begun.kind, begun.digest) != asked:
             later.clear()
             return
         ended = [entry for entry in later if isinstance(entry, EffectDelivered)]
