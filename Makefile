@@ -30,7 +30,7 @@ lint: $(VENV)/.dev ## formatting, lint, types, import rules, published schemas
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
-	$(RUN)/lint-imports
+	$(RUN)/lint-imports --no-cache
 	$(RUN)/atlas schema export --check
 	$(RUN)/atlas schema docs --check
 
