@@ -24,6 +24,7 @@ from atlas.knowledge.records import StoredDocument
 __all__ = ["Catalogue", "Change", "Version", "keyword_texts"]
 
 Mask = NDArray[np.bool_]
+_FILTERS_KEPT: Final = 64
 _FOREVER: Final = np.iinfo(np.int64).max
 
 
@@ -179,7 +180,13 @@ class Catalogue:
 
     def filtered(self, condition: Filter) -> Mask:
         """Return for each row whether the metadata of its document meet a condition."""
-        return self.rows_of(self._versions_with(condition))
+        found = self._filtered.get(condition)
+        if found is None:
+            found = self.rows_of(self._versions_with(condition))
+            if len(self._filtered) >= _FILTERS_KEPT:
+                self._filtered.clear()
+            self._filtered[condition] = found
+        return found
 
     def chunk(self, row: int) -> tuple[Version, int, Chunk]:
         """Return the version, the number within it and the passage of a row."""
@@ -219,6 +226,10 @@ class Catalogue:
                 return some
             case Not():
                 return ~self._versions_with(condition.condition)
+
+    @cached_property
+    def _filtered(self) -> dict[Filter, Mask]:
+        return {}
 
     @cached_property
     def _columns(self) -> dict[str, tuple[NDArray[np.int32], list[Field | None]]]:

@@ -206,12 +206,7 @@ class Collection:
         with self._lock:
             catalogue = self.catalogue
             store.create(self.info)
-            wanted = {
-                entry_id(catalogue, int(row)): int(row) for row in np.flatnonzero(catalogue.alive)
-            }
-            there = store.ids(self.info.name)
-            surplus = sorted(there - wanted.keys())
-            missing = sorted(wanted[each] for each in wanted.keys() - there)
+            missing, surplus = self._difference(store)
             if surplus:
                 store.delete(self.info.name, surplus)
             for begin in range(0, len(missing), _PAGE):
@@ -220,6 +215,11 @@ class Collection:
             self.use(store)
             return Rebuilt(len(missing), len(surplus))
 
+    def is_in_step_with(self, store: KnowledgeStore) -> bool:
+        """Return whether a store has just what it should have."""
+        known = {info.name for info in store.collections()}
+        return self.info.name in known and self._difference(store) == ([], [])
+
     def use(self, store: KnowledgeStore | None) -> None:
         """Ask a store, which is in step, from now on."""
         dense = DenseIndex(self.info.name, self._cache, store)
@@ -227,6 +227,18 @@ class Collection:
         self.dense = dense
 
     # -- inside --
+
+    def _difference(self, store: KnowledgeStore) -> tuple[list[int], list[str]]:
+        """Return the rows that a store lacks, and the ids that it should not have."""
+        catalogue = self.catalogue
+        wanted = {
+            entry_id(catalogue, int(row)): int(row) for row in np.flatnonzero(catalogue.alive)
+        }
+        there = store.ids(self.info.name)
+        return (
+            sorted(wanted[each] for each in wanted.keys() - there),
+            sorted(there - wanted.keys()),
+        )
 
     def _join(self, records: Sequence[Record], texts: Sequence[str]) -> list[Version]:
         """Make stored records known: to the store first, then, in one step, to readers."""

@@ -72,15 +72,20 @@ class IndexFiles:
         assert self._folder is not None
         assert self._lock is not None
         self._unusable = True  # one try; what is missing is found without it
-        state = self._left_behind()
-        mark = held.catalogue.mark(held.catalogue.rows).hex()
-        if state.get(held.info.name) != mark or not self._lock.try_acquire():
+        if not self._lock.try_acquire():
             return
-        # Nobody writes while it is opened; after that, what others write is found without it.
+        # Nobody writes while it is opened; what others write after that is found without it.
         try:
-            self._store = self._opened()
-            held.use(self._store)
-            self._unusable = False
+            marks, intact = self._left_behind()
+            mark = held.catalogue.mark(held.catalogue.rows).hex()
+            if marks.get(held.info.name) != mark:
+                return
+            if self._store is None and (intact or self._is_sound()):
+                self._store = self._opened()
+            if self._store is not None and (intact or held.is_in_step_with(self._store)):
+                self._marks = marks
+                held.use(self._store)
+                self._unusable = False
         except StoreError:
             return
         finally:
@@ -99,8 +104,10 @@ class IndexFiles:
             return None
         reason = "it was not closed properly"
         if self._store is None:
-            self._marks = self._left_behind()
-            if not self._marks and not self._is_sound():
+            self._marks, intact = self._left_behind()
+            if not intact:
+                self._marks = {}
+            if not intact and not self._is_sound():
                 reason = "it was damaged"
                 _delete(self._folder / "chroma")
             self._state.unlink(missing_ok=True)
@@ -121,15 +128,18 @@ class IndexFiles:
         Args:
             catalogues: The collections that are open.
         """
-        wrote = self._store is not None and self._lock is not None and self._lock.is_held
+        if self._lock is None:
+            return
+        opened, wrote = self._store is not None, self._lock.is_held
         self._close_store()
-        if wrote:
-            marks = self._marks | {
+        if opened and wrote:
+            self._marks |= {
                 name: catalogue.mark(catalogue.rows).hex() for name, catalogue in catalogues.items()
             }
-            self._note(marks)
-        if self._lock is not None:
-            self._lock.release()
+        # Chroma changes its files also when it is only read.
+        if opened and self._lock.try_acquire() and (wrote or self._left_behind()[0] == self._marks):
+            self._note(self._marks)
+        self._lock.release()
 
     # -- inside --
 
@@ -164,15 +174,17 @@ class IndexFiles:
         unfinished.write_text(json.dumps(state, indent=1), encoding="utf-8")
         unfinished.replace(self._state)
 
-    def _left_behind(self) -> dict[str, str]:
-        """Return what the store holds, if its files are as they were left; else nothing."""
+    def _left_behind(self) -> tuple[dict[str, str], bool]:
+        """Return what the store holds, and whether its files are as they were left.
+
+        Nothing, when its last writer has not closed it.
+        """
         assert self._folder is not None
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
-            files, marks = state["files"], state["marks"]
+            return dict(state["marks"]), state["files"] == _fingerprint(self._folder / "chroma")
         except (OSError, ValueError, KeyError, TypeError):
-            return {}
-        return dict(marks) if files == _fingerprint(self._folder / "chroma") else {}
+            return {}, False
 
 
 def _fingerprint(folder: Path) -> dict[str, list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -142,12 +143,13 @@ def fused(
 
 def heading_matches(query: str, headings: Sequence[tuple[str, ...]]) -> NDArray[np.bool_]:
     """Return for each passage whether its headings hold all words of a question."""
-    wanted = set(terms(query))
-    known: dict[tuple[str, ...], bool] = {}
-    for path in headings:
-        if path not in known:
-            known[path] = bool(wanted) and wanted <= set(terms(" ".join(path)))
-    return np.array([known[path] for path in headings], np.bool_)
+    wanted = frozenset(terms(query))
+    return np.array([bool(wanted) and wanted <= _terms_of(path) for path in headings], np.bool_)
+
+
+@lru_cache(maxsize=20_000)
+def _terms_of(path: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(terms(" ".join(path)))
 
 
 def diverse(scores: Numbers, vectors: Numbers, k: int, diversity: float) -> list[int]:

@@ -22,7 +22,6 @@ from atlas.knowledge.retrieval import (
     diverse,
     fused,
     heading_matches,
-    ranks,
     spread,
 )
 
@@ -30,6 +29,9 @@ __all__ = ["Question", "search"]
 
 Numbers = NDArray[np.float32]
 Rows = NDArray[np.int64]
+
+# So many of the best candidates may gain by their headings.
+_BOOSTED = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,36 @@ class Question:
             raise ConfigurationError(f"neighbours is {self.neighbours!r}. Give 0 or more.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Candidates and all numbers that are known of them, by their index."""
+
+    rows: Rows
+    scores: Numbers
+    similarity: Numbers | None
+    words: Numbers | None
+    fused: Numbers
+    penalties: Numbers
+    boosts: Numbers
+
+    def explanation(self, index: int) -> Explanation:
+        similarity, words = self.similarity, self.words
+        return Explanation(
+            similarity=None if similarity is None else float(similarity[index]),
+            similarity_rank=None if similarity is None else _rank(similarity, index),
+            words=None if words is None else float(words[index]),
+            words_rank=None if words is None or not words[index] else _rank(words, index),
+            fused=float(self.fused[index]),
+            length_penalty=float(self.penalties[index]),
+            heading_boost=float(self.boosts[index]),
+        )
+
+
+def _rank(values: Numbers, index: int) -> int:
+    """Return the place of one value among all, from 1 for the largest."""
+    return 1 + int(np.count_nonzero(values > values[index]))
+
+
 def search(collection: Collection, question: Question) -> list[Hit]:
     """Return the passages of a collection that answer a question best, the best first."""
     return _Search(collection, question).hits()
@@ -103,13 +135,8 @@ class _Search:
         rows, words = self._candidates()
         if not len(rows):
             return []
-        scores, explanations = self._measured(rows, words)
-        order = self._ordered(rows, scores)
-        chosen = [(int(rows[index]), explanations[index]) for index in order]
-        found = [
-            self._hit(row, float(scores[index]), why)
-            for index, (row, why) in zip(order, chosen, strict=True)
-        ]
+        measured = self._measured(rows, words)
+        found = [self._hit(index, measured) for index in self._ordered(measured)]
         if self.question.reranker is not None:
             found = _reranked(self.question, found)
         return found[: self.question.k]
@@ -134,44 +161,33 @@ class _Search:
             ]
         return np.unique(np.concatenate(found)), words
 
-    def _measured(self, rows: Rows, words: Numbers | None) -> tuple[Numbers, list[Explanation]]:
+    def _measured(self, rows: Rows, words: Numbers | None) -> _Measured:
         """Return the score of each candidate, and what it is made of."""
         question, ranking = self.question, self.question.ranking
         similarity = None
         if question.mode != "keyword":
-            similarity = np.max(
+            similarity = np.maximum.reduce(
                 [self.dense.similarities(v, self.catalogue, rows) for v in question.vectors], axis=0
             )
         by_words = words[rows] if words is not None else None
-        together = fused(similarity, by_words, question.mode, ranking)
-        versions = self.catalogue.version_of_row[rows]
-        lengths = np.diff(self.catalogue.first_rows)[versions]
-        penalties = ranking.length_penalty * np.log(lengths.astype(np.float32))
+        together: Numbers = fused(similarity, by_words, question.mode, ranking)
+        lengths = np.diff(self.catalogue.first_rows)[self.catalogue.version_of_row[rows]]
+        penalties = np.float32(ranking.length_penalty) * np.log(lengths.astype(np.float32))
+        scores = together - penalties
         boosts = np.zeros(len(rows), np.float32)
         if ranking.heading_boost:
-            paths = [self._headings(int(row)) for row in rows]
-            boosts += ranking.heading_boost * heading_matches(question.query, paths)
-        similarity_ranks = ranks(similarity) if similarity is not None else None
-        words_ranks = ranks(by_words) if by_words is not None else None
-        explanations = [
-            Explanation(
-                similarity=float(similarity[i]) if similarity is not None else None,
-                similarity_rank=int(similarity_ranks[i]) if similarity_ranks is not None else None,
-                words=float(by_words[i]) if by_words is not None else None,
-                words_rank=int(words_ranks[i])
-                if words_ranks is not None and by_words is not None and by_words[i]
-                else None,
-                fused=float(together[i]),
-                length_penalty=float(penalties[i]),
-                heading_boost=float(boosts[i]),
-            )
-            for i in range(len(rows))
-        ]
-        return (together - penalties + boosts).astype(np.float32), explanations
+            # Of those that may come to the front by it; reading headings takes time.
+            near = np.argsort(-scores, kind="stable")[: max(_BOOSTED, 4 * question.k)]
+            paths = [self._headings(int(row)) for row in rows[near]]
+            boosts[near] = ranking.heading_boost * heading_matches(question.query, paths)
+        scores = (scores + boosts).astype(np.float32)
+        return _Measured(
+            rows, scores, similarity, by_words, together, penalties.astype(np.float32), boosts
+        )
 
-    def _ordered(self, rows: Rows, scores: Numbers) -> list[int]:
+    def _ordered(self, measured: _Measured) -> list[int]:
         """Return which candidates to show, in order."""
-        question = self.question
+        question, rows, scores = self.question, measured.rows, measured.scores
         order: list[int] = np.argsort(-scores, kind="stable").tolist()
         if question.per_document is not None:
             versions = self.catalogue.version_of_row[rows]
@@ -192,7 +208,9 @@ class _Search:
         document = version.stored.document
         return (document.title, *heading_path(document.headings, chunk.start))
 
-    def _hit(self, row: int, score: float, why: Explanation) -> Hit:
+    def _hit(self, index: int, measured: _Measured) -> Hit:
+        row = int(measured.rows[index])
+        why = measured.explanation(index)
         version, number, chunk = self.catalogue.chunk(row)
         stored = version.stored
         assert stored is not None
@@ -215,7 +233,7 @@ class _Search:
             last_line=line + text.count("\n", start, end),
             title=stored.document.title,
             headings=heading_path(stored.document.headings, chunk.start),
-            score=score,
+            score=float(measured.scores[index]),
             collection=self.collection.info.name,
             metadata=stored.document.metadata,
             explanation=why,

@@ -1,9 +1,12 @@
 """Vectors by the text they belong to: a cache that outlives the process, in one file per model.
 
 A text is embedded once, wherever it occurs again: in a later version of its document, in another
-document, in another collection, after the index was lost. The file is a sequence of equal entries
-``key, checksum, vector in half precision`` that only grows; an entry that is damaged or unfinished
-counts as missing. It can be deleted at any time; then texts are embedded again.
+document, in another collection, after the index was lost. The file is a sequence of
+equal entries ``key, checksum, vector`` that only grows; an entry that is damaged or unfinished counts
+as missing. It can be deleted at any time; then texts are embedded again.
+
+A number of a vector is the upper half of a 32-bit float (bfloat16): half the room, and widened by a
+shift, some ten times faster than IEEE's half precision; cosines differ in the fifth place.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class VectorCache:
     def __init__(self, path: Path | None, dimension: int) -> None:
         self.dimension = dimension
         self._entry = np.dtype(
-            [("key", f"V{_KEY}"), ("check", "<u4"), ("vector", "<f2", (dimension,))]
+            [("key", f"V{_KEY}"), ("check", "<u4"), ("vector", "<u2", (dimension,))]
         )
         self._path = path
         self._lock = threading.Lock()
@@ -77,11 +80,14 @@ class VectorCache:
 
     def take(self, places: NDArray[np.int64]) -> Vectors:
         """Return the vectors at places, as rows."""
+        blocks = self._blocks
+        if len(blocks) == 1:
+            return _widened(blocks[0].entries["vector"][places])
         vectors = np.empty((len(places), self.dimension), np.float32)
-        for block in self._blocks:
+        for block in blocks:
             here = (places >= block.begin) & (places < block.end)
             if here.any():
-                vectors[here] = block.entries["vector"][places[here] - block.begin]
+                vectors[here] = _widened(block.entries["vector"][places[here] - block.begin])
         return vectors
 
     def embed(
@@ -107,7 +113,7 @@ class VectorCache:
     def add(self, keys: Sequence[bytes], vectors: Vectors) -> None:
         """Keep vectors under their keys. They reach the disk with `flush`."""
         entries = np.empty(len(keys), self._entry)
-        entries["vector"] = vectors
+        entries["vector"] = _halved(vectors)
         for index, key in enumerate(keys):
             entries[index]["key"] = np.void(key)
             entries[index]["check"] = _check(key, entries[index]["vector"])
@@ -172,5 +178,17 @@ class _Block:
         return self.begin + len(self.entries)
 
 
-def _check(key: bytes, vector: NDArray[np.float16]) -> int:
+def _halved(vectors: Vectors) -> NDArray[np.uint16]:
+    """Return the upper halves of numbers, rounded to the nearest."""
+    bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _widened(halves: NDArray[np.uint16]) -> Vectors:
+    bits = halves.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
+
+
+def _check(key: bytes, vector: NDArray[np.uint16]) -> int:
     return zlib.crc32(vector.tobytes(), zlib.crc32(key))

@@ -94,14 +94,17 @@ def _lines(content: str) -> Iterator[str]:
     ends = ""
     for line in content.replace("\\\n", "").splitlines():
         if ends:
-            ends = "" if line.startswith(ends) else ends
+            ends = "" if re.match(rf"[.']\s*{re.escape(ends)}", line) else ends
+            continue
+        if depth:
+            depth += line.count(r"\{") - line.count(r"\}")
             continue
         begins = re.match(r"[.']\s*(de1?|am|ig)\b\s*(?:\S+\s*)?(\S*)", line)
         if begins:
-            ends = "." + (begins[2] or ".")
+            ends = begins[2] or "."
             continue
-        if re.match(r"[.']\s*(if|ie|el|while)\b", line) or depth:
-            depth += line.count(r"\{") - line.count(r"\}")
+        if re.match(r"[.']\s*(if|ie|el|while)\b", line):
+            depth = line.count(r"\{") - line.count(r"\}")
             continue
         yield re.sub(r"\\[\"#].*", "", line) if '\\"' in line or "\\#" in line else line
 
