@@ -20,10 +20,12 @@ from atlas.errors import AtlasError
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "chat": ("chat:chat", "Ask a model and stream its answer."),
+    "collections": ("knowledge:collections", "List the collections of a knowledge base."),
     "diff": ("runs:diff", "Compare two runs: where they part, and what each does from there."),
     "export": ("runs:export", "Write a run into a file of JSON lines."),
     "fork": ("replay:fork", "Repeat a run up to one of its events, then go on live."),
     "import": ("runs:import_", "Store a run that was exported."),
+    "ingest": ("knowledge:ingest", "Read documents into a knowledge base."),
     "profile": ("profile:profile", "Look at profiles, the settings of an assistant."),
     "providers": (
         "providers:providers",
@@ -33,6 +35,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "resume": ("replay:resume", "Go on with a run whose process died."),
     "runs": ("runs:runs", "List the runs in a log."),
     "schema": ("schema:schema", "Show, export and check the schemas of all messages."),
+    "search": ("knowledge:search", "Find the passages that answer a question best."),
     "show": ("runs:show", "Show what happened in a run, and what was known at any moment."),
     "verify": ("runs:verify", "Check that a log is what was written."),
 }
