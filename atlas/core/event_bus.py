@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import logging
 import secrets
@@ -32,7 +31,7 @@ import weakref
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack, cast, overload
 
 import blinker
 
@@ -49,9 +48,9 @@ from atlas.core.causality import (
     origin_of,
 )
 from atlas.core.clock import SystemClock
-from atlas.core.history import History
+from atlas.core.history import History, Keep
 from atlas.core.inner_loop import here
-from atlas.core.lanes import Group, Port
+from atlas.core.lanes import Port
 from atlas.core.messages import (
     Command,
     Event,
@@ -68,7 +67,8 @@ from atlas.core.messages import (
 )
 from atlas.core.metrics import HandlerMetrics
 from atlas.core.ports import Ports
-from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled
+from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled, receipt_of
+from atlas.core.routes import Begin, Call, Route, place_of_failure
 from atlas.core.streams import MessageStream, StreamOverflow
 from atlas.core.subscriptions import (
     Mode,
@@ -160,47 +160,8 @@ class _Signal(blinker.Signal):
                 yield one
 
 
-class _Route:
-    """Where messages of one class go. Replaced, never changed, when subscriptions change."""
-
-    __slots__ = (
-        "all",
-        "groups",
-        "handlers",
-        "lanes",
-        "observers",
-        "offers",
-        "owners",
-        "post",
-        "posts",
-    )
-
-    def __init__(self, subscriptions: Iterable[Subscription[Any]]) -> None:
-        self.all = tuple(subscriptions)
-        reliable = [one for one in self.all if one.options.mode == "reliable"]
-        self.owners = tuple(one for one in reliable if not one.is_async)
-        self.handlers = _all_different(one.call for one in self.owners)
-        self.lanes = tuple(one for one in reliable if one.is_async)
-        self.observers = tuple(one for one in self.all if one.options.mode == "observer")
-        self.offers = tuple(
-            (one.observer_lane, one.observer_lane.queue, one.options.where, one)
-            for one in self.observers
-        )
-        # What hands a message over. Where every handler has its own loop it is always the same, and
-        # nobody asks which loop runs here: on 3.11 that is a system call. Else it is found by loop.
-        self.post: Callable[[Any], Receipt[Any]] | None = None
-        self.groups: dict[AbstractEventLoop | None, tuple[Group, ...]] = {}
-        self.posts: dict[AbstractEventLoop | None, Callable[[Any], Receipt[Any]]] = {}
-
-
-def _all_different(calls: Iterable[Callable[[Any], Any]]) -> tuple[Callable[[Any], Any], ...]:
-    """Make each call an object of its own, so that a failing one tells its place by identity."""
-    made: dict[int, Callable[[Any], Any]] = {}
-    for call in calls:
-        one = functools.partial(call) if id(call) in made else call
-        made[id(one)] = one
-    return tuple(made.values())
-
+_Entry: TypeAlias = "tuple[Call | None, Begin | None, Iterator[Place], Keep, Route]"
+"""A route with what else `EventBus.publish` needs, taken out of one place in one go."""
 
 _NO_ONE = Options()
 
@@ -236,23 +197,20 @@ class EventBus:
         "_answers",
         "_clock",
         "_closers",
+        "_direct",
         "_expired",
         "_foreign",
-        "_hooked",
-        "_identity",
-        "_keep",
         "_lock",
         "_max_depth",
         "_middleware",
-        "_next",
         "_on_unhandled",
         "_order",
+        "_places",
         "_ports",
         "_routes",
         "_signals",
         "_state",
         "_streams",
-        "_time_ns",
         "history",
         "measures",
         "name",
@@ -279,23 +237,27 @@ class EventBus:
         self._middleware = tuple(middleware)
         self._max_depth = max_depth
         self._on_unhandled = on_unhandled
-        self._identity = secrets.randbits(30)
         self._lock = threading.RLock()  # guards subscriptions, routes and ports; not publishing
         self._order = itertools.count()
         self._signals: dict[type[Message] | str, _Signal] = {}
         self._foreign: dict[tuple[type[Message] | str, object], Subscription[Any]] = {}
-        self._routes: dict[type[Message], _Route] = {}
-        self._ports = Ports(name, self._failed, strict=strict)
+        self._routes: dict[type[Message], _Entry] = {}
+        # those that `publish` may take at once: none where a middleware has to see every message
+        self._direct: dict[type[Message], _Entry] = {} if self._middleware else self._routes
+        self._ports = Ports(name, self._failed, self._lock, strict=strict)
         self._expired: deque[Subscription[Any]] = deque()  # weak ones whose handler is gone
         self._streams: set[MessageStream[Any]] = set()
         self._closers: set[Callable[[], None]] = set()
         self._answers: dict[Origin, Answer[Any]] = {}
         self._state: Literal["open", "closing", "closed"] = "open"
-        # what publish touches, bound once
-        self._time_ns = self._clock.time_ns
-        self._next = itertools.count(1).__next__
-        self._keep = self.history.keep
-        self._hooked = bool(self._middleware)
+        # Who stamped it, in what place, when: made at one go, which takes half the time and leaves
+        # no moment between place and time in which another thread could publish.
+        self._places: Iterator[Place] = zip(
+            itertools.repeat(secrets.randbits(30)),
+            itertools.count(1),
+            iter(self._clock.time_ns, None),
+            strict=False,
+        )
 
     # -- publishing -------------------------------------------------------------------------------
 
@@ -326,89 +288,90 @@ class EventBus:
         """
         # The time of this method is the time of the bus. A message with nothing to it but its
         # place, which most are, is therefore dealt with right here; whatever else there may be
-        # (causes, scopes, links, middleware, a message published before) is left to `_stamped`.
+        # (causes, scopes, links, middleware, a message published before) is left to `_publish`.
         try:
-            route = self._routes[type(message)]
+            call, begin, places, keep, route = self._direct[type(message)]
         except KeyError:
-            route = self._route(message)
-        cause = _current_cause()
-        if cause is None and message._stamp is None and not links and not self._hooked:
-            known: Stamp | Place = (self._identity, self._next(), self._time_ns())
-        else:
-            stamped = self._stamped(message, cause, links)
-            if stamped is None:
-                return _dropped(message)
-            if stamped[0] is not message:
-                message = stamped[0]
-                route = self._route(message)
-            known = stamped[1]
+            return self._publish(message, links)
+        if message._stamp is not None or links or _current_cause() is not None:
+            return self._publish(message, links)
+        known = next(places)
         _set_stamp(message, known)
-        self._keep(message)
-
-        # to lanes before plain handlers run: what these publish is later
-        if route.offers:
-            self._offer(message, route)
-        receipt: Receipt[M]
-        if route.lanes:
-            receipt = (route.post or self._post(route))(message)
-        else:
-            receipt = Receipt()
+        keep(message)
+        if begin is None:
+            receipt: Receipt[M] = Receipt()
             receipt.message = message
-        handlers = route.handlers
-        if handlers:
+        else:  # to lanes before plain handlers run: what these publish is later
+            receipt = begin(message)
+        if call is not None:
             token = _enter(known)
             try:
-                for handler in handlers:
-                    handler(message)
+                call(message)
             except (Exception, CancelledError) as error:  # noqa: BLE001  isolated, and told
-                return self._go_on(receipt, route, handler, error)
+                return self._go_on(receipt, route, error)
             finally:
                 _leave(token)
         return receipt
 
-    def _stamped(
-        self, message: M, current: Stamp | Place | Scope | None, links: Links
-    ) -> tuple[M, Stamp] | None:
-        """Return a message as it is to be published and its stamp; None if it is dropped."""
-        if type(current) is tuple and message._stamp is None and not links and not self._hooked:
-            # published by a handler, and no more than that: the second most frequent
-            if len(current) == 7:
-                by, _, together, run, _, _, depth = current
-            else:
-                by, together, run, depth = current, current, None, 0
-            depth += 1
-            if depth > self._max_depth:
-                depth = self._nesting(message, current)
-            origin = (self._identity, self._next(), self._time_ns())
-            return message, (origin, by, together, run, None, NO_HEADERS, depth)
-        passed = self._pass_middleware(message)
-        if passed is None:
-            return None
-        if passed is not message:
-            self._route(passed)  # refuses what is no message, before it is stamped
-        known = self._stamp(passed, **links)
-        if passed._stamp is not None:
-            passed = stamped_copy(passed, None)
-        return cast("M", passed), known
+    def _publish(self, message: M, links: Links) -> Receipt[M]:
+        """Publish a message of which more is to be known than its place."""
+        cls = type(message)
+        entry = self._routes.get(cls) or self._entry(message)
+        cause = _current_cause()
+        if type(cause) is tuple and message._stamp is None and not (links or self._middleware):
+            known: Stamp | Place = self._caused_by(cause, message)
+        else:
+            passed = self._pass_middleware(message)
+            if passed is None:
+                return _dropped(message)
+            if type(passed) is not cls:
+                entry = self._entry(passed)  # refuses what is no message, before it is stamped
+            known = self._stamp(passed, **links)
+            message = cast("M", passed if passed._stamp is None else stamped_copy(passed, None))
+        return self._deliver(message, known, entry)
 
-    def _go_on(
-        self, receipt: Receipt[M], route: _Route, bad: Callable[[Any], object], error: BaseException
-    ) -> Receipt[M]:
+    def _deliver(self, message: M, known: Stamp | Place, entry: _Entry) -> Receipt[M]:
+        call, begin, _, keep, route = entry
+        _set_stamp(message, known)
+        keep(message)
+        receipt = receipt_of(message) if begin is None else begin(message)
+        if call is not None:
+            token = _enter(known)
+            try:
+                call(message)
+            except (Exception, CancelledError) as error:  # noqa: BLE001  isolated, and told
+                return self._go_on(receipt, route, error)
+            finally:
+                _leave(token)
+        return receipt
+
+    def _caused_by(self, cause: Stamp | Place, message: Message) -> Stamp:
+        """Return the stamp of what a handler publishes without further ado: most of what it does."""
+        if len(cause) == 7:
+            by, _, together, run, _, _, depth = cause
+        else:
+            by, together, run, depth = cause, cause, None, 0
+        depth += 1
+        if depth > self._max_depth:
+            depth = self._nesting(message, cause)
+        return (next(self._places), by, together, run, None, NO_HEADERS, depth)
+
+    def _go_on(self, receipt: Receipt[M], route: Route, error: BaseException) -> Receipt[M]:
         """Note a failure, run the handlers after it, and return a receipt that knows."""
         message = receipt.message
         known = receipt if isinstance(receipt, Pending | Joint) else Settled(message)
-        left = route.handlers
+        owners = route.owners
+        at = place_of_failure(error, len(owners))
         while True:
             if isinstance(error, RecursionLimitError) and _is_nested(message):
                 raise error.with_traceback(None)  # or the log would repeat every level
-            left = left[[one is bad for one in left].index(True) + 1 :]
             known.fail(error)
-            self._failed(route.owners[-len(left) - 1], message, error)
+            self._failed(owners[at], message, error)
             try:
-                for handler in left:
-                    handler(message)
+                for at in range(at + 1, len(owners)):  # noqa: B020  goes on where it was
+                    owners[at].call(message)
             except (Exception, CancelledError) as next_error:  # noqa: BLE001
-                bad, error = handler, next_error
+                error = next_error
             else:
                 return known.raise_for_errors() if self.strict else known
 
@@ -428,7 +391,7 @@ class EventBus:
         if cause is not None and depth > self._max_depth:
             depth = self._nesting(message, cause)
         by, together, of_run, source, headers = links_of(current, **links)
-        origin = (self._identity, self._next(), self._time_ns())
+        origin = next(self._places)
         if isinstance(current, Scope) and current.on_stamped is not None:
             current.on_stamped(origin)
         return (origin, by, together or origin, of_run, source, headers, depth)
@@ -481,7 +444,7 @@ class EventBus:
             return
         finally:
             _leave(token)
-        if not self._route(receipt.message).all:
+        if not self._entry(receipt.message)[-1].all:
             self._log_failure(subscription, message, error)
 
     def _log_failure(
@@ -489,68 +452,41 @@ class EventBus:
     ) -> None:
         _log.error("%s failed on %r", subscription.name, message, exc_info=error)
 
-    # -- delivering to lanes ----------------------------------------------------------------------
-
-    def _post(self, route: _Route) -> Callable[[M], Receipt[M]]:
-        """Return what hands a message published here to the async handlers of a route."""
-        running = _running_loop()
-        found = route.posts.get(running)
-        if found is not None:
-            return found
-        with self._lock:
-            groups = route.groups[running] = self._ports.groups(route.lanes, running)
-        post = groups[0].post if len(groups) == 1 else _joint_post(groups)
-        route.posts[running] = post
-        if all(one.options.loop is not None for one in route.lanes):
-            route.post = post
-        return post
-
-    def _offer(self, message: Message, route: _Route) -> None:
-        for lane, queue, where, subscription in route.offers:
-            if where is None and len(queue) < lane.room:  # most often: no call, no lock
-                queue.append(message)
-                if not lane.called:
-                    lane.call()
-                continue
-            try:
-                if where is None or where(message):
-                    lane.offer(message)
-            except Exception as error:  # noqa: BLE001  a failing predicate stops nobody
-                self._failed(subscription, message, error)
-
     def _deliver_directly(self, subscription: Subscription[Any], message: Message) -> None:
         """Hand a message to one subscription, as `blinker.Signal.send` asks for."""
         if message._stamp is None:
             message = stamped_copy(message, self._stamp(message))
-        route = _Route([subscription])
-        self._offer(message, route)
-        if route.lanes:
-            self._post(route)(message)
-        for handler in route.handlers:
-            handler(message)
+        route = Route([subscription])
+        with self._lock:
+            route.open(self._ports, self._failed)
+        for deliver in (route.begin, route.call):
+            if deliver is not None:
+                deliver(message)
 
     # -- routes -----------------------------------------------------------------------------------
 
-    def _route(self, message: Message) -> _Route:
-        """Return, making it if need be, the route of a message's class."""
+    def _entry(self, message: Message) -> _Entry:
+        """Return, making it if need be, the route of a message's class, ready to be taken."""
         cls = type(message)
         with self._lock:
             if self._state != "open":
                 self._refuse_closed(message)
-            route = self._routes.get(cls)
-            if route is None:
+            entry = self._routes.get(cls)
+            if entry is None:
                 if not _is_declared(cls):
                     raise NotAMessageError(
                         f"{message!r} is no message but a {cls.__module__}.{cls.__qualname__}; "
                         f"publish an instance of a class that derives from Event or Command and is "
                         f"decorated with @message."
                     )
-                route = _Route(self._receivers(cls))
+                route = Route(self._receivers(cls))
                 if not route.all and self._on_unhandled is not None:
-                    route = _Route([self._subscription((cls,), self._on_unhandled, 0, _NO_ONE)])
+                    route = Route([self._subscription((cls,), self._on_unhandled, 0, _NO_ONE)])
+                route.open(self._ports, self._failed)
+                entry = (route.call, route.begin, self._places, self.history.keeper(cls), route)
                 if self._state == "open":
-                    self._routes[cls] = route
-            return route
+                    self._routes[cls] = entry
+            return entry
 
     def _refuse_closed(self, message: object) -> None:
         if self._state == "closing" and cause_of(_current_cause()) is not None:
@@ -595,10 +531,7 @@ class EventBus:
 
     def _forget_routes(self, parts: Iterable[type[Message] | str]) -> None:
         for cls in [cls for cls in self._routes if any(matches(part, cls) for part in parts)]:
-            route = self._routes.pop(cls)
-            for groups in route.groups.values():
-                for group in groups:
-                    group.refresh()
+            self._routes.pop(cls)[-1].close()
 
     def signal(self, part: type[M] | str) -> blinker.Signal:
         """Return the `blinker.Signal` in which receivers of a class or pattern register.
@@ -934,7 +867,7 @@ class EventBus:
             BusClosedError: The bus was closed meanwhile.
         """
         place = here()
-        has_handlers = bool(self._route(message).all)
+        has_handlers = bool(self._entry(message)[-1].all)
         if place is not None:  # who answers is outside of the run
             has_handlers = place.inner.supervisor.read(place, "responders", lambda _: has_handlers)
         if not has_handlers:
@@ -1034,7 +967,7 @@ class EventBus:
         title = f"{cls.message_name} ({cls.__qualname__}) on {self.name!r}: "
         if not receivers:
             return title + "nobody is subscribed"
-        route = _Route(receivers)
+        route = Route(receivers)
         inline = [f"  {one.explained(cls)}" for one in route.owners]
         lanes = [f"  {one.explained(cls)}" for one in (*route.lanes, *route.observers)]
         parts = [title.rstrip()]
@@ -1112,13 +1045,6 @@ class EventBus:
 
     def __repr__(self) -> str:
         return f"<EventBus {self.name!r}, {self._state}, {len(self.history)} messages kept>"
-
-
-def _joint_post(groups: tuple[Group, ...]) -> Callable[[Any], Receipt[Any]]:
-    def post(message: Message) -> Receipt[Message]:
-        return Joint(message, [group.post(message) for group in groups])
-
-    return post
 
 
 def _is_nested(message: Message) -> bool:

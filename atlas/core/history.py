@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 from atlas.core.messages import Message, Origin, causation_in, origin_in
 from atlas.core.subscriptions import Selector, matches, selectors_of
 from atlas.errors import ConfigurationError
 
-__all__ = ["History"]
+__all__ = ["History", "Keep"]
+
+Keep: TypeAlias = Callable[[Message], None]
+"""Takes a stamped message into a history."""
 
 _REST = 1024
 
@@ -29,24 +33,22 @@ class History:
         capacity: How many messages are kept, in all.
     """
 
-    __slots__ = ("_append", "_shares", "capacity", "keep", "kept")
+    __slots__ = ("_shares", "capacity", "kept")
 
     def __init__(self, capacity: int | Mapping[Selector, int]) -> None:
         shares = capacity if isinstance(capacity, Mapping) else {}
         rest = _REST if isinstance(capacity, Mapping) else capacity
         self.kept = _ring(rest)  # of what no share is for
         self._shares = [(selectors_of(part), _ring(share)) for part, share in shares.items()]
-        self._append: dict[type[Message], Callable[[Message], None]] = {}
         self.capacity = rest + sum(shares.values())
-        self.keep = self._keep_in_share if shares else self.kept.append
-        """Keep a stamped message: for the bus alone. Messages of several threads may be kept in
-        another order than they were stamped in; reading puts that right."""
 
-    def _keep_in_share(self, item: Message) -> None:
-        append = self._append.get(type(item))
-        if append is None:
-            append = self._append[type(item)] = self._ring_of(type(item)).append
-        append(item)
+    def keeper(self, cls: type[Message]) -> Keep:
+        """Return what keeps messages of a class: for the bus alone.
+
+        Messages of several threads may be kept in another order than they were stamped in; reading
+        puts that right.
+        """
+        return self._ring_of(cls).append
 
     def _ring_of(self, cls: type[Message]) -> deque[Message]:
         for parts, ring in self._shares:

@@ -22,11 +22,21 @@ OBSERVER_CAPACITY = 1_024
 
 
 class Ports:
-    """The ports of one bus. Ports and lanes are made under the lock of the bus."""
+    """The ports of one bus.
+
+    Attributes:
+        lock: The lock of the bus, under which ports and lanes are made.
+    """
 
     def __init__(
-        self, name: str, failed: Callable[[Any, Message, BaseException], None], *, strict: bool
+        self,
+        name: str,
+        failed: Callable[[Any, Message, BaseException], None],
+        lock: threading.RLock,
+        *,
+        strict: bool,
     ) -> None:
+        self.lock = lock
         self._name = name
         self._failed = failed
         self._strict = strict

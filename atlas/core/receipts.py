@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from atlas.core.lanes import Group, Lane
 
-__all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled"]
+__all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled", "receipt_of"]
 
 M_co = TypeVar("M_co", bound=Message, covariant=True)
 M = TypeVar("M", bound=Message)
@@ -137,6 +137,13 @@ class Receipt(Generic[M_co]):
 
     def _loops(self) -> Iterator[AbstractEventLoop]:
         return iter(())
+
+
+def receipt_of(message: M) -> Receipt[M]:
+    """Return the receipt of a message that nothing more is to be known about."""
+    receipt: Receipt[M] = Receipt()
+    receipt.message = message
+    return receipt
 
 
 class Dropped(Receipt[M_co]):
