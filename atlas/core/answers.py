@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from atlas.core.inner_loop import here
 from atlas.errors import AtlasError, BusClosedError
-
-if TYPE_CHECKING:
-    from atlas.core.receipts import Receipt
 
 __all__ = ["Answer"]
 
 T = TypeVar("T")
 
 _running_loop = asyncio._get_running_loop
+
+
+class Outcome(Protocol):
+    """What became of a message: a receipt."""
+
+    def raise_for_errors(self) -> object:
+        """Raise if a handler has failed."""
 
 
 class Answer(Generic[T]):
@@ -36,7 +40,7 @@ class Answer(Generic[T]):
         """Deliver an error instead of a value."""
         return self._settle(lambda: self._future.set_exception(error))
 
-    def fail_with(self, receipt: Receipt[Any]) -> None:
+    def fail_with(self, receipt: Outcome) -> None:
         """Deliver the errors of a receipt, if there are any."""
         try:
             receipt.raise_for_errors()

@@ -48,9 +48,9 @@ from atlas.core.causality import (
     origin_of,
 )
 from atlas.core.clock import SystemClock
+from atlas.core.event_loops import Ports
 from atlas.core.history import History, Keep
 from atlas.core.inner_loop import here
-from atlas.core.lanes import Port
 from atlas.core.messages import (
     Command,
     Event,
@@ -66,22 +66,19 @@ from atlas.core.messages import (
     stamped_copy,
 )
 from atlas.core.metrics import HandlerMetrics
-from atlas.core.ports import Ports
-from atlas.core.receipts import Dropped, Joint, Pending, Receipt, Settled, receipt_of
+from atlas.core.ports import Pending, Port
+from atlas.core.receipts import Dropped, Joint, Receipt, Settled, receipt_of
 from atlas.core.routes import Begin, Call, Route, place_of_failure
+from atlas.core.selectors import PatternSelector, Selector, matches, selectors_of
 from atlas.core.streams import MessageStream, StreamOverflow
 from atlas.core.subscriptions import (
     Mode,
     ObserverOverflow,
     Options,
-    PatternSelector,
-    Selector,
     Subscription,
     check_handler,
     check_weak,
     handler_name,
-    matches,
-    selectors_of,
 )
 from atlas.errors import (
     AtlasError,

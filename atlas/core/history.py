@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 from atlas.core.messages import Message, Origin, causation_in, origin_in
-from atlas.core.subscriptions import Selector, matches, selectors_of
+from atlas.core.selectors import Selector, matches, selectors_of
 from atlas.errors import ConfigurationError
 
 __all__ = ["History", "Keep"]

@@ -1,56 +1,62 @@
-"""Lanes and ports: how asynchronous handlers get their messages, in order, on their own loops.
+"""Lanes: the queues in which messages wait for asynchronous handlers, one for each subscription.
 
-A *lane* is the queue of one subscription on one event loop: one message at a time, in the order
-published. A *port* is one event loop as one bus sees it: its inbox (filled from any thread, emptied
-in the loop's thread) and the lanes there.
-
-Messages take the short way when they can. While no handler is suspended, the handlers of a message
-run one after another in one coroutine (*express*): either in the task that awaits the receipt, or in
-a runner that empties the inbox; no lane is touched. The moment a handler suspends, the loop comes to
-`Port.wake`, which was scheduled when the message was posted: it breaks the express off, and what had
-not begun is distributed to the lanes and goes on in another runner. So there is one task per
-suspended handler, one wake per burst, and a slow handler holds up nobody but its own lane.
-
-Everything here runs in the loop's thread, except where the docstring says "any thread".
+A lane belongs to one subscription on one event loop and keeps the order in which messages were
+published. What runs the handlers is the loop's port: see `atlas.core.ports`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
 import threading
-from asyncio import AbstractEventLoop, CancelledError
+from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context, Token, copy_context
-from operator import length_hint
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeAlias
 
-from atlas.core.causality import CURRENT, cause_of
-from atlas.core.inner_loop import HERE, outside_context
-from atlas.core.messages import Message, Origin, Place, Stamp, causation_in, origin_in, stamp
-from atlas.core.receipts import M, Pending, PendingT
-from atlas.errors import BufferOverflowError, BusError, SubscriptionError
+from atlas.core.messages import Message, Place, Stamp, stamp
+from atlas.errors import BufferOverflowError
 
-__all__ = ["Group", "Lane", "ObserverLane", "Port", "Waits"]
+__all__ = ["AsyncHandler", "Carrier", "Lane", "ObserverLane", "Owner"]
 
-AsyncHandler = Callable[[Message], Awaitable[object]]
+AsyncHandler: TypeAlias = Callable[[Message], Awaitable[object]]
 
-_running_loop = asyncio._get_running_loop
-_here = HERE.get
+
+class Owner(Protocol):
+    """What a lane asks of its subscription."""
+
+    is_open: bool
+    failures: int
+
+    @property
+    def name(self) -> str:
+        """The name of the subscription, for errors."""
+        ...
+
+
+class Carrier(Protocol):
+    """What a lane asks of the port that empties it."""
+
+    loop: AbstractEventLoop
+
+    def call(self, lane: ObserverLane) -> None:
+        """Have an observer's lane emptied. Any thread."""
+
+    def in_loop(self, call: Callable[[], object]) -> None:
+        """Call something in the loop's thread. Any thread."""
 
 
 class Lane:
     """The queue of one subscription on one loop.
 
     It is ``busy`` from when something is to be run until the queue is empty again. ``running`` is
-    what its handler is at: more than one stamp only while messages overtake (`Port._overtake`).
+    what its handler is at: more than one stamp only while messages overtake (see `atlas.core.ports`).
     """
 
     __slots__ = ("busy", "capacity", "handler", "port", "queue", "running", "subscription")
 
-    def __init__(self, subscription: Any, port: Port, handler: AsyncHandler, capacity: int) -> None:
+    def __init__(
+        self, subscription: Owner, port: Carrier, handler: AsyncHandler, capacity: int
+    ) -> None:
         self.subscription = subscription
         self.port = port
         self.handler = handler
@@ -100,8 +106,8 @@ class ObserverLane(Lane):
 
     def __init__(
         self,
-        subscription: Any,
-        port: Port,
+        subscription: Owner,
+        port: Carrier,
         handler: AsyncHandler,
         capacity: int,
         *,
@@ -186,630 +192,3 @@ class ObserverLane(Lane):
         """Give up what waits. Any thread."""
         with self.lock:
             self.queue.clear()
-
-
-class Waits:
-    """What the handlers of one message are waiting for, and what caused that message."""
-
-    __slots__ = ("causation", "receipts")
-
-    def __init__(self, causation: Origin | None) -> None:
-        self.causation = causation
-        self.receipts: list[Pending[Any]] = []
-
-
-class Group:
-    """The lanes of one message class on one port, in order, with their handlers side by side."""
-
-    __slots__ = ("handlers", "lanes", "port")
-
-    def __init__(self, port: Port, lanes: tuple[Lane, ...]) -> None:
-        self.port = port
-        self.lanes = lanes
-        self.handlers = tuple(lane.handler for lane in lanes)
-
-    def post(self, message: M) -> Pending[M]:
-        """Send a message on its way to these lanes. Any thread; never blocks."""
-        receipt: Pending[M] = Pending()  # no `__init__`: made for every message, so made quickly
-        receipt.message = message
-        receipt.group = self
-        # handlers are no part of the publisher's run
-        receipt.context = copy_context() if _here() is None else outside_context()
-        receipt.claimed = receipt.finished = False
-        receipt.failures = receipt.waiters = receipt.broken = None
-        port = self.port
-        inbox = port.inbox
-        if len(inbox) >= port.limit:
-            port.refuse(receipt)
-            return receipt
-        inbox.append(receipt)
-        if not port.woken:
-            port.call_wake()
-        return receipt
-
-    def refresh(self) -> None:
-        """Make messages already on their way skip subscriptions that are closed."""
-        self.handlers = tuple(
-            lane.handler if lane.subscription.is_open else _skip for lane in self.lanes
-        )
-
-
-async def _skip(message: Message) -> None:
-    pass
-
-
-class Port:
-    """One event loop as one bus sees it. See the module's docstring."""
-
-    __slots__ = (
-        "awaited",
-        "busy",
-        "called",
-        "ending",
-        "express",
-        "failed",
-        "handed",
-        "idle_waiters",
-        "inbox",
-        "limit",
-        "loop",
-        "runs",
-        "strict",
-        "tasks",
-        "woken",
-    )
-
-    def __init__(
-        self,
-        loop: AbstractEventLoop,
-        failed: Callable[[Any, Message, BaseException], None],
-        awaited: dict[Origin, Waits],
-        limit: int,
-        *,
-        strict: bool,
-    ) -> None:
-        self.loop = loop
-        self.strict = strict
-        self.failed = failed
-        self.limit = limit
-        self.inbox: deque[Pending[Any]] = deque()
-        self.called: deque[ObserverLane] = deque()
-        self.handed: deque[Lane] = deque()
-        self.ending = "its event loop is shutting down"
-        self.woken = False
-        self.busy = 0
-        self.express: Pending[Any] | None = None
-        self.runs: dict[int, deque[Lane]] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.idle_waiters: list[Callable[[], object]] = []
-        self.awaited = awaited
-
-    # -- any thread -------------------------------------------------------------------------------
-
-    def call(self, lane: ObserverLane) -> None:
-        """Have an observer's lane emptied. Any thread; never blocks."""
-        self.called.append(lane)
-        if not self.woken:
-            self.call_wake()
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing waits and nothing runs here. Any thread, for a moment's truth."""
-        return not (
-            self.inbox or self.called or self.handed or self.busy or self.express or self.tasks
-        )
-
-    def call_soon(self, call: Callable[[], object]) -> None:
-        """Have something called in the loop's thread, as soon as what runs there suspends."""
-        if _running_loop() is self.loop:
-            self.loop.call_soon(call, context=Context())
-        else:
-            self.loop.call_soon_threadsafe(call, context=Context())
-
-    def in_loop(self, call: Callable[[], object]) -> None:
-        """Call something in the loop's thread; here, if the loop is not running. Any thread."""
-        if _running_loop() is self.loop or not self.loop.is_running():
-            call()
-        else:
-            self.loop.call_soon_threadsafe(call)
-
-    def call_wake(self) -> None:
-        """Have `wake` called, once for all that comes until then. Any thread."""
-        self.woken = True
-        try:
-            self.call_soon(self.wake)
-        except RuntimeError:
-            self.woken = False
-            if not self.loop.is_closed():
-                raise
-            self.abandon("its event loop is closed")
-
-    def refuse(self, receipt: Pending[Any]) -> None:
-        """Fail a message for which there is no room. Any thread."""
-        text = (
-            f"{{}} has {self.limit} messages waiting for its event loop, its limit, and takes no "
-            f"more. Await the receipts to publish no faster than it handles, or subscribe it with "
-            f"a larger capacity."
-        )
-        for lane in receipt.group.lanes:
-            error = BufferOverflowError(text.format(lane.subscription.name), capacity=self.limit)
-            receipt.fail(error)
-            self.failed(lane.subscription, receipt.message, error)
-        receipt.finish()
-
-    def abandon(self, why: str) -> None:
-        """Fail everything that waits here: no loop will ever run it. Any thread."""
-        waiting = [(receipt, receipt.group.lanes) for receipt in _emptied(self.inbox)]
-        for receipt, lanes in waiting:
-            for lane in lanes:
-                self._lost(lane, receipt, why)
-            receipt.finish()
-        self.called.clear()
-        for run in list(self.runs.values()):
-            self.handed.extend(run)
-            run.clear()
-        for lane in _emptied(self.handed):
-            self._give_up(lane, why)
-
-    def _give_up(self, lane: Lane, why: str) -> None:
-        if isinstance(lane, ObserverLane):
-            lane.close()
-        else:
-            for receipt in _emptied(lane.queue):
-                self._lost(lane, receipt, why)
-                receipt.finish_one()
-        self._free(lane)
-
-    def _lost(self, lane: Lane, receipt: Pending[Any], why: str) -> None:
-        if not lane.subscription.is_open:
-            return
-        error = SubscriptionError(
-            f"{lane.subscription.name} could not handle {receipt.message!r}: {why}. Subscribe it "
-            f"on a loop that runs for as long as the subscription is open, or close it before."
-        )
-        receipt.fail(error)
-        self.failed(lane.subscription, receipt.message, error)
-
-    # -- the loop's thread ------------------------------------------------------------------------
-
-    def wake(self) -> None:
-        """Start a runner for all that waits. Called by the loop: so whatever ran is suspended."""
-        self.woken = False
-        if self.express is not None:
-            self._break_express()
-        ready: deque[Lane] = deque()
-        for run in self.runs.values():
-            ready.extend(run)
-            run.clear()
-        ready.extend(_emptied(self.handed))
-        for lane in _emptied(self.called):
-            lane.called = False
-            if not lane.busy and lane.queue:
-                self._occupy(lane)
-                ready.append(lane)
-        if self.busy:
-            for receipt in _emptied(self.inbox):
-                self._distribute(receipt, ready)
-        if ready or self.inbox:
-            self._start(self._run(ready))
-        else:
-            self._report_idle()
-
-    def _start(self, work: Coroutine[object, object, None]) -> None:
-        task = self.loop.create_task(work, context=Context())
-        self.tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
-        self._report_idle()
-
-    async def _run(self, ready: deque[Lane]) -> None:
-        self.runs[id(ready)] = ready
-        if not self.woken:
-            self.call_wake()
-        try:
-            many = len(self.inbox)
-            while many and self.inbox and not self.busy and self.express is None:
-                many -= 1
-                receipt = self.inbox.popleft()
-                await _Within(receipt.context, self.go(receipt, is_awaited=False))
-            while ready:
-                await self._drain(ready.popleft())
-        except CancelledError:
-            self.abandon(self.ending)
-            raise
-        finally:
-            del self.runs[id(ready)]
-
-    def _distribute(
-        self, receipt: Pending[Any], ready: deque[Lane], *, is_awaited: bool = False
-    ) -> None:
-        lanes = receipt.group.lanes
-        receipt.claimed = True
-        receipt.remaining = len(lanes)
-        for lane in lanes:
-            if len(lane.queue) >= lane.capacity and not is_awaited:
-                self._overflow(lane, receipt)
-                continue
-            lane.queue.append(receipt)
-            if not lane.busy:
-                self._occupy(lane)
-                ready.append(lane)
-
-    def _overflow(self, lane: Lane, receipt: Pending[Any]) -> None:
-        error = BufferOverflowError(
-            f"{lane.subscription.name} has {lane.capacity} messages waiting, its capacity, and "
-            f"takes no more that nobody awaits. Await the receipts to publish no faster than it "
-            f"handles, subscribe it with a larger capacity, or as an observer.",
-            capacity=lane.capacity,
-        )
-        receipt.fail(error)
-        self.failed(lane.subscription, receipt.message, error)
-        receipt.finish_one()
-
-    def _occupy(self, lane: Lane) -> None:
-        lane.busy = True
-        self.busy += 1
-
-    def _free(self, lane: Lane) -> None:
-        if lane.busy:
-            lane.busy = False
-            self.busy -= 1
-
-    def _release(self, lane: Lane) -> None:
-        if lane.queue:
-            self.handed.append(lane)
-            if not self.woken:
-                self.call_wake()
-        else:
-            self._free(lane)
-
-    async def _drain(self, lane: Lane) -> None:
-        many = len(lane.queue)  # what comes meanwhile lets the loop turn first
-        try:
-            if isinstance(lane, ObserverLane):
-                await self._observe(lane, many)
-                return
-            while many and lane.queue:
-                many -= 1
-                receipt = lane.queue.popleft()
-                await _Within(receipt.context.copy(), self._deliver(lane, receipt))
-        finally:
-            self._release(lane)
-
-    # -- running handlers -------------------------------------------------------------------------
-
-    async def go(self, receipt: Pending[Any], *, is_awaited: bool) -> None:
-        """Run all handlers of a message in one go, as far as nothing suspends."""
-        receipt.claimed = True
-        receipt.handlers = handlers = iter(receipt.group.handlers)
-        message = receipt.message
-        self.express = receipt
-        token = CURRENT.set(message._stamp)
-        try:
-            for handler in handlers:
-                await handler(message)
-        except BaseException as error:  # noqa: BLE001  isolated, and told
-            await self._go_on(receipt, error, token)
-        CURRENT.reset(token)
-        if self.express is receipt:
-            self.express = None
-            receipt.finished = True
-            if receipt.waiters is not None:
-                receipt.finish()
-        else:
-            await self._finish_broken(receipt)
-            if is_awaited and not receipt.finished:
-                await _until_done(receipt)
-
-    async def _go_on(
-        self, receipt: Pending[Any], error: BaseException | None, token: Token[Any]
-    ) -> None:
-        """Note a failure and run the handlers after it; or stop, if the task has to end."""
-        message = receipt.message
-        while error is not None:
-            self._note(self._lane_at(receipt), receipt, error)
-            if _ends_the_task(error):
-                _leave(token, error)
-                self._stop_going(receipt)
-                raise error
-            error = None
-            try:
-                for handler in receipt.handlers:
-                    await handler(message)
-            except BaseException as next_error:  # noqa: BLE001
-                error = next_error
-
-    def _lane_at(self, receipt: Pending[Any]) -> Lane:
-        if receipt.broken is not None:
-            return receipt.broken
-        lanes = receipt.group.lanes
-        return lanes[len(lanes) - length_hint(receipt.handlers) - 1]
-
-    def _note(self, lane: Lane, receipt: Pending[Any], error: BaseException) -> None:
-        receipt.fail(error)
-        if not isinstance(error, GeneratorExit):  # then nothing may be run any more
-            self.failed(lane.subscription, receipt.message, error)
-
-    def _stop_going(self, receipt: Pending[Any]) -> None:
-        if self.express is receipt:
-            self._break_express()
-        lane, receipt.broken = receipt.broken, None
-        assert lane is not None
-        lane.running.remove(receipt.message._stamp)
-        self._hand_over(receipt.reserved)
-        self._release(lane)
-        receipt.finish_one()
-
-    def _hand_over(self, reserved: deque[Lane]) -> None:
-        del self.runs[id(reserved)]
-        self.handed.extend(_emptied(reserved))
-        if self.handed and not self.woken:
-            self.call_wake()
-
-    def _break_express(self) -> None:
-        """Turn a message that runs in one go into one that is in its lanes, from here on."""
-        receipt = self.express
-        assert receipt is not None
-        self.express = None
-        lanes = receipt.group.lanes
-        at = len(lanes) - length_hint(receipt.handlers) - 1
-        rest = lanes[at + 1 :]
-        for _ in receipt.handlers:  # so that the loop over them ends with the handler it is at
-            pass
-        receipt.broken = lane = lanes[at]
-        receipt.remaining = 1 + len(rest)
-        receipt.reserved = deque(rest)
-        self.runs[id(receipt.reserved)] = receipt.reserved
-        lane.running.append(receipt.message._stamp)
-        for one in lanes[at:]:
-            self._occupy(one)
-        for one in rest:
-            one.queue.append(receipt)
-
-    async def _finish_broken(self, receipt: Pending[Any]) -> None:
-        lane, receipt.broken = receipt.broken, None
-        assert lane is not None
-        lane.running.remove(receipt.message._stamp)
-        self._release(lane)
-        receipt.finish_one()
-        await self._deliver_reserved(receipt, receipt.reserved)
-        self._report_idle()
-
-    async def _deliver_reserved(self, receipt: Pending[Any], reserved: deque[Lane]) -> None:
-        """Run a message on lanes that were idle and are kept for it, until `wake` takes them."""
-        try:
-            while reserved:
-                lane = reserved.popleft()
-                try:
-                    if lane.queue:  # not closed meanwhile
-                        lane.queue.popleft()
-                        await self._deliver(lane, receipt)
-                finally:
-                    self._release(lane)
-        finally:
-            self._hand_over(reserved)
-
-    async def _deliver(self, lane: Lane, receipt: Pending[Any]) -> None:
-        """Run one handler of a message."""
-        message = receipt.message
-        try:
-            if lane.subscription.is_open:
-                await self._handle(lane, message, receipt)
-        finally:
-            receipt.finish_one()
-
-    async def _handle(self, lane: Lane, message: Message, receipt: Pending[Any]) -> None:
-        cause = message._stamp
-        assert cause is not None
-        lane.running.append(cause)
-        token = CURRENT.set(cause)
-        try:
-            await lane.handler(message)
-        except BaseException as error:
-            self._note(lane, receipt, error)
-            if _ends_the_task(error):
-                _leave(token, error)
-                raise
-        finally:
-            lane.running.remove(cause)
-        CURRENT.reset(token)
-
-    async def _observe(self, lane: ObserverLane, many: int) -> None:
-        """Run an observer on so many messages, in the context of the runner's task."""
-        handler = lane.handler
-        subscription = lane.subscription
-        queue = lane.queue
-        take = queue.popleft
-        set_cause = CURRENT.set
-        for _ in range(many):
-            if not subscription.is_open:
-                lane.close()  # publishers that had not heard of it may have gone on filling it
-            if not queue:
-                return
-            message = take()
-            set_cause(message._stamp)
-            try:
-                await handler(message)
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                self.failed(subscription, message, error)
-                if _ends_the_task(error):
-                    raise
-
-    # -- awaiting ---------------------------------------------------------------------------------
-
-    async def join(self, receipt: PendingT) -> PendingT:
-        """Return when the message is handled; handle it here, as far as that is possible.
-
-        Any thread and loop of asyncio. The short way is not taken here: see `Pending.__await__`.
-        """
-        me = cause_of(CURRENT.get())
-        if me is None:
-            await self._join(receipt)
-            return receipt._checked()
-        origin = origin_in(me)
-        waits = self.awaited.setdefault(origin, Waits(causation_in(me)))
-        waits.receipts.append(receipt)
-        try:
-            await self._join(receipt)
-        finally:
-            waits.receipts.remove(receipt)
-            if not waits.receipts:
-                self.awaited.pop(origin, None)
-        return receipt._checked()
-
-    async def _join(self, receipt: Pending[Any]) -> None:
-        if not receipt.claimed and _running_loop() is self.loop:
-            await self._join_in_lanes(receipt)
-        if not receipt.finished:
-            self._let_overtake()
-            await _until_done(receipt)
-
-    async def _join_in_lanes(self, receipt: Pending[Any]) -> None:
-        if self.express is not None:
-            self._break_express()
-        waiting = _emptied(self.inbox)
-        if waiting != [receipt]:  # what others published first is not run here: their lanes do
-            for one in waiting:
-                self._distribute(one, self.handed, is_awaited=one is receipt)
-            return
-        receipt.claimed = True
-        receipt.remaining = len(receipt.group.lanes)
-        reserved: deque[Lane] = deque()
-        for lane in receipt.group.lanes:
-            lane.queue.append(receipt)
-            if not lane.busy:
-                self._occupy(lane)
-                reserved.append(lane)
-        self.runs[id(reserved)] = reserved
-        await self._deliver_reserved(receipt, reserved)
-        self._report_idle()
-
-    def _let_overtake(self) -> None:
-        """Find messages that wait behind a handler which (in the end) waits for them."""
-        for origin, waits in list(self.awaited.items()):
-            for receipt in list(waits.receipts):
-                port = receipt.group.port
-                for lane in receipt.group.lanes:
-                    if lane.busy and self._waits_for(lane, origin, set()):
-                        port.call_soon(functools.partial(port._overtake, lane, receipt))
-
-    def _overtake(self, lane: Lane, receipt: Pending[Any]) -> None:
-        """Handle a message beside the one its lane is at, and before those queued earlier."""
-        if self.inbox:
-            self.wake()
-        if receipt in lane.queue:
-            lane.queue.remove(receipt)
-            self._start(self._overtaking(lane, receipt))
-
-    async def _overtaking(self, lane: Lane, receipt: Pending[Any]) -> None:
-        await _Within(receipt.context.copy(), self._deliver(lane, receipt))
-
-    def _waits_for(self, lane: Lane, me: Origin, seen: set[Origin]) -> bool:
-        """Whether what a lane is at cannot end before the handler of ``me`` goes on."""
-        for at in map(origin_in, lane.running):
-            if at == me:
-                return True
-            if at in seen:
-                continue
-            seen.add(at)
-            waits = self.awaited.get(at)
-            for receipt in () if waits is None else list(waits.receipts):
-                if any(self._waits_for(other, me, seen) for other in receipt.group.lanes):
-                    return True
-        return False
-
-    # -- ending -----------------------------------------------------------------------------------
-
-    def _report_idle(self) -> None:
-        if self.idle_waiters and self.is_idle:
-            waiters, self.idle_waiters = self.idle_waiters, []
-            for waiter in waiters:
-                waiter()
-
-    def when_idle(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` in the loop's thread when nothing waits and nothing runs here."""
-        self.idle_waiters.append(callback)
-        self._report_idle()
-
-    def cancel(self) -> None:
-        """Cancel what runs and fail what waits."""
-        self.ending = "the bus is closed"
-        self.abandon(self.ending)
-        for task in self.tasks:
-            task.cancel()
-
-
-class _Within:
-    """Awaits a coroutine step by step inside a context of its own, in the awaiting task."""
-
-    __slots__ = ("context", "coroutine")
-
-    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, object]) -> None:
-        self.context = context
-        self.coroutine = coroutine
-
-    def __await__(self) -> Generator[object, object, None]:
-        run = self.context.run
-        coroutine = self.coroutine
-        try:
-            yielded = run(coroutine.send, None)
-            while True:
-                try:
-                    sent = yield yielded
-                except GeneratorExit:
-                    run(coroutine.close)
-                    raise
-                except BaseException as error:  # noqa: BLE001  handed on
-                    yielded = run(coroutine.throw, error)
-                else:
-                    yielded = run(coroutine.send, sent)
-        except StopIteration:
-            return
-
-
-def _ends_the_task(error: BaseException) -> bool:
-    """Whether an error is more than its handler's own: a cancellation of the task, or worse."""
-    if isinstance(error, CancelledError):
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-    return not isinstance(error, Exception)
-
-
-def _leave(token: Token[Any], error: BaseException) -> None:
-    """Restore the cause, unless the coroutine is being closed, maybe in a foreign context."""
-    if not isinstance(error, GeneratorExit):
-        CURRENT.reset(token)
-
-
-async def _until_done(receipt: Pending[Any]) -> None:
-    loop = _running_loop()
-    if loop is None:
-        raise BusError(
-            "A receipt can be awaited on asyncio's loops only. Elsewhere (trio, say) wait in a "
-            "thread: `await anyio.to_thread.run_sync(receipt.wait)`."
-        )
-    future = loop.create_future()
-
-    def tell() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    def ended() -> None:
-        if _running_loop() is loop:
-            tell()
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(tell)
-
-    receipt.when_done(ended)
-    await future
-
-
-def _emptied(queue: deque[Any]) -> list[Any]:
-    """Take everything out of a queue that other threads may be filling."""
-    return [queue.popleft() for _ in range(len(queue))]

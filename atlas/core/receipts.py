@@ -11,26 +11,18 @@ import asyncio
 import itertools
 import threading
 from asyncio import AbstractEventLoop
-from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextvars import Context
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, cast
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 
 from atlas.core.causality import CURRENT
 from atlas.core.inner_loop import HERE, here
 from atlas.core.messages import Message
-from atlas.errors import BusError, HandlersFailedError, RecursionLimitError, WaitTimeoutError
+from atlas.errors import HandlersFailedError, RecursionLimitError, WaitTimeoutError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from atlas.core.lanes import Group, Lane
-
-__all__ = ["Dropped", "Joint", "Pending", "Receipt", "Settled", "receipt_of"]
+__all__ = ["Dropped", "Joint", "Receipt", "Settled", "receipt_of"]
 
 M_co = TypeVar("M_co", bound=Message, covariant=True)
 M = TypeVar("M", bound=Message)
-PendingT = TypeVar("PendingT", bound="Pending[Any]")
 ReceiptT = TypeVar("ReceiptT", bound="Receipt[Any]")
 
 _running_loop = asyncio._get_running_loop
@@ -113,7 +105,7 @@ class Receipt(Generic[M_co]):
 
     def __await__(self) -> Generator[Any, Any, Self]:
         if _place() is not None and here() is not None:
-            return (yield from _answered(self))
+            return (yield from answered(self))
         return self
 
     def __repr__(self) -> str:
@@ -177,133 +169,8 @@ class Settled(Receipt[M_co]):
 
     def __await__(self) -> Generator[Any, Any, Self]:
         if _place() is not None and here() is not None:
-            return (yield from _answered(self))
+            return (yield from answered(self))
         return self._checked()
-
-
-_waiting = threading.RLock()  # reentrant: a finalizer may publish while it is held
-"""Guards only the creation of a receipt's list of waiters; never held while anything runs."""
-
-
-class Pending(Receipt[M_co]):
-    """The receipt of a message with async handlers on one loop.
-
-    It is at once what waits in the port's inbox and in the lanes. Made by `Group.post`.
-
-    Attributes:
-        group: The lanes the message is for.
-        context: The publisher's context, a copy.
-        claimed: Whether the message has left the inbox.
-        finished: Whether every handler has ended.
-        failures: What handlers raised, once one has.
-        waiters: Whom to tell, once somebody waits.
-        remaining: How many handlers have not ended, once the message is in the lanes.
-        handlers: While it runs in one go (see `lanes.Port`): the handlers still to come.
-        broken: The lane at which going on in one go was broken off.
-        reserved: The lanes it has then still to run itself.
-    """
-
-    __slots__ = (
-        "broken",
-        "claimed",
-        "context",
-        "failures",
-        "finished",
-        "group",
-        "handlers",
-        "remaining",
-        "reserved",
-        "waiters",
-    )
-
-    group: Group
-    context: Context
-    claimed: bool
-    finished: bool
-    failures: list[BaseException] | None
-    waiters: deque[Callable[[], object]] | None
-    remaining: int
-    handlers: Iterator[Callable[[Message], Awaitable[object]]]
-    broken: Lane | None
-    reserved: deque[Lane]
-
-    @property
-    def done(self) -> bool:
-        """Whether every reliable handler has ended."""
-        return self.finished
-
-    @property
-    def errors(self) -> tuple[BaseException, ...]:
-        """What handlers have raised so far, in the order in which they failed."""
-        return () if self.failures is None else tuple(self.failures)
-
-    def fail(self, error: BaseException) -> None:
-        """Note that a handler failed."""
-        if self.failures is None:
-            with _waiting:
-                if self.failures is None:
-                    self.failures = []
-        self.failures.append(error)
-
-    def finish_one(self) -> None:
-        """Note that one handler has ended. In the loop's thread only."""
-        self.remaining -= 1
-        if self.remaining == 0:
-            self.finish()
-
-    def finish(self) -> None:
-        """Note that the last handler has ended, and wake who waits."""
-        self.finished = True
-        if self.waiters is not None:
-            _call_all(self.waiters)
-
-    def when_done(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` once when every reliable handler has ended; at once if they have."""
-        if self.waiters is None:
-            with _waiting:
-                if self.waiters is None:
-                    self.waiters = deque()
-        self.waiters.append(callback)
-        if self.finished:
-            _call_all(self.waiters)
-
-    # Any: what asyncio sends through an await is its own affair
-    # A generator, which hands its result to `await` as it is. A method that returns a coroutine's
-    # `__await__()` would hand it over inside a StopIteration, made for each message.
-    def __await__(self) -> Generator[Any, Any, Self]:
-        if _place() is not None and here() is not None:
-            return (yield from _answered(self))
-        if self.finished:
-            return self._checked()
-        port = self.group.port
-        if (
-            not self.claimed
-            and _current_cause() is None  # else it has to be known who waits for whom
-            and len(port.inbox) == 1
-            and not port.busy
-            and port.express is None
-            and _running_loop() is port.loop
-        ):
-            port.inbox.popleft()
-            yield from port.go(self, is_awaited=True).__await__()
-            return self if self.failures is None else self._checked()
-        return (yield from port.join(self).__await__())
-
-    def _checked(self) -> Self:
-        if self.group.port.strict:
-            return self.raise_for_errors()
-        return super()._checked()
-
-    def _refuse_deadlock(self) -> None:
-        here = _running_loop()
-        if here is not None and any(loop is here for loop in self._loops()):
-            raise BusError(
-                f"wait() on the receipt of {self.message!r} would block the very event loop that "
-                f"has to run its handlers. Use `await receipt` there."
-            )
-
-    def _loops(self) -> Iterator[AbstractEventLoop]:
-        yield self.group.port.loop
 
 
 class Joint(Receipt[M_co]):
@@ -311,7 +178,7 @@ class Joint(Receipt[M_co]):
 
     __slots__ = ("failures", "parts")
 
-    def __init__(self, message: M_co, parts: Sequence[Pending[M_co]]) -> None:
+    def __init__(self, message: M_co, parts: Sequence[Receipt[M_co]]) -> None:
         self.message = message
         self.parts = parts
         self.failures: list[BaseException] = []
@@ -319,7 +186,7 @@ class Joint(Receipt[M_co]):
     @property
     def done(self) -> bool:
         """Whether every reliable handler has ended."""
-        return all(part.finished for part in self.parts)
+        return all(part.done for part in self.parts)
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
@@ -344,14 +211,14 @@ class Joint(Receipt[M_co]):
 
     def __await__(self) -> Generator[Any, Any, Self]:
         if _place() is not None and here() is not None:
-            return (yield from _answered(self))
+            return (yield from answered(self))
         for part in self.parts:
             yield from part.__await__()
         return self._checked()
 
     def _refuse_deadlock(self) -> None:
         for part in self.parts:
-            if not part.finished:
+            if not part.done:
                 part._refuse_deadlock()
 
 
@@ -377,7 +244,7 @@ class Answered(Receipt[M_co]):
 
 
 # What comes back stands for the receipt, whichever type that is.
-def _answered(receipt: ReceiptT) -> Generator[Any, Any, ReceiptT]:
+def answered(receipt: ReceiptT) -> Generator[Any, Any, ReceiptT]:
     """Await a receipt inside a run, which records what came of it: the handlers are outside."""
     place = here()
     assert place is not None
@@ -398,12 +265,3 @@ def _answered(receipt: ReceiptT) -> Generator[Any, Any, ReceiptT]:
     is_strict, *errors = yield from waiting.__await__()
     answered = Answered(receipt.message, errors, is_strict=is_strict)._checked()
     return cast("ReceiptT", answered)
-
-
-def _call_all(callbacks: deque[Callable[[], object]]) -> None:
-    while callbacks:
-        try:
-            callback = callbacks.popleft()
-        except IndexError:  # another thread was faster; it calls it
-            return
-        callback()

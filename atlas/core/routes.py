@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import length_hint
 from typing import Any, TypeAlias, cast
 
-from atlas.core.lanes import Group
+from atlas.core.event_loops import Ports
 from atlas.core.messages import Message
-from atlas.core.ports import Ports
+from atlas.core.ports import Failed, Group
 from atlas.core.receipts import Joint, Receipt, receipt_of
 from atlas.core.subscriptions import Subscription
 
@@ -25,7 +25,6 @@ __all__ = ["Begin", "Call", "Route", "in_turn", "place_of_failure"]
 
 Call: TypeAlias = Callable[[Any], object]
 Begin: TypeAlias = Callable[[Any], Receipt[Any]]
-Failed: TypeAlias = Callable[[Subscription[Any], Message, BaseException], None]
 
 _running_loop = asyncio._get_running_loop
 

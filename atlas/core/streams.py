@@ -7,15 +7,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, cast
 
 from atlas.core.inner_loop import here
 from atlas.core.messages import Message
+from atlas.core.selectors import Selector
+from atlas.core.subscriptions import Subscription
 from atlas.errors import BufferOverflowError
-
-if TYPE_CHECKING:
-    from atlas.core.event_bus import EventBus
-    from atlas.core.subscriptions import Selector, Subscription
 
 __all__ = ["MessageStream", "StreamOverflow"]
 
@@ -24,6 +22,24 @@ M_co = TypeVar("M_co", bound=Message, covariant=True)
 StreamOverflow = Literal["block", "drop_oldest", "drop_newest", "latest", "error"]
 
 _running_loop = asyncio._get_running_loop
+
+
+class Source(Protocol):
+    """What a stream asks of its bus."""
+
+    _streams: set[MessageStream[Any]]
+
+    def subscribe(
+        self,
+        selector: Selector,
+        handler: Callable[[Any], object],
+        *,
+        where: Callable[[Any], object] | None,
+        loop: asyncio.AbstractEventLoop | None,
+        name: str | None,
+    ) -> Subscription[Any]:
+        """Subscribe a handler."""
+        ...
 
 
 class MessageStream(Generic[M_co]):
@@ -39,7 +55,7 @@ class MessageStream(Generic[M_co]):
 
     def __init__(
         self,
-        bus: EventBus,
+        bus: Source,
         selector: Selector,
         where: Callable[[Any], object] | None,
         capacity: int,

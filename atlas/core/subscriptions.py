@@ -1,26 +1,20 @@
-"""Subscriptions: who receives which messages, and how a handler is made ready to be called.
-
-A *selector* is a message class (its subclasses included), a dotted pattern over message names (``*``
-stands for one segment, ``**`` for any number, none included), or a tuple of those.
-"""
+"""Subscriptions: who receives which messages, and how a handler is made ready to be called."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import re
 import weakref
 from asyncio import AbstractEventLoop
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
-from atlas.core.lanes import Lane, ObserverLane, Port
+from atlas.core.lanes import Carrier, Lane, ObserverLane
 from atlas.core.messages import Message
 from atlas.core.metrics import HandlerMetrics, Meter
+from atlas.core.selectors import PatternSelector, Selector, matches, selectors_of
 from atlas.errors import SubscriptionError
-
-if TYPE_CHECKING:
-    from atlas.core.event_bus import EventBus
 
 __all__ = [
     "Mode",
@@ -34,76 +28,8 @@ __all__ = [
 
 M = TypeVar("M", bound=Message)
 
-Selector: TypeAlias = "type[Message] | str | tuple[type[Message] | str, ...]"
-"""Which messages: a class with its subclasses, a pattern over names, or several of those."""
-
-PatternSelector: TypeAlias = "str | tuple[type[Message] | str, ...]"
-"""A selector that does not say which class its messages have."""
-
 Mode = Literal["reliable", "observer"]
 ObserverOverflow = Literal["merge", "drop_oldest", "drop_newest"]
-
-_SEGMENT = re.compile(r"[A-Za-z0-9_\-]+|\*\*?")
-
-
-def selectors_of(selector: Selector) -> tuple[type[Message] | str, ...]:
-    """Return the parts of a selector, checked.
-
-    Raises:
-        SubscriptionError: A part is neither a message class nor a well-formed pattern.
-    """
-    parts = selector if isinstance(selector, tuple) else (selector,)
-    if not parts:
-        raise SubscriptionError("An empty tuple selects no messages; name at least one class.")
-    for part in parts:
-        _check_part(part)
-    return _interned(tuple(dict.fromkeys(parts)))
-
-
-@functools.lru_cache(maxsize=1024)
-def _interned(
-    parts: tuple[type[Message] | str, ...],
-) -> tuple[type[Message] | str, ...]:
-    """Return one tuple for all subscriptions with the same selector: they are many."""
-    return parts
-
-
-def _check_part(part: object) -> None:
-    if isinstance(part, str):
-        _check_pattern(part)
-    elif not (isinstance(part, type) and issubclass(part, Message)):
-        raise SubscriptionError(
-            f"{part!r} selects no messages; give a class derived from Event or Command, a pattern "
-            f"such as 'order.*', or a tuple of those."
-        )
-
-
-def _check_pattern(pattern: str) -> None:
-    if not all(_SEGMENT.fullmatch(segment) for segment in pattern.split(".")):
-        raise SubscriptionError(
-            f"{pattern!r} is no pattern: segments are words, '*' (any one segment) or '**' (any "
-            f"number of segments), with dots between, as in 'order.*' or '**.failed'."
-        )
-
-
-@functools.lru_cache(maxsize=1024)
-def _expression(pattern: str) -> re.Pattern[str]:
-    text = ""
-    for segment in pattern.split("."):
-        if segment == "**":
-            text += r"(?:\.[^.]+)*"
-        elif segment == "*":
-            text += r"\.[^.]+"
-        else:
-            text += r"\." + re.escape(segment)
-    return re.compile(text)
-
-
-def matches(part: type[Message] | str, cls: type[Message]) -> bool:
-    """Return whether messages of a class are selected by one part of a selector."""
-    if isinstance(part, str):
-        return _expression(part).fullmatch("." + cls.message_name) is not None
-    return issubclass(cls, part)
 
 
 class Options:
@@ -148,6 +74,19 @@ class Options:
         self.name = name
 
 
+class Home(Protocol):
+    """What a subscription asks of its bus."""
+
+    measures: bool
+    _expired: deque[Subscription[Any]]  # weak ones whose handler is gone
+
+    def _unsubscribe(self, subscription: Subscription[Any]) -> None:
+        """End a subscription. Any thread."""
+
+    def _deliver_directly(self, subscription: Subscription[Any], message: Message) -> None:
+        """Hand a message to one subscription, past everybody else."""
+
+
 class Subscription(Generic[M]):
     """A handler's place on a bus. Close it, or use it in a ``with`` statement, to end it.
 
@@ -172,7 +111,7 @@ class Subscription(Generic[M]):
 
     def __init__(
         self,
-        bus: EventBus,
+        bus: Home,
         selectors: tuple[type[Message] | str, ...],
         handler: Callable[[M], object],
         *,
@@ -190,7 +129,7 @@ class Subscription(Generic[M]):
         self.is_open = True
         self.failures = 0
         self._meter = Meter() if bus.measures else None
-        self._lanes: Lane | dict[Port, Lane] | None = None
+        self._lanes: Lane | dict[Carrier, Lane] | None = None
         self.call: Callable[[Any], Any] = self._callable(handler)
 
     @property
