@@ -51,6 +51,15 @@ class Answer(Generic[T]):
         """Deliver that the bus is closed."""
         self.fail(BusClosedError("The bus was closed while a task waited for a message on it."))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether a value or an error has arrived. On its loop only."""
+        return self._future.done()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until it is over, or so many seconds. On its loop only."""
+        await asyncio.wait([self._future], timeout=seconds)
+
     def _settle(self, set_it: Callable[[], None]) -> bool:
         try:
             self._turn.pop()  # one caller gets it

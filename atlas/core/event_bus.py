@@ -83,6 +83,7 @@ from atlas.core.subscriptions import (
 from atlas.errors import (
     AtlasError,
     BusClosedError,
+    BusError,
     NoResponderError,
     NotAMessageError,
     RecursionLimitError,
@@ -981,6 +982,7 @@ class EventBus:
 
         Raises:
             WaitTimeoutError: It did not come to that within ``timeout`` seconds.
+            BusError: Something waits for a loop that is stopped, so that it will never come to that.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -1004,7 +1006,9 @@ class EventBus:
             if self._state == "open":
                 self._state = "closing"
                 self._routes.clear()
-        with contextlib.suppress(WaitTimeoutError):
+        with contextlib.suppress(
+            BusError
+        ):  # time is up, or a loop is stopped: `close` fails the rest
             await self.drain(timeout)
         tasks = self._ports.tasks_here()
         self.close()

@@ -15,11 +15,14 @@ from atlas.core.lanes import Lane, ObserverLane
 from atlas.core.messages import Message, Origin
 from atlas.core.ports import Failed, Group, Port, Waits
 from atlas.core.subscriptions import Subscription
+from atlas.errors import BusError
 
 __all__ = ["OBSERVER_CAPACITY", "RELIABLE_CAPACITY", "Ports"]
 
 RELIABLE_CAPACITY = 65_536
 OBSERVER_CAPACITY = 1_024
+
+_GRACE = 0.1  # seconds in which a loop that does not run yet may be started
 
 
 class Ports:
@@ -129,7 +132,11 @@ class Ports:
     # -- ending -----------------------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Return when nothing waits and nothing runs on any of the loops."""
+        """Return when nothing waits and nothing runs on any of the loops.
+
+        Raises:
+            BusError: Something waits for a loop that does not run.
+        """
         while busy := [port for port in list(self._ports.values()) if not port.is_idle]:
             for port in busy:
                 await _idle(port)
@@ -176,6 +183,21 @@ def _stop_loop(loop: AbstractEventLoop) -> None:
 
 
 async def _idle(port: Port) -> None:
-    waiting: Answer[None] = Answer(asyncio.get_running_loop())
+    here = asyncio.get_running_loop()
+    waiting: Answer[None] = Answer(here)
     port.in_loop(lambda: port.when_idle(lambda: waiting.give(None)))
+    if port.loop is not here:
+        await _unless_stopped(port.loop, waiting)
     await waiting
+
+
+async def _unless_stopped(loop: AbstractEventLoop, waiting: Answer[None]) -> None:
+    """Wait for an answer that comes from a loop, for as long as that loop runs."""
+    while not waiting.is_over:
+        ran = loop.is_running()
+        await waiting.wait(_GRACE)
+        if not (ran or loop.is_running() or waiting.is_over):
+            raise BusError(
+                f"Messages wait for {loop!r}, which does not run, so nobody will handle them. Run "
+                f"it until the bus is drained, or close the bus, which fails what waits."
+            )

@@ -18,6 +18,7 @@ from atlas.errors import (
     HandlersFailedError,
     NoResponderError,
     RecursionLimitError,
+    SubscriptionError,
     WaitTimeoutError,
 )
 from atlas.testing import capture
@@ -1098,6 +1099,31 @@ async def test_drain_says_when_time_is_up(bus):
         await bus.drain(0.01)
     gate.set()
     await bus.drain(5)
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+async def test_drain_does_not_wait_for_a_loop_that_is_stopped(bus, seen, is_closed):
+    stopped = asyncio.new_event_loop()
+
+    async def handle(message):
+        seen.append(message)
+
+    bus.subscribe(Begun, handle, loop=stopped)
+    receipt = bus.publish(Begun())
+    if is_closed:
+        stopped.close()
+
+    try:
+        with pytest.raises(BusError, match="does not run"):
+            await bus.drain(timeout=60)
+
+        await bus.aclose(timeout=60)
+    finally:
+        stopped.close()
+
+    assert receipt.done
+    assert seen == []
+    assert [type(error) for error in receipt.errors] == [SubscriptionError]
 
 
 async def test_metrics_time_async_handlers_and_count_what_waits():
