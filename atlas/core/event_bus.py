@@ -72,6 +72,7 @@ from atlas.core.routes import Begin, Call, Route, place_of_failure
 from atlas.core.selectors import PatternSelector, Selector, matches, selectors_of
 from atlas.core.streams import MessageStream, StreamOverflow
 from atlas.core.subscriptions import (
+    Choices,
     Mode,
     ObserverOverflow,
     Options,
@@ -560,36 +561,12 @@ class EventBus:
 
     @overload
     def on(
-        self,
-        selector: type[M] | tuple[type[M], ...],
-        *,
-        where: Callable[[M], object] | None = None,
-        priority: int = 0,
-        once: bool = False,
-        mode: Mode = "reliable",
-        capacity: int | None = None,
-        overflow: ObserverOverflow = "merge",
-        merge: Callable[[M, M], M | None] | None = None,
-        droppable: Callable[[M], bool] | None = None,
-        loop: AbstractEventLoop | None = None,
-        name: str | None = None,
+        self, selector: type[M] | tuple[type[M], ...], **options: Unpack[Choices[M]]
     ) -> Callable[[Callable[[M], R]], Callable[[M], R]]: ...
     @overload
+    # Any: a pattern does not say which classes it selects
     def on(
-        self,
-        selector: PatternSelector,
-        *,
-        # Any: a pattern does not say which classes it selects
-        where: Callable[[Any], object] | None = None,
-        priority: int = 0,
-        once: bool = False,
-        mode: Mode = "reliable",
-        capacity: int | None = None,
-        overflow: ObserverOverflow = "merge",
-        merge: Callable[[Any, Any], Any] | None = None,
-        droppable: Callable[[Any], bool] | None = None,
-        loop: AbstractEventLoop | None = None,
-        name: str | None = None,
+        self, selector: PatternSelector, **options: Unpack[Choices[Any]]
     ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]: ...
     def on(
         self, selector: Selector, **options: Any
@@ -608,36 +585,17 @@ class EventBus:
         selector: type[M] | tuple[type[M], ...],
         handler: Callable[[M], object],
         *,
-        where: Callable[[M], object] | None = None,
-        priority: int = 0,
-        once: bool = False,
         weak: bool = False,
-        mode: Mode = "reliable",
-        capacity: int | None = None,
-        overflow: ObserverOverflow = "merge",
-        merge: Callable[[M, M], M | None] | None = None,
-        droppable: Callable[[M], bool] | None = None,
-        loop: AbstractEventLoop | None = None,
-        name: str | None = None,
+        **options: Unpack[Choices[M]],
     ) -> Subscription[M]: ...
     @overload
     def subscribe(
         self,
         selector: PatternSelector,
-        # Any: a pattern does not say which classes it selects
         handler: Callable[[Any], object],
         *,
-        where: Callable[[Any], object] | None = None,
-        priority: int = 0,
-        once: bool = False,
         weak: bool = False,
-        mode: Mode = "reliable",
-        capacity: int | None = None,
-        overflow: ObserverOverflow = "merge",
-        merge: Callable[[Any, Any], Any] | None = None,
-        droppable: Callable[[Any], bool] | None = None,
-        loop: AbstractEventLoop | None = None,
-        name: str | None = None,
+        **options: Unpack[Choices[Any]],
     ) -> Subscription[Any]: ...
     def subscribe(
         self,

@@ -8,7 +8,7 @@ import weakref
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar
 
 from atlas.core.lanes import Carrier, Lane, ObserverLane
 from atlas.core.messages import Message
@@ -17,6 +17,7 @@ from atlas.core.selectors import PatternSelector, Selector, matches, selectors_o
 from atlas.errors import SubscriptionError
 
 __all__ = [
+    "Choices",
     "Mode",
     "ObserverOverflow",
     "PatternSelector",
@@ -30,6 +31,21 @@ M = TypeVar("M", bound=Message)
 
 Mode = Literal["reliable", "observer"]
 ObserverOverflow = Literal["merge", "drop_oldest", "drop_newest"]
+
+
+class Choices(TypedDict, Generic[M], total=False):
+    """What can be chosen for a subscription: see `EventBus.subscribe`."""
+
+    where: Callable[[M], object] | None
+    priority: int
+    once: bool
+    mode: Mode
+    capacity: int | None
+    overflow: ObserverOverflow
+    merge: Callable[[M, M], M | None] | None
+    droppable: Callable[[M], bool] | None
+    loop: AbstractEventLoop | None
+    name: str | None
 
 
 class Options:
