@@ -16,16 +16,35 @@ import dataclasses
 import enum
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any, NoReturn
 from uuid import UUID
 
 from typing_extensions import override
 
+from atlas.core.conversions import (
+    BIG,
+    DOUBT,
+    MAX_DIGITS,
+    to_any_float,
+    to_bool,
+    to_bytes,
+    to_date,
+    to_datetime,
+    to_decimal,
+    to_float,
+    to_int,
+    to_str,
+    to_time,
+    to_timedelta,
+    to_uuid,
+)
+
 __all__ = [
     "ALLOW_NAN",
     "ANY_FLOAT",
+    "DOUBT",
     "JSON_KINDS",
     "MAX_DEPTH",
     "MAX_DIGITS",
@@ -49,16 +68,8 @@ __all__ = [
     "UnionNode",
 ]
 
-MAX_DIGITS = 4300
-"""Longest int a message takes, in decimal digits: what Python reads and writes by default."""
-
 MAX_DEPTH = 100
 """How deep JSON values may be nested, in a field or in encoded bytes."""
-
-_BIG = 10**MAX_DIGITS
-
-DOUBT = object()
-"""What generated code answers for a value it is not sure of."""
 
 
 class AllowNaN(enum.Enum):
@@ -130,8 +141,8 @@ class Code:
             "_timezone": timezone,
             "_frozenset": frozenset,
             "_DOUBT": DOUBT,
-            "_BIG": _BIG,
-            "_MINUS_BIG": -_BIG,
+            "_BIG": BIG,
+            "_MINUS_BIG": -BIG,
         }
         self.functions: list[str] = []
         self._made: dict[int, str] = {}
@@ -247,7 +258,7 @@ _KNOWN: dict[type, str] = {str: "_str", int: "_int", float: "_float"}
 class _IntNode(ScalarNode):
     @override
     def freeze(self, value: object, path: tuple[str, ...]) -> object:
-        if isinstance(value, int) and not isinstance(value, bool) and _to_int(value) is DOUBT:
+        if isinstance(value, int) and not isinstance(value, bool) and to_int(value) is DOUBT:
             shown = f"an int of {value.bit_length()} bits"
             raise RefusedError(path, shown, f"an int of at most {MAX_DIGITS} digits")
         return super().freeze(value, path)
@@ -266,109 +277,29 @@ class _NoneNode(ScalarNode):
         return f"{name} is None"
 
 
-def _to_str(value: object) -> object:
-    return str.__str__(value) if isinstance(value, str) else DOUBT
-
-
-def _to_int(value: object) -> object:
-    if not isinstance(value, int) or isinstance(value, bool) or not -_BIG < value < _BIG:
-        return DOUBT
-    return int.__int__(value)
-
-
-def _to_any_float(value: object) -> object:
-    if isinstance(value, float):
-        return float.__pos__(value)
-    return DOUBT if _to_int(value) is DOUBT else float(typing.cast("int", value))
-
-
-def _to_float(value: object) -> object:
-    converted = _to_any_float(value)
-    return converted if converted is not DOUBT and converted * 0.0 == 0.0 else DOUBT  # type: ignore[operator]  # a float here
-
-
-def _to_bool(value: object) -> object:
-    return value if value is True or value is False else DOUBT
-
-
-def _to_bytes(value: object) -> object:
-    return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else DOUBT
-
-
-def _to_datetime(value: object) -> object:
-    """Fix the offset: a zone's rules may change, and twice-told hours never compare equal."""
-    if not isinstance(value, datetime):
-        return DOUBT
-    offset = value.utcoffset()
-    if offset is None:
-        return DOUBT
-    if type(value) is datetime and type(value.tzinfo) is timezone and not value.fold:
-        return value
-    zone = timezone(offset) if offset else UTC
-    return datetime.combine(
-        date(value.year, value.month, value.day),
-        time(value.hour, value.minute, value.second, value.microsecond),
-        zone,
-    )
-
-
-def _to_date(value: object) -> object:
-    if not isinstance(value, date) or isinstance(value, datetime):
-        return DOUBT
-    return value if type(value) is date else date(value.year, value.month, value.day)
-
-
-def _to_time(value: object) -> object:
-    if not isinstance(value, time):
-        return DOUBT
-    offset = value.utcoffset()
-    if value.tzinfo is not None and offset is None:
-        return DOUBT
-    zone = None if offset is None else timezone(offset) if offset else UTC
-    return time(value.hour, value.minute, value.second, value.microsecond, zone)
-
-
-def _to_timedelta(value: object) -> object:
-    if not isinstance(value, timedelta):
-        return DOUBT
-    return timedelta(value.days, value.seconds, value.microseconds)
-
-
-def _to_decimal(value: object) -> object:
-    if not isinstance(value, Decimal) or not value.is_finite():
-        return DOUBT
-    return value if type(value) is Decimal else Decimal(value)
-
-
-def _to_uuid(value: object) -> object:
-    if not isinstance(value, UUID):
-        return DOUBT
-    return value if type(value) is UUID else UUID(int=value.int)
-
-
 NONE = _NoneNode("none", type(None), "None", None)
 SCALARS: dict[object, ScalarNode] = {
-    str: ScalarNode("str", str, "a str", _to_str),
-    int: _IntNode("int", int, "an int", _to_int, "_MINUS_BIG < {} < _BIG"),
-    float: ScalarNode("float", float, "a finite float", _to_float, "{} * 0.0 == 0.0"),
-    bool: ScalarNode("bool", bool, "a bool", _to_bool),
-    bytes: ScalarNode("bytes", bytes, "bytes", _to_bytes),
+    str: ScalarNode("str", str, "a str", to_str),
+    int: _IntNode("int", int, "an int", to_int, "_MINUS_BIG < {} < _BIG"),
+    float: ScalarNode("float", float, "a finite float", to_float, "{} * 0.0 == 0.0"),
+    bool: ScalarNode("bool", bool, "a bool", to_bool),
+    bytes: ScalarNode("bytes", bytes, "bytes", to_bytes),
     datetime: ScalarNode(
         "datetime",
         datetime,
         "a datetime with a time zone",
-        _to_datetime,
+        to_datetime,
         "_type({0}.tzinfo) is _timezone and not {0}.fold",
     ),
-    date: ScalarNode("date", date, "a date", _to_date),
-    time: ScalarNode("time", time, "a time", _to_time, "{0}.tzinfo is None and not {0}.fold"),
-    timedelta: ScalarNode("timedelta", timedelta, "a timedelta", _to_timedelta),
-    Decimal: ScalarNode("decimal", Decimal, "a finite Decimal", _to_decimal, "{}.is_finite()"),
-    UUID: ScalarNode("uuid", UUID, "a UUID", _to_uuid),
+    date: ScalarNode("date", date, "a date", to_date),
+    time: ScalarNode("time", time, "a time", to_time, "{0}.tzinfo is None and not {0}.fold"),
+    timedelta: ScalarNode("timedelta", timedelta, "a timedelta", to_timedelta),
+    Decimal: ScalarNode("decimal", Decimal, "a finite Decimal", to_decimal, "{}.is_finite()"),
+    UUID: ScalarNode("uuid", UUID, "a UUID", to_uuid),
     type(None): NONE,
     None: NONE,
 }
-ANY_FLOAT = ScalarNode("any_float", float, "a float", _to_any_float)
+ANY_FLOAT = ScalarNode("any_float", float, "a float", to_any_float)
 
 
 class EnumNode(Node):
