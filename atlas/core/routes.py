@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, cast
 from atlas.core.event_loops import Ports
 from atlas.core.messages import Message
 from atlas.core.ports import Failed, Group
-from atlas.core.receipts import Joint, Receipt, receipt_of
+from atlas.core.receipts import Joint, Receipt
 from atlas.core.subscriptions import Subscription
 
 __all__ = ["Begin", "Call", "Route", "in_turn", "place_of_failure"]
@@ -63,7 +63,7 @@ class Route:
         elif self.lanes:
             self.begin = functools.partial(self._post, ports)
         if self.observers:
-            self.begin = _offering(self.observers, self.begin or receipt_of, failed)
+            self.begin = _offering(self.observers, self.begin, failed)
 
     def _post(self, ports: Ports, message: Message) -> Receipt[Any]:
         """Hand a message over to handlers of which some belong to the publisher's loop."""
@@ -94,13 +94,15 @@ def _joint_post(groups: tuple[Group, ...]) -> Begin:
     return post
 
 
-def _offering(observers: Sequence[Subscription[Any]], then: Begin, failed: Failed) -> Begin:
-    offers = tuple((one.observer_lane, one.options.where, one) for one in observers)
+def _offering(observers: Sequence[Subscription[Any]], then: Begin | None, failed: Failed) -> Begin:
+    offers = tuple(
+        (one.observer_lane, one.observer_lane.queue, one.options.where, one) for one in observers
+    )
 
     def offer_to_all(message: Message) -> Receipt[Any]:
-        for lane, where, subscription in offers:
-            if where is None and len(lane.queue) < lane.room:  # most often: no call, no lock
-                lane.queue.append(message)
+        for lane, queue, where, subscription in offers:
+            if where is None and len(queue) < lane.room:  # most often: no call, no lock
+                queue.append(message)
                 if not lane.called:
                     lane.call()
                 continue
@@ -109,7 +111,11 @@ def _offering(observers: Sequence[Subscription[Any]], then: Begin, failed: Faile
                     lane.offer(message)
             except Exception as error:  # noqa: BLE001  a failing predicate stops nobody
                 failed(subscription, message, error)
-        return then(message)
+        if then is not None:
+            return then(message)
+        receipt: Receipt[Any] = Receipt()
+        receipt.message = message
+        return receipt
 
     return offer_to_all
 
