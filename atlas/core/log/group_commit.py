@@ -80,7 +80,10 @@ class PendingAppend:
                 except BaseException:
                     self.claimed = False
                     raise
-        return self._result()
+        if self.error is not None:
+            raise self.error
+        assert self._records is not None
+        return self._records
 
     def succeed(self, records: tuple[Record, ...]) -> None:
         """Take note that it is stored, as these records. For the one who commits."""
@@ -125,7 +128,6 @@ class GroupCommit:
         self._mutex = threading.Lock()
         self._queue: list[PendingAppend] = []
         self._group: list[PendingAppend] = []
-        self._last: PendingAppend | None = None
         self._failed: list[PendingAppend] = []
         self._leading = False
         self._closed = False
@@ -150,12 +152,11 @@ class GroupCommit:
         with self._mutex:
             if self._closed:
                 raise LogClosedError(f"The log {self._address} is closed; open it again.")
-            if request.is_empty:
+            if not request.records and request.is_empty:
                 append.succeed(())
                 return append
             queue = self._queue
             queue.append(append)
-            self._last = append
             if self._wanted and len(queue) >= self._wanted:
                 self._wanted = 0
                 self._crowd.set()
@@ -209,8 +210,7 @@ class GroupCommit:
 
     def drain(self) -> None:
         """Block until everything queued so far is stored or has failed."""
-        with self._mutex:
-            last = self._last
+        last = self._last()
         if last is not None:
             self.settle(last, None)
 
@@ -220,8 +220,7 @@ class GroupCommit:
         Raises:
             TimeoutError: It took longer.
         """
-        with self._mutex:
-            last = self._last
+        last = self._last()
         if last is not None and not self.settle(last, timeout):
             raise TimeoutError(
                 f"The log {self._address} did not store everything within {timeout} s; it goes on."
@@ -239,6 +238,11 @@ class GroupCommit:
             self._writer.join()
             atexit.unregister(self.drain)
         self._raise_unnoticed()
+
+    def _last(self) -> PendingAppend | None:
+        with self._mutex:
+            on_their_way = self._queue or self._group
+            return on_their_way[-1] if on_their_way else None
 
     # -- leading and following --
 

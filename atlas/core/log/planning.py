@@ -85,7 +85,9 @@ class Request(NamedTuple):
             ):
                 _check(stream, name, payload, version, wall)
 
-        return cls(records, dict(expect) if expect else _NOTHING, tracking, wall_ns)
+        fields = (records, dict(expect) if expect else _NOTHING, tracking, wall_ns)
+        # Half the price of cls(...), once for each append.
+        return tuple.__new__(cls, fields)
 
     @property
     def is_empty(self) -> bool:
@@ -168,11 +170,11 @@ class Planner:
             self._check_tracking(*request.tracking)
 
         heads = self._heads
-        before: dict[str, int] = {}
         position, time_ns, chain = self.tip
         if now_ns > time_ns:
             time_ns = now_ns - 1
-        planned = []
+        planned: list[Record] = []
+        before: list[int] = []
         for stream, name, payload, version, wall_ns in request.records:
             head = heads.get(stream)
             if head is None:
@@ -180,9 +182,9 @@ class Planner:
             if version is None:
                 version = head + 1
             elif version <= head:
-                heads.update(before)
-                raise _taken(stream, version, before.get(stream, head))
-            before.setdefault(stream, head)
+                self._take_back(planned, before)
+                raise _taken(stream, version, heads[stream])
+            before.append(head)
             heads[stream] = version
             position += 1
             time_ns += 1
@@ -199,14 +201,18 @@ class Planner:
                 time_ns,
                 wall_ns,
             )
-            planned.append(
-                Record(position, stream, version, name, time_ns, wall_ns, payload, digest, chain)
-            )
+            fields = (position, stream, version, name, time_ns, wall_ns, payload, digest, chain)
+            # Half the price of Record(...), once for each record that is ever appended.
+            planned.append(tuple.__new__(Record, fields))
         if planned:
-            self.tip = Tip(position, time_ns, chain)
+            self.tip = tuple.__new__(Tip, (position, time_ns, chain))
         if request.tracking is not None:
             self._positions[request.tracking[0]] = request.tracking[1]
         return tuple(planned)
+
+    def _take_back(self, planned: Sequence[Record], before: Sequence[int]) -> None:
+        for record, head in zip(reversed(planned), reversed(before), strict=True):
+            self._heads[record.stream] = head
 
     def _check_expected(self, expect: Mapping[str, int]) -> None:
         for stream, expected in expect.items():

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from time import monotonic
@@ -255,8 +256,8 @@ class SqliteEngine:
         if not records:
             return
         stream_ids, fresh, name_ids = self._stream_ids, self._fresh_ids, self._name_ids
-        rows = []
-        for position, stream, version, name, time_ns, wall_ns, payload, digest, chain in records:
+        rows: list[tuple[object, ...]] = []
+        for position, stream, version, name, time_ns, wall_ns, payload, digest, link in records:
             stream_id = (
                 stream_ids.get(stream)
                 or fresh.get(stream)
@@ -271,17 +272,20 @@ class SqliteEngine:
                     name_id,
                     time_ns,
                     wall_ns,
-                    digest,
-                    chain,
-                    payload,
+                    # Python looks for an adapter of each bytes object, which takes as long as storing
+                    # it; a bytearray goes straight to SQLite.
+                    bytearray(digest),
+                    bytearray(link),
+                    bytearray(payload or b""),
                 )
             )
-        if len(rows) == 1:
-            connection.execute(_INSERT, rows[0])
-        else:
-            connection.executemany(_INSERT, rows)
+        single = len(rows) % _ROWS
+        for first in range(0, len(rows) - single, _ROWS):
+            connection.execute(_INSERT_ROWS, [*chain.from_iterable(rows[first : first + _ROWS])])
+        if single:
+            connection.executemany(_INSERT, rows[len(rows) - single :])
         last = records[-1]
-        connection.execute(_MOVE_TIP, (last.position, last.time_ns, last.chain))
+        connection.execute(_MOVE_TIP, (last.position, last.time_ns, bytearray(last.chain)))
 
     def _intern_stream(self, connection: sqlite3.Connection, stream: str) -> int:
         found = self._stream_id(connection, stream)
@@ -728,6 +732,9 @@ _INSERT: Final = (
     "INSERT INTO events (position, stream_id, version, name_id, time_ns, wall_ns, digest, chain, "
     "payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+# One step of SQLite for many rows: each step lets go of Python's lock and asks for it again.
+_ROWS: Final = 16
+_INSERT_ROWS: Final = _INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?, ?)" * (_ROWS - 1)
 _MOVE_TIP: Final = "UPDATE tip SET position = ?, time_ns = ?, chain = ? WHERE id = 1"
 _TRACK: Final = (
     "INSERT INTO tracking (reader, position) VALUES (?, ?) "
