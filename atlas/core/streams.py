@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -165,10 +166,12 @@ class MessageStream(Generic[M_co]):
             )
             self._end_soon()
             return False
-        self.dropped += 1
         if self._overflow == "drop_newest":
+            self.dropped += 1
             return False
-        self._items.popleft()
+        with contextlib.suppress(IndexError):  # the reader, who takes no lock, emptied it just now
+            self._items.popleft()
+            self.dropped += 1
         return True
 
     async def _put_when_room(self, message: Any) -> None:
