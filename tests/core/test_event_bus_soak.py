@@ -115,7 +115,7 @@ async def one_round(bus: EventBus, first: int) -> tuple[int, int]:
     changing.start()
     readers = [
         asyncio.create_task(read(bus, overflow, one))
-        for overflow, one in zip(("block", "drop_newest"), opened, strict=True)
+        for overflow, one in zip(("block", "drop_oldest"), opened, strict=True)
     ]
     for one in opened:
         await one.wait()
