@@ -654,6 +654,8 @@ class RunContext:
         except Exception as error:  # noqa: BLE001  told to the run
             pending.give("error", error_text(error))
             return
+        finally:
+            self.inner.ended_outside()
         self.note(call.id, "decision", f"in doubt: {decision!r}")
         if decision == "retry":
             pending.launch(pending)
@@ -905,7 +907,7 @@ class RunContext:
         """Start the task that performs an effect."""
         context = outside_context()
         task = self.inner.start_outside(self._guarded(pending, work, hidden), context)
-        pending.on_cancel = task.cancel
+        pending.on_cancel = partial(self.inner.cancel_outside, task)
 
     async def _guarded(
         self, pending: Pending, work: Callable[[], Awaitable[None]], hidden: tuple[str, ...]
@@ -922,6 +924,8 @@ class RunContext:
                 pending.give("error", text)
             elif not self.inner.closed:
                 self.note(pending.call.id, "abandoned", text)
+        finally:
+            self.inner.ended_outside()
 
 
 def _over(pending: Pending) -> None:
