@@ -13,6 +13,8 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from typing_extensions import Unpack
 
+from atlas.agents.approval import answer_in, approve, keep_answer
+from atlas.agents.messages import ApprovalGiven
 from atlas.container import Container, check, new_id
 from atlas.core.effect_layers import Layer
 from atlas.core.effects import InDoubt, current_run, effect
@@ -29,6 +31,7 @@ from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
 from atlas.providers.base import ChatRequest, ModelCatalogue, Provider
 from atlas.providers.chat_state import ChatState, project_chat, transitions
 from atlas.providers.conversation import ChatOptions, Conversation
+from atlas.providers.hosting import offer_host, withdraw_host
 from atlas.providers.messages import ChatMessage, ProviderFallbackTaken, TextPart
 from atlas.providers.profile import ChatProfile, chat_profile
 from atlas.providers.recorded import Deferred
@@ -164,6 +167,7 @@ class Atlas:
         self.state.attach(self.bus)
         assert self._log is not None
         self._log.attach(self.bus)
+        offer_host(self.bus, self)
 
     def _open_log(self) -> None:
         given = self._log_given
@@ -220,6 +224,7 @@ class Atlas:
         for reply in list(self._replies.values()):
             await reply.cancel()
         self._default = None
+        withdraw_host(self.bus, self)
         if self._timer is not None:
             self._timer.close()
         try:
@@ -341,6 +346,55 @@ class Atlas:
         if self._timer is None or not self._timer.is_open:
             self._timer = ProviderTimer(self.bus)
         return self._timer
+
+    async def approve(
+        self, approval: str, *, approved: bool = True, by: str = "", reason: str = ""
+    ) -> ApprovalGiven:
+        """Decide on a tool call that waits for a person; see the event ``approval.asked``.
+
+        The run that waits goes on, in this process or in another one on the same log, or when it is
+        resumed. The first decision on an approval holds.
+
+        Args:
+            approval: Id of the approval.
+            approved: Whether the tool may run.
+            by: Who decided.
+            reason: Why; the model is told when the call is refused.
+
+        Returns:
+            The decision that holds.
+        """
+        self._running()
+        return await approve(self.bus, self, approval, approved=approved, by=by, reason=reason)
+
+    # -- for those who ask models on its bus, such as teams of agents; see `ModelHost` --
+
+    @property
+    def stream_options(self) -> StreamOptions:
+        """How answers are streamed."""
+        return self._stream_options
+
+    def choose_model(
+        self, provider: str | Provider | None = None, model: str | None = None
+    ) -> tuple[Provider, str]:
+        """Return whom to ask and for which model; inside a run, as was recorded.
+
+        Args:
+            provider: A registered name or an object; None: the application's.
+            model: The provider's name of the model; None: the application's, or the provider's own.
+        """
+        self._running()
+        return self._chosen(_over(self.profile, {"provider": provider, "model": model}))
+
+    async def stored_answer(self, approval: str) -> str | None:
+        """Return what was decided on an approval, as JSON text, or None."""
+        assert self._engine is not None
+        return await asyncio.to_thread(answer_in, self._engine, approval)
+
+    async def store_answer(self, approval: str, answer: str) -> None:
+        """Keep what was decided on an approval, in the log, where other processes find it."""
+        assert self._engine is not None
+        await asyncio.to_thread(keep_answer, self._engine, approval, answer)
 
     # -- recording and repeating --
 

@@ -43,6 +43,14 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   ├── DocumentError (ValueError)           a document cannot be read; others can
     │   ├── EmbeddingError                       texts could not be turned into vectors
     │   └── StoreError (OSError)                 the store of vectors cannot be used now
+    ├── AgentError                               an agent, or a team of them, refused or failed
+    │   ├── NoAgentError (LookupError)           nobody can do the task
+    │   ├── TaskFailedError                      the task was not done
+    │   ├── TaskExpiredError (TimeoutError)      the task's deadline passed
+    │   ├── LimitReachedError                    a limit of the task tree is reached
+    │   ├── AnswerInvalidError (ValueError)      the answer does not fit, repairs included
+    │   ├── IllegalTransitionError (ValueError)  a task cannot go from this status to that
+    │   └── UndeliverableError (LookupError)     a letter between agents cannot be delivered
     ├── MergeConflictError (ValueError)          two sides changed the same thing differently
     ├── ConfigurationError (ValueError)          a setting is missing or makes no sense
     │   ├── UnknownNameError (LookupError)       nothing is registered, or declared, by this name
@@ -79,6 +87,8 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 __all__ = [
+    "AgentError",
+    "AnswerInvalidError",
     "AppNotRunningError",
     "AtlasError",
     "AuthenticationError",
@@ -104,10 +114,12 @@ __all__ = [
     "EmbeddingError",
     "ErasedError",
     "HandlersFailedError",
+    "IllegalTransitionError",
     "InDoubtError",
     "IncompleteStreamError",
     "InvalidResponseError",
     "KnowledgeError",
+    "LimitReachedError",
     "LogClosedError",
     "LogCorruptedError",
     "LogError",
@@ -118,6 +130,7 @@ __all__ = [
     "MissingCredentialsError",
     "MissingDependencyError",
     "ModelNotFoundError",
+    "NoAgentError",
     "NoResponderError",
     "NotAMessageError",
     "OverloadedError",
@@ -135,10 +148,13 @@ __all__ = [
     "StateError",
     "StoreError",
     "StreamBufferError",
+    "TaskExpiredError",
+    "TaskFailedError",
     "SubscriptionError",
     "TransitionError",
     "UndeclaredEffectError",
     "UndeclaredEffectWarning",
+    "UndeliverableError",
     "UnknownMessageError",
     "UnknownNameError",
     "UnknownProviderError",
@@ -430,6 +446,56 @@ class EmbeddingError(KnowledgeError):
 
 class StoreError(KnowledgeError, OSError):
     """The store of vectors cannot be opened, read or written; the documents are safe in the log."""
+
+
+class AgentError(AtlasError):
+    """An agent, or a team of them, could not do what it was asked."""
+
+
+class NoAgentError(AgentError, LookupError):
+    """Nobody can do the task: no agent has what it needs, or none of them is available."""
+
+
+class TaskFailedError(AgentError):
+    """Task ``task`` was not done; ``kind`` is the type of what went wrong."""
+
+    def __init__(self, text: str, *, task: str, kind: str = "") -> None:
+        super().__init__(text)
+        self.task = task
+        self.kind = kind
+
+
+class TaskExpiredError(AgentError, TimeoutError):
+    """The deadline of task ``task`` passed before it was done."""
+
+    def __init__(self, text: str, *, task: str) -> None:
+        super().__init__(text)
+        self.task = task
+
+
+class LimitReachedError(AgentError):
+    """A limit of the task tree is reached; ``limit`` names it, as `Limits` does."""
+
+    def __init__(self, text: str, *, limit: str) -> None:
+        super().__init__(text)
+        self.limit = limit
+
+
+class AnswerInvalidError(AgentError, ValueError):
+    """A model's answer does not fit what was asked for, after all the repairs that were allowed."""
+
+
+class IllegalTransitionError(AgentError, ValueError):
+    """A task cannot go from status ``before`` to ``after``."""
+
+    def __init__(self, text: str, *, before: str, after: str) -> None:
+        super().__init__(text)
+        self.before = before
+        self.after = after
+
+
+class UndeliverableError(AgentError, LookupError):
+    """A letter between agents cannot be delivered: nobody of that name, role or capability."""
 
 
 class MergeConflictError(AtlasError, ValueError):

@@ -101,16 +101,28 @@ def model_stream(
     retries: RetryPolicy,
     on_retry: Callable[[Retry], object],
     held_back: HeldBack,
+    said: object = None,
 ) -> AsyncIterator[Delta]:
     """Return the deltas of an answer; inside a run, as an effect of it.
 
     There a retry is told when the next attempt has given something, not before.
+
+    Args:
+        provider: Whom to ask.
+        request: What to ask.
+        deadlines: How long to wait.
+        retries: What to do when an attempt fails before its first token.
+        on_retry: Told each retry.
+        held_back: What the vendor is to wait for.
+        said: What stands for the request in the recording; default: the request. For callers that
+            go on with one conversation and name what is new in it, so that a long one is not written,
+            and compared, whole at each call.
     """
     if current_run() is None:
         return resilient_stream(
             provider, request, deadlines=deadlines, retries=retries, on_retry=on_retry
         )
-    asked = {"provider": provider.name, "request": request}
+    asked = {"provider": provider.name, "request": request if said is None else said}
 
     # Any: a piece is the name of what it is, and its parts
     async def outside() -> AsyncIterator[list[Any]]:

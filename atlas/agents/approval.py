@@ -1,0 +1,127 @@
+"""Approval: a person says yes before a tool runs, now or after a restart.
+
+Waiting is an effect of the run. Its outside part listens on the bus for `ApprovalGiven` and looks,
+now and then, for an answer that was stored, also by another process. A run whose process died
+meanwhile waits again when it is resumed; what was decided before that is found at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterable
+from typing import Final
+
+from atlas.agents.messages import ApprovalAsked, ApprovalGiven, ToolFinished
+from atlas.core.effects import Effect, current_run, perform
+from atlas.core.event_bus import EventBus
+from atlas.core.log.engine import Engine
+from atlas.core.log.records import NewRecord
+from atlas.core.messages import Message
+from atlas.core.schema import dump, load
+from atlas.errors import VersionConflictError
+from atlas.providers.hosting import ModelHost
+
+__all__ = ["answer_in", "approve", "keep_answer", "pending_approvals", "wait_for_approval"]
+
+_LOOK_EVERY: Final = 0.5
+
+
+async def wait_for_approval(bus: EventBus, host: ModelHost, asked: ApprovalAsked) -> ApprovalGiven:
+    """Publish that an approval is wanted, and return the decision. In a run, as an effect of it."""
+    bus.publish(asked)
+    # Idempotent: whoever is asked twice answers once.
+    effect = Effect("approval", dump(asked), "idempotent")
+    given = await perform(effect, _decided, bus, host, asked.approval)
+    decision: ApprovalGiven = load(ApprovalGiven, given)
+    if current_run() is not None:  # so that it is part of the run, whoever told it outside
+        bus.publish(decision)
+    return decision
+
+
+async def _decided(bus: EventBus, host: ModelHost, approval: str) -> object:
+    """Wait, outside of the run, until somebody has decided."""
+    decided: asyncio.Event = asyncio.Event()
+    found: list[ApprovalGiven] = []
+    loop = asyncio.get_running_loop()
+
+    def hear(event: ApprovalGiven) -> None:
+        found.append(event)
+        loop.call_soon_threadsafe(decided.set)
+
+    with bus.subscribe(ApprovalGiven, hear, where=lambda event: event.approval == approval):
+        while not found:
+            stored = await host.stored_answer(approval)
+            if stored is not None:
+                return json.loads(stored)
+            try:
+                await asyncio.wait_for(decided.wait(), _LOOK_EVERY)
+            except TimeoutError:
+                continue
+    return dump(found[0])
+
+
+async def approve(
+    bus: EventBus,
+    host: ModelHost,
+    approval: str,
+    *,
+    approved: bool = True,
+    by: str = "",
+    reason: str = "",
+) -> ApprovalGiven:
+    """Decide on an approval, for the run that waits for it, here, elsewhere or when it is resumed.
+
+    The first decision that is stored holds.
+
+    Args:
+        bus: The bus of the application.
+        host: What keeps the decision.
+        approval: Id of the approval; see `ApprovalAsked`.
+        approved: Whether the tool may run.
+        by: Who decided.
+        reason: Why; a model whose call is refused is told.
+
+    Returns:
+        The decision that holds.
+    """
+    given = ApprovalGiven(approval, approved, by, reason)
+    await host.store_answer(approval, json.dumps(dump(given)))
+    stored = await host.stored_answer(approval)
+    holds: ApprovalGiven = given if stored is None else load(ApprovalGiven, json.loads(stored))
+    bus.publish(holds)
+    return holds
+
+
+# -- where applications keep decisions: a stream of the log for each approval -------------------
+
+
+def answer_in(engine: Engine, approval: str) -> str | None:
+    """Return the decision on an approval that a log keeps, as JSON text, or None. Blocks."""
+    found = engine.read(_PREFIX + approval, limit=1)
+    return None if not found or found[0].payload is None else found[0].payload.decode()
+
+
+def keep_answer(engine: Engine, approval: str, answer: str) -> None:
+    """Keep a decision in a log, if none is kept of this approval. Blocks until it is safe."""
+    stream = _PREFIX + approval
+    record = NewRecord(stream, ApprovalGiven.message_name, answer.encode(), 1)
+    with contextlib.suppress(VersionConflictError):
+        engine.append([record], expect={stream: 0}).wait()
+
+
+_PREFIX: Final = "approval-"
+
+
+def pending_approvals(events: Iterable[Message]) -> list[ApprovalAsked]:
+    """Return the approvals that are asked for in the events of a run and not decided, oldest first."""
+    asked: dict[str, ApprovalAsked] = {}
+    for event in events:
+        if isinstance(event, ApprovalAsked):
+            asked[event.approval] = event
+        elif isinstance(event, ApprovalGiven):
+            asked.pop(event.approval, None)
+        elif isinstance(event, ToolFinished):
+            asked.pop(event.call, None)
+    return list(asked.values())

@@ -1,0 +1,806 @@
+"""The controller of a team: who does what, what becomes of it, and what when it fails.
+
+Which agent gets a task is decided by code, from declared capabilities, load and health; models choose
+only where they are asked to. All of it runs in the caller's context: inside a recorded run it is
+part of the run. A controller holds definitions; what is going on belongs to the run it goes on in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from atlas.agents.account import Account, Loops
+from atlas.agents.agent import Agent, History
+from atlas.agents.desk import AT_DESK, Desk, current_desk
+from atlas.agents.hosts import BareHost
+from atlas.agents.messages import (
+    AgentHealthChanged,
+    AgentRegistered,
+    AgentRemoved,
+    Health,
+    Limits,
+    Task,
+    TaskAccepted,
+    TaskAssigned,
+    TaskCancelled,
+    TaskCompleted,
+    TaskExpired,
+    TaskFailed,
+    TaskHandedOver,
+    TaskQueued,
+    TaskResumed,
+    TaskWaiting,
+)
+from atlas.agents.outcome import Outcome
+from atlas.agents.work import Work, is_fatal
+from atlas.core.causality import caused_by
+from atlas.core.effects import current_run, uuid
+from atlas.core.event_bus import EventBus
+from atlas.errors import (
+    ConfigurationError,
+    LimitReachedError,
+    NoAgentError,
+    TaskExpiredError,
+    TaskFailedError,
+    nearest_name,
+)
+from atlas.providers.hosting import ModelHost, host_of
+from atlas.typing import JSON
+
+__all__ = ["Controller", "ErrorPolicy"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorPolicy:
+    """What to do when an agent fails at a task.
+
+    Attributes:
+        elsewhere: How many other agents try it then.
+        escalate_to: Who tries it last, whatever it needs; None: nobody.
+        compensate: Called with the task and the error when it failed for good; plain or ``async``.
+        down_after: After how many failures in a row an agent counts as down, and is chosen only where
+            no other can do the task.
+    """
+
+    elsewhere: int = 1
+    escalate_to: str | None = None
+    compensate: Callable[[Task, Exception], Awaitable[object] | object] | None = None
+    down_after: int = 3
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """How an agent is doing, in one run."""
+
+    agent: Agent
+    load: int = 0
+    failures: int = 0
+    health: Health = "ready"
+
+
+@dataclass(slots=True, eq=False, order=False)
+class _Waiting:
+    task: Task
+    tried: frozenset[str]
+    to: str | None
+    chosen: asyncio.Future[_Seat]
+
+
+@dataclass(slots=True, eq=False)
+class _Floor:
+    """What goes on in one run: seats, who waits for one, and the tasks."""
+
+    seats: dict[str, _Seat] = field(default_factory=dict)
+    queue: list[tuple[int, int, _Waiting]] = field(default_factory=list)
+    tasks: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
+    count: itertools.count[int] = field(default_factory=itertools.count)
+    cancelled: set[str] = field(default_factory=set)
+
+
+class _Stuck(Exception):  # noqa: N818  (never leaves this module)
+    """An agent gave no sign of life for too long."""
+
+
+class Controller:
+    """A team of agents, and how tasks are shared among them.
+
+    ::
+
+        team = Controller([fx, writer], bus=app.bus)
+        outcome = await team.delegate(Task("How much is 12 EUR in USD?", needs={"currency"}))
+        print(outcome.text)
+
+    Use it on one event loop. Any number of tasks, and of runs, at once.
+
+    Args:
+        agents: The agents, in order of preference where all else is equal.
+        bus: The bus on which it is told what happens, and where models are found: those of the
+            application that has this bus.
+        app: Who answers for models, where that is not the bus's application.
+        limits: For each task tree whose first task has no budget of its own.
+        on_error: What to do when an agent fails.
+
+    Raises:
+        ConfigurationError: Two agents have one name.
+    """
+
+    def __init__(
+        self,
+        agents: Iterable[Agent] = (),
+        *,
+        bus: EventBus,
+        app: ModelHost | None = None,
+        limits: Limits | None = None,
+        on_error: ErrorPolicy | None = None,
+    ) -> None:
+        self.bus = bus
+        self.limits = limits or Limits()
+        self.on_error = on_error or ErrorPolicy()
+        self._host = app
+        self._agents: dict[str, Agent] = {}
+        self._floors: WeakKeyDictionary[object, _Floor] = WeakKeyDictionary()
+        self._outside = _Floor()
+        for agent in agents:
+            self._add(agent)
+
+    def __repr__(self) -> str:
+        return f"<Controller of {', '.join(self._agents) or 'nobody'}>"
+
+    # -- the team ---------------------------------------------------------------------------------
+
+    @property
+    def agents(self) -> Mapping[str, Agent]:
+        """The agents, by name."""
+        return MappingProxyType(self._agents)
+
+    def register(self, agent: Agent) -> None:
+        """Let an agent join, or take the place of an older version of it. At any time.
+
+        Raises:
+            ConfigurationError: There is one of this name, of the same version or a later one.
+        """
+        self._add(agent)
+        known = AgentRegistered(
+            agent.name, agent.version, agent.role, agent.capabilities, agent.description
+        )
+        self.bus.publish(known)
+        self._call_next()
+
+    def _add(self, agent: Agent) -> None:
+        known = self._agents.get(agent.name)
+        if known is not None and known.version >= agent.version:
+            raise ConfigurationError(
+                f"There is an agent {agent.name!r} of version {known.version} in this team. Give this "
+                f"one another name, or a higher version."
+            )
+        self._agents[agent.name] = agent
+
+    def remove(self, name: str) -> None:
+        """Let an agent leave; what it works on it finishes.
+
+        Raises:
+            NoAgentError: There is none of this name.
+        """
+        self._named(name)
+        del self._agents[name]
+        self.bus.publish(AgentRemoved(name))
+
+    def health(self, name: str) -> Health:
+        """Return how an agent is doing in the caller's run.
+
+        Raises:
+            NoAgentError: There is none of this name.
+        """
+        return self._seat(self._named(name)).health
+
+    def load(self, name: str) -> int:
+        """Return how many tasks of the caller's run an agent works on."""
+        return self._seat(self._named(name)).load
+
+    def _named(self, name: str) -> Agent:
+        found = self._agents.get(name)
+        if found is None:
+            raise NoAgentError(
+                f"There is no agent {name!r} in this team{nearest_name(name, self._agents)}. There "
+                f"are: {', '.join(self._agents) or 'none'}."
+            )
+        return found
+
+    # -- delegating -------------------------------------------------------------------------------
+
+    async def delegate(
+        self, task: Task | str, *, to: str | None = None, history: History | None = None
+    ) -> Outcome:
+        """Have a task done by the agent that fits best, and return what came of it.
+
+        Cancelling the caller cancels the task, its model call, its tools and all that it delegated.
+
+        Args:
+            task: The task; a text for one that needs nothing in particular.
+            to: Name of the agent that is to do it, whatever it needs.
+            history: What was said before; this task joins it.
+
+        Returns:
+            The outcome. It may be ``failed`` or ``expired``; reading its text then raises.
+
+        Raises:
+            NoAgentError: No agent of the team has what it needs.
+            EffectError: The run that this is part of cannot go on.
+        """
+        asked = Task(task) if isinstance(task, str) else task
+        asked = asked if asked.id else replace(asked, id=f"t-{uuid().hex[:12]}")
+        above = current_desk()
+        queued = TaskQueued(asked, None if above is None else above.task)
+        told = self.bus.publish(queued).message
+        with caused_by(told):
+            return await self._carried_through(asked, above, to, history)
+
+    async def _carried_through(
+        self, task: Task, above: Desk | None, to: str | None, history: History | None
+    ) -> Outcome:
+        account = self._account(task, above)
+        trip = _Trip(task, to, account, 1 if above is None else above.depth + 1)
+        floor = self._floor()
+        current = asyncio.current_task()
+        assert current is not None
+        floor.tasks[task.id] = current
+        seconds = [each for each in (task.deadline, account.limits.seconds) if each is not None]
+        scope: asyncio.Timeout | None = None
+        try:
+            if not seconds:
+                return await self._attempts(trip, history)
+            async with asyncio.timeout(min(seconds)) as scope:
+                return await self._attempts(trip, history)
+        except TimeoutError as error:
+            if scope is None or not scope.expired():
+                raise
+            late = TaskExpiredError(
+                f"Task {task.id} was not done within {min(seconds):g} s.", task=task.id
+            )
+            late.__cause__ = error
+            self.bus.publish(TaskExpired(task.id, trip.agent, min(seconds), account.spent))
+            return Outcome(task, "expired", trip.agent, None, late, account.spent)
+        except asyncio.CancelledError:
+            self.bus.publish(TaskCancelled(task.id, trip.agent, account.spent))
+            if task.id in floor.cancelled and current.uncancel() == 0:
+                error_ = TaskFailedError(f"Task {task.id} was cancelled.", task=task.id)
+                return Outcome(task, "failed", trip.agent, None, error_, account.spent)
+            raise
+        except Exception as error:
+            kind = type(error).__name__
+            self.bus.publish(TaskFailed(task.id, trip.agent, kind, str(error), account.spent))
+            if is_fatal(error) or isinstance(error, NoAgentError):
+                raise
+            await self._compensate(task, error)
+            return Outcome(task, "failed", trip.agent, None, error, account.spent)
+        finally:
+            del floor.tasks[task.id]
+
+    def _account(self, task: Task, above: Desk | None) -> Account:
+        if above is None:
+            return Account(task.budget or self.limits)
+        return above.account if task.budget is None else Account(task.budget, above.account)
+
+    async def _compensate(self, task: Task, error: Exception) -> None:
+        if self.on_error.compensate is not None:
+            done = self.on_error.compensate(task, error)
+            if isinstance(done, Awaitable):
+                await done
+
+    async def _attempts(self, trip: _Trip, history: History | None) -> Outcome:
+        """Let one agent after another try, as the policy and hand-overs have it."""
+        trip.account.check_depth(trip.depth)
+        before = () if history is None else history.messages
+        tried: frozenset[str] = frozenset()
+        loops = Loops(trip.account.limits)
+        while True:
+            seat = await self._seated(trip.task, tried, trip.to)
+            agent = seat.agent
+            trip.agent = agent.name
+            trip.attempt += 1
+            own = History(before)
+            try:
+                answer, desk = await self._worked(seat, trip, own)
+            except (LimitReachedError, NoAgentError):
+                raise
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                self._note_failure(seat, error)
+                tried |= {agent.name}
+                trip.to = self._next_try(trip, tried, error)
+                continue
+            finally:
+                self._freed(seat)
+                if history is not None:
+                    history.join(*own.messages[len(history) :])
+            self._note_success(seat)
+            if desk.handed_over is None:
+                return self._done(trip, agent, answer)
+            to, reason = desk.handed_over
+            loops.note(agent.name, f"Handing over to {agent.name!r}")
+            self.bus.publish(TaskHandedOver(trip.task.id, agent.name, to, reason))
+            self._named(to)
+            trip.to, before = to, own.messages
+
+    def _done(self, trip: _Trip, agent: Agent, answer: JSON) -> Outcome:
+        spent = trip.account.spent
+        self.bus.publish(TaskCompleted(trip.task.id, agent.name, answer, spent))
+        return Outcome(trip.task, "done", agent.name, answer, None, spent, _maker(agent))
+
+    def _next_try(self, trip: _Trip, tried: frozenset[str], error: Exception) -> str | None:
+        """Return who is to try next, None for whoever fits; raise the error when nobody is."""
+        policy = self.on_error
+        others = [name for name in self._fitting(trip.task) if name not in tried]
+        if trip.failures < policy.elsewhere and others and trip.to is None:
+            trip.failures += 1
+            return None
+        boss = policy.escalate_to
+        if boss is not None and boss not in tried:
+            return boss
+        raise error
+
+    async def _worked(self, seat: _Seat, trip: _Trip, history: History) -> tuple[JSON, Desk]:
+        agent, task = seat.agent, trip.task
+        desk = Desk(
+            self.bus,
+            self._found_host(),
+            trip.account,
+            task.id,
+            agent.name,
+            trip.depth,
+            trip.attempt,
+            team=self,
+        )
+        told = self.bus.publish(TaskAssigned(task.id, agent.name, trip.attempt, trip.why(seat)))
+        token = AT_DESK.set(desk)
+        try:
+            with caused_by(told.message):
+                self.bus.publish(TaskAccepted(task.id, agent.name, trip.attempt))
+                return await _watched(Work(agent, task, desk, history).run, desk, agent), desk
+        except _Stuck as stuck:
+            self._tell_health(seat, "stuck", str(stuck))
+            raise TaskFailedError(str(stuck), task=task.id, kind="stuck") from None
+        finally:
+            AT_DESK.reset(token)
+
+    def _found_host(self) -> ModelHost:
+        return self._host or host_of(self.bus) or BareHost()
+
+    def cancel(self, task: str) -> bool:
+        """Cancel a task of the caller's run by its id; its outcome is then ``failed``.
+
+        Returns:
+            Whether it was going on.
+        """
+        floor = self._floor()
+        found = floor.tasks.get(task)
+        if found is None:
+            return False
+        floor.cancelled.add(task)
+        return found.cancel()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The ids of the tasks that go on in the caller's run."""
+        return tuple(self._floor().tasks)
+
+    # -- who gets it ------------------------------------------------------------------------------
+
+    def _floor(self) -> _Floor:
+        run = current_run()
+        if run is None:
+            return self._outside
+        floor = self._floors.get(run)
+        if floor is None:
+            floor = self._floors[run] = _Floor()
+        return floor
+
+    def _seat(self, agent: Agent) -> _Seat:
+        seats = self._floor().seats
+        seat = seats.get(agent.name)
+        if seat is None:
+            seat = seats[agent.name] = _Seat(agent)
+        seat.agent = agent
+        return seat
+
+    def _fitting(self, task: Task) -> dict[str, float]:
+        """Return who has what a task needs, and how well, in order of preference."""
+        if not task.needs and not task.grades:
+            return dict.fromkeys(self._agents, 1.0)
+        graded = {name: agent.grade(task) for name, agent in self._agents.items()}
+        return {name: grade for name, grade in graded.items() if grade is not None}
+
+    async def _seated(self, task: Task, tried: frozenset[str], to: str | None) -> _Seat:
+        """Return the seat of the agent that is to do a task; wait for one that is free."""
+        waiting = _Waiting(task, tried, to, None)  # type: ignore[arg-type]  # made if needed
+        seat = self._free(waiting)
+        if seat is None:
+            seat = await self._wait_for_seat(waiting)
+        else:
+            seat.load += 1
+        return seat
+
+    def _free(self, waiting: _Waiting) -> _Seat | None:
+        """Return the best of the agents that fit and are free, or None if they are all busy."""
+        if waiting.to is not None:
+            seat = self._seat(self._named(waiting.to))
+            return seat if _has_room(seat) else None
+        fitting = self._fitting(waiting.task)
+        if not fitting:
+            raise self._nobody(waiting.task)
+        seats = [
+            (name in waiting.tried, seat.health != "ready", -grade, seat.load, place, seat)
+            for place, (name, grade) in enumerate(fitting.items())
+            if _has_room(seat := self._seat(self._agents[name]))
+        ]
+        return min(seats, key=lambda each: each[:-1])[-1] if seats else None
+
+    def _nobody(self, task: Task) -> NoAgentError:
+        able = sorted({each for agent in self._agents.values() for each in agent.capabilities})
+        wanted = ", ".join(
+            f"{each} ≥ {task.grades[each]:g}" if each in task.grades else each
+            for each in sorted(task.needs | task.grades.keys())
+        )
+        return NoAgentError(
+            f"No agent of this team has all that task {task.id} ({task.text!r:.60}) needs: {wanted}. "
+            f"There is: {', '.join(able) or 'nothing'}. Register one that has."
+        )
+
+    async def _wait_for_seat(self, waiting: _Waiting) -> _Seat:
+        floor = self._floor()
+        waiting.chosen = asyncio.get_running_loop().create_future()
+        heapq.heappush(floor.queue, (-waiting.task.priority, next(floor.count), waiting))
+        self.bus.publish(TaskWaiting(waiting.task.id, "a free agent"))
+        try:
+            seat = await waiting.chosen
+        except asyncio.CancelledError:
+            if waiting.chosen.done() and not waiting.chosen.cancelled():
+                self._freed(waiting.chosen.result())
+            raise
+        self.bus.publish(TaskResumed(waiting.task.id))
+        return seat
+
+    def _freed(self, seat: _Seat) -> None:
+        seat.load -= 1
+        self._call_next()
+
+    def _call_next(self) -> None:
+        """Give free agents to those who wait, the highest priority first."""
+        floor = self._floor()
+        still: list[tuple[int, int, _Waiting]] = []
+        while floor.queue:
+            entry = heapq.heappop(floor.queue)
+            waiting = entry[2]
+            if waiting.chosen.done():
+                continue
+            try:
+                seat = self._free(waiting)
+            except NoAgentError as error:
+                waiting.chosen.set_exception(error)
+                continue
+            if seat is None:
+                still.append(entry)
+            else:
+                seat.load += 1
+                waiting.chosen.set_result(seat)
+        floor.queue = still
+
+    # -- how they are -----------------------------------------------------------------------------
+
+    def _note_success(self, seat: _Seat) -> None:
+        seat.failures = 0
+        if seat.health != "ready":
+            self._tell_health(seat, "ready", "it did a task")
+
+    def _note_failure(self, seat: _Seat, error: Exception) -> None:
+        seat.failures += 1
+        if seat.failures == self.on_error.down_after:
+            self._tell_health(seat, "down", f"{seat.failures} failures, the last: {error}")
+
+    def _tell_health(self, seat: _Seat, health: Health, reason: str) -> None:
+        seat.health = health
+        self.bus.publish(AgentHealthChanged(seat.agent.name, health, reason))
+
+    # -- patterns ---------------------------------------------------------------------------------
+
+    async def parallel(self, tasks: Iterable[Task | str]) -> list[Outcome]:
+        """Have tasks done side by side; the outcomes are in the order of the tasks.
+
+        One that fails does not stop the others.
+        """
+        return await _gathered([self.delegate(each) for each in tasks])
+
+    async def map_reduce(
+        self,
+        items: Iterable[T],
+        each: Callable[[T], Task],
+        reduce: Callable[[Sequence[Outcome]], Task],
+    ) -> Outcome:
+        """Have a task done for each item, side by side, and one that makes one thing of it all.
+
+        Args:
+            items: The items.
+            each: Returns the task for an item.
+            reduce: Returns the last task, given what came of the others.
+        """
+        outcomes = await self.parallel(map(each, items))
+        return await self.delegate(reduce(outcomes))
+
+    async def pipeline(
+        self, stages: Sequence[Task | Callable[[Outcome], Task]], *, start: Task | None = None
+    ) -> Outcome:
+        """Have tasks done one after the other, each given the answer before it.
+
+        A task that is given as it is finds that answer in its inputs, as ``previous``. The first that
+        is not done ends it, and its outcome is returned.
+
+        Args:
+            stages: The tasks, or functions of the outcome before that return them.
+            start: The first task, where the first stage is a function.
+
+        Raises:
+            ConfigurationError: There is no first task.
+        """
+        outcome = None if start is None else await self.delegate(start)
+        for stage in stages:
+            if outcome is not None and not outcome.is_done:
+                return outcome
+            if isinstance(stage, Task):
+                more = {} if outcome is None else {"previous": outcome.answer}
+                stage = replace(stage, inputs={**stage.inputs, **more})
+            elif outcome is None:
+                raise ConfigurationError("The first stage is a function; give start=Task(...).")
+            else:
+                stage = stage(outcome)
+            outcome = await self.delegate(stage)
+        if outcome is None:
+            raise ConfigurationError("The pipeline has no stages. Give one task at least.")
+        return outcome
+
+    async def run(self, tasks: Iterable[Task]) -> dict[str, Outcome]:
+        """Have tasks done that depend on each other by `Task.after`, as much as possible side by side.
+
+        The answers of those that a task comes after are in its inputs, by their ids. What comes after
+        one that is not done fails, and is not begun.
+
+        Args:
+            tasks: The tasks, each with an id.
+
+        Returns:
+            The outcomes, by id, in the order of the tasks.
+
+        Raises:
+            ConfigurationError: An id is missing or comes twice, or tasks wait for each other.
+        """
+        known = _checked_graph(list(tasks))
+        ended: dict[str, asyncio.Task[Outcome]] = {}
+
+        async def one(task: Task) -> Outcome:
+            before = [await asyncio.shield(ended[each]) for each in task.after]
+            for each in before:
+                if not each.is_done:
+                    error = TaskFailedError(
+                        f"Task {task.id} comes after {each.task.id}, which is {each.status}.",
+                        task=task.id,
+                    )
+                    return Outcome(task, "failed", "", None, error)
+            given: dict[str, JSON] = {each.task.id: each.answer for each in before}
+            return await self.delegate(replace(task, inputs={**task.inputs, **given}))
+
+        for task in known:  # each after those that it waits for
+            ended[task.id] = asyncio.create_task(one(task))
+        await _settled(list(ended.values()))
+        return {task.id: ended[task.id].result() for task in known}
+
+    async def vote(
+        self,
+        task: Task | str,
+        voters: Sequence[str],
+        *,
+        key: Callable[[Outcome], JSON] | None = None,
+    ) -> tuple[Outcome, dict[str, int]]:
+        """Let several agents do a task, and return the answer that most of them gave.
+
+        Args:
+            task: The task.
+            voters: Who votes.
+            key: What of an outcome counts; default: its text, without case and white space around.
+
+        Returns:
+            The outcome of the first of those that won, and how many votes each answer has.
+
+        Raises:
+            TaskFailedError: Nobody has an answer.
+        """
+        asked = Task(task) if isinstance(task, str) else task
+        asked = replace(asked, id="")
+        outcomes = await _gathered([self.delegate(asked, to=name) for name in voters])
+        done = [each for each in outcomes if each.is_done]
+        if not done:
+            raise TaskFailedError(f"None of {', '.join(voters)} has an answer.", task="")
+        counted = key or (lambda outcome: outcome.text.strip().casefold())
+        ballots = [(str(counted(each)), each) for each in done]
+        votes: dict[str, int] = {}
+        for ballot, _ in ballots:
+            votes[ballot] = votes.get(ballot, 0) + 1
+        best = max(votes.values())
+        return next(each for ballot, each in ballots if votes[ballot] == best), votes
+
+    async def debate(
+        self, task: Task | str, speakers: Sequence[str], *, judge: str, rounds: int = 2
+    ) -> Outcome:
+        """Let agents answer, see each other's answers and answer again; the judge decides.
+
+        Args:
+            task: The task.
+            speakers: Who speaks.
+            judge: Who decides, given the last answers.
+            rounds: How often each speaks.
+        """
+        asked = Task(task) if isinstance(task, str) else task
+        said: dict[str, JSON] = {}
+        for _ in range(rounds):
+            seen: dict[str, JSON] = {"answers": dict(said)} if said else {}
+            turn = replace(asked, id="", inputs={**asked.inputs, **seen})
+            outcomes = await _gathered([self.delegate(turn, to=name) for name in speakers])
+            said = {each.agent: each.answer for each in outcomes if each.is_done}
+        last = replace(asked, inputs={**asked.inputs, "answers": dict(said)})
+        return await self.delegate(last, to=judge)
+
+    async def supervise(
+        self,
+        task: Task | str,
+        decide: Callable[[Task, Sequence[Outcome]], Task | Outcome | None],
+        *,
+        rounds: int = 20,
+    ) -> list[Outcome]:
+        """Have tasks done one after the other, as a function decides from what came of those before.
+
+        For a model that decides, give an agent the tool `delegation` instead.
+
+        Args:
+            task: What is wanted in the end.
+            decide: Returns the next task, or None when it is enough.
+            rounds: How many tasks there may be.
+
+        Raises:
+            LimitReachedError: It is not enough after so many.
+        """
+        asked = Task(task) if isinstance(task, str) else task
+        outcomes: list[Outcome] = []
+        while (following := decide(asked, tuple(outcomes))) is not None:
+            if isinstance(following, Outcome):
+                return [*outcomes, following]
+            if len(outcomes) >= rounds:
+                raise LimitReachedError(
+                    f"{rounds} tasks were done for {asked.text!r:.60} and it is not enough. Raise "
+                    f"rounds=, or find out why.",
+                    limit="turns",
+                )
+            outcomes.append(await self.delegate(following))
+        return outcomes
+
+
+@dataclass(slots=True, eq=False)
+class _Trip:
+    """The way of one task through a team."""
+
+    task: Task
+    to: str | None
+    account: Account
+    depth: int
+    agent: str = ""
+    attempt: int = 0
+    failures: int = 0
+
+    def why(self, seat: _Seat) -> str:
+        if self.to is not None:
+            return "asked for by name"
+        grade = seat.agent.grade(self.task) or 0.0
+        return f"grade {grade:g}, load {seat.load - 1}, {seat.health}"
+
+
+def _has_room(seat: _Seat) -> bool:
+    return seat.agent.capacity is None or seat.load < seat.agent.capacity
+
+
+# Any: whatever the output is
+def _maker(agent: Agent) -> Callable[[JSON], Any] | None:
+    output, shape = agent.output, agent.output_shape
+    if output is None or shape is None:
+        return None
+    return lambda answer: output(**shape.checked(answer))
+
+
+async def _watched(work: Callable[[], Awaitable[JSON]], desk: Desk, agent: Agent) -> JSON:
+    """Do the work; give it up when there is no sign of life for too long."""
+    if agent.stuck_after is None:
+        return await work()
+    watch = _Watch(desk, agent.stuck_after)
+    try:
+        return await work()
+    except asyncio.CancelledError:
+        if watch.is_over and watch.task.uncancel() == 0:
+            raise _Stuck(
+                f"Agent {agent.name!r} gave no sign of life for {agent.stuck_after:g} s at task "
+                f"{desk.task}."
+            ) from None
+        raise
+    finally:
+        watch.timer.cancel()
+
+
+class _Watch:
+    """Cancels a task that gives no sign of life for too long; looks seldom, so that life is cheap."""
+
+    __slots__ = ("_desk", "_loop", "_patience", "is_over", "task", "timer")
+
+    def __init__(self, desk: Desk, patience: float) -> None:
+        self._desk = desk
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+        self.is_over = False
+        desk.touch()
+        self.timer = self._loop.call_later(patience, self._look)
+
+    def _look(self) -> None:
+        idle = self._loop.time() - self._desk.alive
+        self.is_over = idle >= self._patience
+        if self.is_over:
+            self.task.cancel()
+        else:
+            self.timer = self._loop.call_later(self._patience - max(idle, 0.0), self._look)
+
+
+async def _gathered(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Do things side by side, to the end; the first error is raised when all have ended."""
+    tasks = [asyncio.ensure_future(each) for each in works]
+    await _settled(tasks)
+    return [each.result() for each in tasks]
+
+
+async def _settled(tasks: Sequence[asyncio.Future[T]]) -> None:
+    if not tasks:
+        return
+    try:
+        await asyncio.wait(tasks)
+    except BaseException:
+        for each in tasks:
+            each.cancel()
+        await asyncio.wait(tasks)
+        for each in tasks:
+            _ = each.cancelled() or each.exception()  # looked at, so that nobody complains
+        raise
+
+
+def _checked_graph(tasks: list[Task]) -> list[Task]:
+    """Return tasks in an order in which each comes after those that it waits for."""
+    known = {task.id: task for task in tasks}
+    if len(known) < len(tasks) or "" in known:
+        raise ConfigurationError("Each task of run() needs an id of its own: Task(..., id='...').")
+    made: dict[str, Task] = {}
+    left = dict(known)
+    while left:
+        ready = [task for task in left.values() if all(each in made for each in task.after)]
+        if not ready:
+            missing = {each for task in left.values() for each in task.after} - known.keys()
+            why = f"{', '.join(sorted(missing))} is not among them" if missing else "a circle"
+            raise ConfigurationError(
+                f"Tasks {', '.join(left)} wait for each other, or for what is not there ({why})."
+            )
+        for task in ready:
+            made[task.id] = left.pop(task.id)
+    return list(made.values())

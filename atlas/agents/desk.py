@@ -1,0 +1,67 @@
+"""Where a task is worked on: its place in the tree, its account, who answers for models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from atlas.agents.account import Account
+from atlas.agents.messages import Task
+from atlas.agents.outcome import Outcome
+from atlas.core.event_bus import EventBus
+from atlas.providers.hosting import ModelHost
+
+__all__ = ["AT_DESK", "Desk", "Team", "current_desk"]
+
+
+class Team(Protocol):
+    """What a desk knows of the team it belongs to."""
+
+    async def delegate(self, task: Task, *, to: str | None = None) -> Outcome:
+        """Have a task done; see `Controller.delegate`."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Desk:
+    """What is around a task while an agent works on it.
+
+    Attributes:
+        bus: Where it is told what happens.
+        host: Who answers for models.
+        account: What the task and all below it may use.
+        task: The task's id.
+        agent: Who works on it.
+        depth: How deep in the tree it is; 1 for a task that belongs to none.
+        attempt: Which attempt this is, from 1.
+        alive: The loop's time of the last sign of life.
+        team: Who delegates further.
+        handed_over: To whom, and why, when the agent gave the task away.
+    """
+
+    bus: EventBus
+    host: ModelHost
+    account: Account
+    task: str
+    agent: str
+    depth: int = 1
+    attempt: int = 1
+    alive: float = 0.0
+    team: Team | None = None
+    handed_over: tuple[str, str] | None = None
+    clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+
+    def touch(self) -> None:
+        """Give a sign of life."""
+        self.alive = self.clock()
+
+
+AT_DESK: ContextVar[Desk | None] = ContextVar("atlas_desk", default=None)
+
+
+def current_desk() -> Desk | None:
+    """Return the desk at which the caller works: inside a task of an agent, or None."""
+    return AT_DESK.get()

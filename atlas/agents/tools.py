@@ -1,0 +1,408 @@
+"""Tools: typed Python functions that a model may call.
+
+The signature is the schema and the docstring the description; what a model gives for arguments is
+validated before the function sees any of it. Performing a tool is an effect: recorded in a run, not
+repeated when the run is replayed or resumed, see `atlas.core.effects`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, cast, overload
+
+from atlas.agents.messages import Permission
+from atlas.core.effect_layers import Layer, Timeout
+from atlas.core.effects import Effect, perform, stream
+from atlas.core.effects.entries import Declared
+from atlas.core.messages import value
+from atlas.core.schema import dump, json_schema, load
+from atlas.errors import ConfigurationError, SchemaError, ValidationError
+from atlas.providers.messages import ToolSpec
+from atlas.typing import JSON
+
+__all__ = ["Shape", "Tool", "tool"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DECLARED: Final[Mapping[Permission, Declared]] = {
+    "read": "idempotent",
+    "write": "external",
+    "network": "external",
+    "dangerous": "external",
+}
+
+
+# -- shapes -------------------------------------------------------------------------------------
+
+
+class Shape:
+    """What a function or a dataclass takes: its JSON Schema, and how to check what comes.
+
+    Args:
+        target: A function, or a dataclass. Each parameter has to be annotated, with what messages may
+            hold; see `atlas.core.messages`.
+        name: For errors.
+        known: What there is to know of parameters, in words, by name.
+
+    Raises:
+        SchemaError: A parameter has no annotation, or one that no schema describes.
+    """
+
+    __slots__ = ("_class", "_hints", "_text", "_thaw", "known", "name")
+
+    def __init__(
+        self, target: Callable[..., object], name: str, known: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.known = known or {}
+        self._text = ""
+        self._hints, defaults = _fields_of(target, name)
+        self._thaw = [key for key, hint in self._hints.items() if not _is_plain(hint)]
+        members = {**defaults, "__annotations__": dict(self._hints), "__module__": __name__}
+        label = re.sub(r"\W+", "_", name).lower().strip("_") or "tool"
+        self._class = value(f"tool.{label}")(type(label, (), members))
+
+    @property
+    def schema(self) -> dict[str, JSON]:
+        """The JSON Schema of all parameters together."""
+        made = json_schema(self._class)
+        for key in ("$schema", "title", "description"):
+            made.pop(key, None)
+        properties = cast("dict[str, dict[str, JSON]]", made["properties"])
+        for name, words in self.known.items():
+            if name in properties:
+                properties[name] = {**properties[name], "description": words}
+        return made
+
+    @property
+    def text(self) -> str:
+        """The JSON Schema as text."""
+        if not self._text:
+            self._text = json.dumps(self.schema, ensure_ascii=False, separators=(",", ":"))
+        return self._text
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """Return the arguments that a JSON text gives, checked.
+
+        Raises:
+            ValidationError: It is no JSON, or an argument is missing, unknown or wrong.
+        """
+        try:
+            given = json.loads(text) if text.strip() else {}
+        except ValueError as error:
+            raise ValidationError(self.name, "", text, f"JSON ({error})") from error
+        return self.checked(given)
+
+    def checked(self, given: JSON) -> dict[str, Any]:
+        """Return arguments given as a JSON value, checked; see `parse`."""
+        if not isinstance(given, dict):
+            raise ValidationError(self.name, "", given, "a JSON object with the arguments")
+        try:
+            made = load(self._class, given)
+        except ValidationError as error:
+            raise ValidationError(self.name, error.field, error.value, error.rule) from error
+        arguments = {name: getattr(made, name) for name in self._hints}
+        for name in self._thaw:
+            arguments[name] = _thawed(arguments[name], self._hints[name])
+        return arguments
+
+
+def _fields_of(
+    target: Callable[..., object], name: str
+) -> tuple[dict[str, object], dict[str, object]]:
+    hints = typing.get_type_hints(target, include_extras=True)
+    found: dict[str, object] = {}
+    defaults: dict[str, object] = {}
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise SchemaError(
+                f"{name} takes *{parameter.name}, which a model cannot be told of. Name each "
+                f"parameter."
+            )
+        if parameter.name not in hints:
+            raise SchemaError(
+                f"Parameter {parameter.name!r} of {name} has no annotation, so that nothing can be "
+                f"checked. Write {parameter.name}: str, or what it is."
+            )
+        found[parameter.name] = hints[parameter.name]
+        if parameter.default is not parameter.empty:
+            defaults[parameter.name] = _default(parameter.default)
+    # what has a default goes last, as in a dataclass
+    return {each: found[each] for each in sorted(found, key=lambda n: n in defaults)}, defaults
+
+
+def _default(given: object) -> object:
+    if isinstance(given, list | dict | set):
+        return dataclasses.field(default_factory=lambda: given)
+    return given
+
+
+_MUTABLE = (list, dict, set)
+
+
+def _is_plain(hint: object) -> bool:
+    inside = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return True
+    return typing.get_origin(hint) not in _MUTABLE and all(_is_plain(each) for each in inside)
+
+
+# Any: whatever the parameter holds
+def _thawed(given: Any, hint: object) -> Any:
+    """Return a value with the lists, dicts and sets that its annotation promises; ours are frozen."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list and isinstance(given, tuple):
+        return [_thawed(each, inside[0]) for each in given]
+    if origin is dict and isinstance(given, Mapping):
+        return {key: _thawed(each, inside[1]) for key, each in given.items()}
+    if origin is set and isinstance(given, frozenset):
+        return set(given)
+    if given is not None and origin is not None and origin not in (tuple, Literal):
+        return next((_thawed(given, each) for each in inside if not _is_plain(each)), given)
+    return given
+
+
+# -- tools --------------------------------------------------------------------------------------
+
+
+class Tool(Generic[P, T]):
+    """A function that a model may call. Made by `tool`; calling it calls the function.
+
+    Attributes:
+        name: By which the model calls it.
+        description: What the model is told of it.
+        permission: What it may do.
+        declared: What performing it twice would do, see `Effect`.
+        needs_approval: Whether a person is asked before each call.
+        timeout: Seconds; None: as long as it takes.
+        is_inside: Whether it is agent logic, which delegates and asks models, and no effect.
+    """
+
+    __slots__ = (
+        "__wrapped__",
+        "_kind",
+        "_layers",
+        "_shape",
+        "_spec",
+        "declared",
+        "description",
+        "is_inside",
+        "name",
+        "needs_approval",
+        "permission",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        function: Callable[P, T],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        permission: Permission = "read",
+        idempotent: bool | None = None,
+        approval: bool | None = None,
+        timeout: float | None = 120.0,
+        layers: Sequence[Layer] = (),
+        schema: Shape | None = None,
+        is_inside: bool = False,
+    ) -> None:
+        self.name = _checked_name(name or str(getattr(function, "__name__", "tool")))
+        if permission not in _DECLARED:
+            raise ConfigurationError(
+                f"Tool {self.name!r} has permission {permission!r}. Give one of "
+                f"{', '.join(_DECLARED)}."
+            )
+        told, known = _told_by(function)
+        self.description = told if description is None else description
+        self.permission: Permission = permission
+        self.declared: Declared = "idempotent" if idempotent else _DECLARED[permission]
+        self.needs_approval = permission == "dangerous" if approval is None else approval
+        self.timeout = timeout
+        self.is_inside = is_inside
+        self.__wrapped__ = function
+        self._shape = schema or Shape(function, self.name, known)
+        self._layers = (*layers, *(() if timeout is None else (Timeout(timeout),)))
+        self._kind = _kind_of(function)
+        self._spec: ToolSpec | None = None
+
+    def __call__(self, *args: P.args, **options: P.kwargs) -> T:
+        """Call the function itself: no effect, nothing checked."""
+        return self.__wrapped__(*args, **options)
+
+    def __repr__(self) -> str:
+        return f"<Tool {self.name} ({self.permission})>"
+
+    @property
+    def spec(self) -> ToolSpec:
+        """What a model is told of the tool."""
+        if self._spec is None:
+            self._spec = ToolSpec(self.name, self.description, self._shape.text)
+        return self._spec
+
+    @property
+    def schema(self) -> dict[str, JSON]:
+        """The JSON Schema of its arguments."""
+        return self._shape.schema
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """Return the arguments that a JSON text gives, checked.
+
+        Raises:
+            ValidationError: An argument is missing, unknown or wrong.
+        """
+        return self._shape.parse(text)
+
+    async def perform(
+        self, arguments: Mapping[str, Any], on_progress: Callable[[str], object]
+    ) -> str:
+        """Perform the tool as an effect, and return what the model is told.
+
+        Args:
+            arguments: As `parse` gave them.
+            on_progress: Called with what a generator tool yields before its last word.
+
+        Raises:
+            Exception: What the function raised.
+        """
+        if self.is_inside:
+            return _content(await cast("Awaitable[object]", self.__wrapped__(**arguments)))  # type: ignore[call-arg]  # by name
+        effect = Effect(f"tool.{self.name}", arguments, self.declared, (), self._layers)
+        if self._kind == "generator":
+            return await self._follow(effect, arguments, on_progress)
+        return await perform(effect, self._call, arguments)
+
+    async def _call(self, arguments: Mapping[str, Any]) -> str:
+        # A plain function may block; in a thread it holds nobody up.
+        call: Callable[..., Any] = self.__wrapped__
+        if self._kind == "plain":
+            return _content(await asyncio.to_thread(functools.partial(call, **arguments)))
+        return _content(await call(**arguments))
+
+    async def _follow(
+        self, effect: Effect, arguments: Mapping[str, Any], on_progress: Callable[[str], object]
+    ) -> str:
+        last: str | None = None
+        async with aclosing(stream(effect, self._pieces, arguments)) as pieces:
+            async for piece in pieces:
+                if last is not None:
+                    on_progress(last)
+                last = piece
+        return last or ""
+
+    async def _pieces(self, arguments: Mapping[str, Any]) -> AsyncIterator[str]:
+        call: Callable[..., Any] = self.__wrapped__
+        async with aclosing(call(**arguments)) as pieces:
+            async for piece in pieces:
+                yield _content(piece)
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"A tool cannot be called {name!r}. Vendors take letters, digits, _ and -, 64 at most, "
+            f"the first no digit: give name=."
+        )
+    return name
+
+
+def _kind_of(function: Callable[..., object]) -> Literal["async", "generator", "plain"]:
+    called = function.func if isinstance(function, functools.partial) else function
+    if not (inspect.isfunction(called) or inspect.ismethod(called)):
+        called = getattr(called, "__call__", called)  # noqa: B004  an object that can be called
+    if inspect.isasyncgenfunction(called):
+        return "generator"
+    return "async" if inspect.iscoroutinefunction(called) else "plain"
+
+
+_ARGUMENT = re.compile(r"^\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
+
+
+def _told_by(function: Callable[..., object]) -> tuple[str, dict[str, str]]:
+    """Return the description in a docstring, and what its ``Args`` say."""
+    text = inspect.getdoc(function) or ""
+    head, _, rest = re.sub(
+        r"\n(Returns|Raises|Yields|Example):.*", "", text, flags=re.DOTALL
+    ).partition("\nArgs:\n")
+    known: dict[str, str] = {}
+    name, depth = "", 0
+    for line in rest.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if (found := _ARGUMENT.match(line)) and (not known or indent <= depth):
+            name, depth = found[1], indent
+            known[name] = found[2]
+        elif name and line.strip():
+            known[name] = f"{known[name]} {line.strip()}"
+    return head.strip(), known
+
+
+def _content(result: object) -> str:
+    """Return a result as the text that the model reads."""
+    if isinstance(result, str):
+        return result
+    return json.dumps(result, ensure_ascii=False, default=_jsonable)
+
+
+def _jsonable(item: Any) -> JSON:
+    if hasattr(type(item), "message_name"):
+        return dump(item)
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return {each.name: getattr(item, each.name) for each in dataclasses.fields(item)}
+    if isinstance(item, Mapping):
+        return dict(item)
+    return list(item) if isinstance(item, set | frozenset | tuple) else str(item)
+
+
+@overload
+def tool(function: Callable[P, T], /) -> Tool[P, T]: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    permission: Permission = "read",
+    idempotent: bool | None = None,
+    approval: bool | None = None,
+    timeout: float | None = 120.0,
+    layers: Sequence[Layer] = (),
+) -> Callable[[Callable[P, T]], Tool[P, T]]: ...
+# Any: either the function or its options; the overloads above tell callers which
+def tool(  # noqa: D417  the options are those of the overload above
+    function: Any = None, /, **options: Any
+) -> Any:
+    """Make a function a tool for agents.
+
+    A plain function runs in a thread; an ``async`` one on the loop; of an async generator function
+    each piece is progress, and the last one the result. In a run, a tool with permission ``"read"`` is
+    performed again if a crash caught it in flight; another one is reported in doubt, unless it is
+    declared ``idempotent`` (see `current_effect` for its key).
+
+    Args:
+        function: The function; each parameter annotated.
+        name: By which the model calls it; default: the function's name.
+        description: What the model is told; default: the docstring up to ``Args:``.
+        permission: What it may do: ``"read"``, ``"write"``, ``"network"`` or ``"dangerous"``.
+        idempotent: Whether performing it twice does nothing more than once.
+        approval: Whether a person is asked before each call; default: for ``"dangerous"`` ones.
+        timeout: Seconds for a call, or for each piece; None: as long as it takes.
+        layers: Around its effect, the outermost first; see `atlas.core.effect_layers`.
+
+    Raises:
+        SchemaError: A parameter has no annotation, or one that no schema describes.
+        ConfigurationError: The name or the permission makes no sense.
+    """
+    if function is not None:
+        return Tool(function)
+    return lambda decorated: Tool(decorated, **options)

@@ -1,0 +1,576 @@
+"""One agent at work on one task: ask the model, call the tools it wants, until there is an answer.
+
+A loop, not a recursion: the hundredth turn costs what the first did. It runs in the caller's own
+context, so that inside a recorded run all of it is part of the run; what touches the world (the
+model, the tools, people who approve) are effects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Final, cast
+
+from atlas.agents.account import Loops, estimated_tokens
+from atlas.agents.agent import Agent, History
+from atlas.agents.approval import wait_for_approval
+from atlas.agents.desk import Desk
+from atlas.agents.dialect import Ask, Dialect, dialect_for, misfit, without_fence
+from atlas.agents.messages import (
+    ApprovalAsked,
+    HistorySummarised,
+    Task,
+    TaskResumed,
+    TaskWaiting,
+    ToolCalled,
+    ToolFinished,
+    ToolOutcome,
+    ToolProgressed,
+    TurnEnded,
+    TurnStarted,
+)
+from atlas.agents.tools import Tool
+from atlas.core.causality import CURRENT, caused_by
+from atlas.core.effects import current_run, effect
+from atlas.core.effects.codec import plain
+from atlas.core.event_bus import Receipt
+from atlas.errors import (
+    AgentError,
+    AnswerInvalidError,
+    BudgetExceededError,
+    EffectDeniedError,
+    EffectError,
+    EffectFailedError,
+    LimitReachedError,
+    ProviderError,
+    ValidationError,
+    nearest_name,
+)
+from atlas.providers.assembler import Assembler
+from atlas.providers.base import ChatRequest, Provider
+from atlas.providers.messages import (
+    ChatMessage,
+    Completion,
+    StreamCancelled,
+    StreamCompleted,
+    StreamFailed,
+    StreamRetried,
+    StreamStarted,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+from atlas.providers.recorded import HeldBack, model_stream
+from atlas.providers.reply import Stopwatch
+from atlas.providers.resilience import Retry
+from atlas.typing import JSON
+
+__all__ = ["Work", "is_fatal"]
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether an error ends the run and is told to no model: the recording, or the rule, broke."""
+    if isinstance(error, EffectError):
+        return not isinstance(error, EffectDeniedError | EffectFailedError)
+    return not isinstance(error, Exception)
+
+
+@effect("agent.abilities", pure=True, ignore=("provider",))
+def _abilities(name: str, provider: Provider) -> tuple[bool, bool]:
+    """Return whether a provider knows tools and JSON Schemas; a replay may not have it to ask."""
+    able = provider.capabilities
+    return able.tools, able.json_schema
+
+
+class Work:
+    """The loop of one agent on one task. Made for it, and thrown away after it.
+
+    Args:
+        agent: Who works.
+        task: What is to be done.
+        desk: Where.
+        history: What was said before; turns join it.
+    """
+
+    __slots__ = (
+        "_agent",
+        "_bus",
+        "_desk",
+        "_dialect",
+        "_history",
+        "_ids",
+        "_last_prompt",
+        "_loops",
+        "_provider",
+        "_repairs",
+        "_said",
+        "_shown",
+        "_source",
+        "_specs",
+        "_system",
+        "_task",
+        "_turn",
+    )
+
+    def __init__(self, agent: Agent, task: Task, desk: Desk, history: History) -> None:
+        self._agent = agent
+        self._task = task
+        self._desk = desk
+        self._bus = desk.bus
+        self._history = history
+        self._loops = Loops(desk.account.limits)
+        self._repairs = desk.account.limits.repairs
+        self._specs = tuple(each.spec for each in agent.tools.values())
+        self._source: str | Provider | None = None
+        self._provider = ""
+        self._dialect: Dialect | None = None
+        self._system: ChatMessage | None = None
+        self._shown: list[ChatMessage] = []
+        self._said = 0
+        self._last_prompt = 0
+        self._turn = 0
+        self._ids: set[str] = set()
+
+    async def run(self) -> JSON:
+        """Work until there is an answer, and return it: text, or the fields of the agent's `output`.
+
+        Raises:
+            LimitReachedError: A limit of the task tree is reached.
+            AnswerInvalidError: The answer does not fit, after all repairs.
+            ProviderError: The model could not be asked.
+        """
+        self._source = _source(self._agent, self._task)
+        self._join(ChatMessage("user", (TextPart(_question(self._task)),)))
+        while True:
+            given = await self._ask()
+            calls = given.tool_calls
+            if not calls:
+                if given.finish_reason == "pause":
+                    self._join(_assistant(given))
+                    continue
+                answer = self._answered(given)
+                if answer is not _NOT_YET:
+                    return cast("JSON", answer)
+                continue
+            results = await self._tools(given)
+            if self._desk.handed_over is not None:
+                return None
+            if self._agent.finish == "tool":
+                done = next((each for each in results if not each.is_error), None)
+                if done is not None:
+                    return done.content
+
+    # -- the model --------------------------------------------------------------------------------
+
+    async def _ask(self) -> Completion:
+        self._turn += 1
+        agent, desk = self._agent, self._desk
+        if current_run() is None:
+            await asyncio.sleep(0)  # a model that answers at once must not keep the loop to itself
+        desk.touch()
+        name, wanted = _split(self._source)
+        provider, model = desk.host.choose_model(name, wanted)
+        if provider.name != self._provider:
+            self._settle_dialect(provider)
+        assert self._dialect is not None
+        if agent.memory is not None:
+            await self._forget(provider, model)
+        dialect = self._dialect
+        options = dialect.options(agent, Ask(self._specs, self._choice()))
+        given = await self._call_model(provider, model, options)
+        desk.touch()
+        return dialect.read(given, self._turn)
+
+    def _choice(self) -> str:
+        choice = self._agent.tool_choice
+        if choice == "auto" or not self._specs:
+            return "auto"
+        if self._turn == 1:
+            return "required"
+        return "none" if choice == "once" else "auto"
+
+    def _settle_dialect(self, provider: Provider) -> None:
+        self._provider = provider.name
+        tools, json_schema = _abilities(provider.name, provider)
+        dialect = dialect_for(self._agent, tools=tools, json_schema=json_schema)
+        self._dialect = dialect
+        told = dialect.system(self._agent, self._agent.told(self._task))
+        self._system = ChatMessage("system", (TextPart(told),)) if told else None
+        self._show_again()
+
+    def _show_again(self) -> None:
+        assert self._dialect is not None
+        shown = map(self._dialect.message, self._history.messages)
+        self._shown = [*([self._system] if self._system else []), *shown]
+        self._said = 0
+        self._last_prompt = 0
+
+    # Any: fields of a ChatRequest
+    async def _call_model(
+        self, provider: Provider, model: str, options: dict[str, Any]
+    ) -> Completion:
+        agent, desk, bus = self._agent, self._desk, self._bus
+        new = self._shown[self._said :]
+        if agent.max_tokens is not None:
+            options["max_tokens"] = agent.max_tokens
+        if agent.temperature is not None:
+            options["temperature"] = agent.temperature
+        request = ChatRequest(messages=tuple(self._shown), model=model, **options)
+        prompt = self._last_prompt + estimated_tokens(sum(map(_length, new)))
+        reserved = desk.account.reserve(prompt, agent.max_tokens, agent.price)
+        reply = f"{desk.task}/{desk.attempt}:{self._turn}"
+        bus.publish(TurnStarted(desk.task, agent.name, self._turn, reply))
+        # What went before was compared when it was said; so each message is written down once.
+        said = None
+        if current_run() is not None:
+            said = plain({"model": model, "after": self._said, "said": new, **options}, hide=True)
+        self._said = len(self._shown)
+        given: Completion | None = None
+        try:
+            given = await _Streaming(desk, provider, request, reply).complete(said)
+        finally:
+            desk.account.settle(reserved, given)
+        self._last_prompt = given.usage.input_tokens or prompt
+        return given
+
+    # -- the answer -------------------------------------------------------------------------------
+
+    def _answered(self, given: Completion) -> object:
+        """Return the answer, or `_NOT_YET` when the model is asked to mend it."""
+        shape = self._agent.output_shape
+        text = given.text
+        self._join(_assistant(given))
+        self._end_turn(0)
+        if shape is None:
+            return text
+        try:
+            shape.parse(without_fence(text) or "null")
+            return json.loads(without_fence(text))
+        except ValidationError as error:
+            if self._repairs == 0:
+                raise AnswerInvalidError(
+                    f"Agent {self._agent.name!r} was asked for {shape.name} and gave {text!r:.200}, "
+                    f"repairs included: {error} Ask another model, or allow more repairs."
+                ) from error
+            self._repairs -= 1
+            self._join(ChatMessage("user", (TextPart(misfit(error)),)))
+            return _NOT_YET
+
+    def _join(self, *messages: ChatMessage) -> None:
+        self._history.join(*messages)
+        if self._dialect is not None:
+            self._shown.extend(map(self._dialect.message, messages))
+
+    def _end_turn(self, calls: int) -> None:
+        desk = self._desk
+        reply = f"{desk.task}/{desk.attempt}:{self._turn}"
+        self._bus.publish(TurnEnded(desk.task, self._agent.name, self._turn, reply, calls))
+
+    # -- tools ------------------------------------------------------------------------------------
+
+    async def _tools(self, given: Completion) -> Sequence[ToolResultPart]:
+        """Call all tools that the model asked for, side by side; the turn joins the history whole."""
+        parts = self._told_apart(given)
+        calls = [each for each in parts if isinstance(each, ToolCallPart)]
+        results: list[ToolResultPart] = [
+            ToolResultPart(call.id, "The call was cancelled.", is_error=True) for call in calls
+        ]
+        try:
+            if len(calls) == 1:
+                await self._call_tool(0, calls[0], results)
+            else:
+                await self._side_by_side(calls, results)
+        finally:
+            self._join(ChatMessage("assistant", parts), ChatMessage("tool", tuple(results)))
+            self._end_turn(len(calls))
+        for call, result in zip(calls, results, strict=True):
+            self._loops.note((call.name, call.arguments, result.content), f"Tool {call.name!r}")
+        return results
+
+    def _told_apart(self, given: Completion) -> tuple[Any, ...]:
+        """Return the parts of an answer, no two of whose tool calls, ever, have one id."""
+        made: list[object] = []
+        for part in given.parts:
+            if isinstance(part, ToolCallPart):
+                if part.id in self._ids:
+                    part = ToolCallPart(f"{part.id}-{len(self._ids)}", part.name, part.arguments)
+                self._ids.add(part.id)
+            made.append(part)
+        return tuple(made)
+
+    async def _side_by_side(
+        self, calls: Sequence[ToolCallPart], results: list[ToolResultPart]
+    ) -> None:
+        tasks = [
+            asyncio.create_task(self._call_tool(place, call, results))
+            for place, call in enumerate(calls)
+        ]
+        try:
+            await asyncio.wait(tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                _ = task.cancelled() or task.exception()  # looked at, so that nobody complains
+            raise
+        for task in tasks:
+            task.result()
+
+    async def _call_tool(
+        self, place: int, part: ToolCallPart, results: list[ToolResultPart]
+    ) -> None:
+        desk, bus = self._desk, self._bus
+        key = f"{desk.task}/{desk.attempt}:{self._turn}.{place}"
+        name = self._agent.name
+        called = ToolCalled(key, desk.task, name, part.name, part.id, part.arguments)
+        told = bus.publish(called).message
+        token = CURRENT.set(told._stamp)
+        desk.account.count_tool()
+        desk.touch()
+        outcome: ToolOutcome = "cancelled"
+        content = "The call was cancelled."
+        try:
+            outcome, content = await self._outcome(key, part)
+        except Exception as error:
+            outcome, content = "failed", str(error)
+            raise
+        finally:
+            results[place] = ToolResultPart(part.id, content, outcome != "done")
+            bus.publish(ToolFinished(key, outcome, content))
+            CURRENT.reset(token)
+            desk.touch()
+
+    async def _outcome(self, key: str, part: ToolCallPart) -> tuple[ToolOutcome, str]:
+        tool = self._agent.tools.get(part.name)
+        if tool is None:
+            names = ", ".join(self._agent.tools)
+            nearest = nearest_name(part.name, self._agent.tools)
+            return "unknown", f"There is no tool {part.name!r}{nearest}. There are: {names}."
+        try:
+            arguments = tool.parse(part.arguments)
+        except ValidationError as error:
+            return "invalid", f"{error} Correct the arguments and call again."
+        if tool.needs_approval and (refused := await self._refused(key, part, tool)):
+            return "refused", refused
+        try:
+            return "done", await tool.perform(
+                arguments, lambda text: self._tell_progress(key, text)
+            )
+        except EffectDeniedError as error:
+            return "refused", str(error)
+        except TimeoutError as error:
+            return "timeout", _told(error)
+        except (LimitReachedError, BudgetExceededError):
+            raise
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            return "failed", _told(error)
+
+    def _tell_progress(self, key: str, text: str) -> None:
+        self._desk.touch()
+        self._bus.publish(ToolProgressed(key, text))
+
+    async def _refused(self, key: str, part: ToolCallPart, tool: Tool[..., Any]) -> str:
+        """Ask a person; return why not, or nothing."""
+        desk = self._desk
+        self._bus.publish(TaskWaiting(desk.task, f"approval of {tool.name}"))
+        desk.alive = float("inf")  # people take their time
+        asked = ApprovalAsked(key, desk.task, self._agent.name, tool.name, part.arguments)
+        given = await wait_for_approval(self._bus, desk.host, asked)
+        desk.touch()
+        self._bus.publish(TaskResumed(desk.task))
+        if given.approved:
+            return ""
+        return f"A person refused this call{f': {given.reason}' if given.reason else '.'}"
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    async def _forget(self, provider: Provider, model: str) -> None:
+        """Keep the history that is shown short, cutting where a turn begins."""
+        memory = self._agent.memory
+        assert memory is not None
+        messages = self._history.messages
+        if len(messages) <= memory.window + memory.window // 2:
+            return
+        count = len(messages) - memory.window
+        while count < len(messages) and messages[count].role == "tool":
+            count += 1
+        if memory.summarise:
+            text = await self._summary(provider, model, messages[:count])
+        else:
+            text = f"({count} earlier messages are left out.)"
+        summary = ChatMessage("user", (TextPart(text),))
+        self._history.replace(count, summary)
+        self._bus.publish(HistorySummarised(self._desk.task, self._agent.name, count, text))
+        self._show_again()
+
+    async def _summary(
+        self, provider: Provider, model: str, messages: Sequence[ChatMessage]
+    ) -> str:
+        assert self._dialect is not None
+        shown = tuple(map(self._dialect.message, messages))
+        ask = ChatMessage("user", (TextPart(_SUMMARISE),))
+        request = ChatRequest(messages=(*shown, ask), model=model)
+        prompt = estimated_tokens(sum(map(_length, request.messages)))
+        reserved = self._desk.account.reserve(prompt, None, self._agent.price)
+        reply = f"{self._desk.task}/{self._desk.attempt}:{self._turn}s"
+        given: Completion | None = None
+        try:
+            given = await _Streaming(self._desk, provider, request, reply).complete(None)
+        finally:
+            self._desk.account.settle(reserved, given)
+        return f"What was said before, in short: {given.text}"
+
+
+class _NotYet:
+    """Says that there is no answer yet."""
+
+
+_NOT_YET: Final = _NotYet()
+_SUMMARISE: Final = "Sum up what was said so far in a few sentences: what is wanted, what was found out, what is left."
+
+
+def _source(agent: Agent, task: Task) -> str | Provider | None:
+    """Return whom the agent names for a task."""
+    named = agent.model
+    if isinstance(named, str | None) or hasattr(named, "stream"):
+        return cast("str | Provider | None", named)
+    return named(task)
+
+
+def _split(source: str | Provider | None) -> tuple[str | Provider | None, str | None]:
+    """Return provider and model of what an agent names."""
+    if not isinstance(source, str):
+        return source, None
+    provider, _, model = source.partition("/")
+    return provider, model or None
+
+
+def _question(task: Task) -> str:
+    if not task.inputs:
+        return task.text
+    return f"{task.text}\n\n{json.dumps(plain(dict(task.inputs)), ensure_ascii=False)}"
+
+
+def _assistant(given: Completion) -> ChatMessage:
+    return ChatMessage("assistant", given.parts or (TextPart(""),))
+
+
+def _length(message: ChatMessage) -> int:
+    total = 0
+    for part in message.parts:
+        if isinstance(part, ToolCallPart):
+            total += len(part.arguments) + len(part.name)
+        elif isinstance(part, ToolResultPart):
+            total += len(part.content)
+        else:
+            total += len(part.text)
+    return total
+
+
+def _told(error: BaseException) -> str:
+    """Return what a model is told of an error: its type and its words."""
+    if isinstance(error, EffectFailedError | AgentError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+class _Streaming:
+    """One model call, in the task that works: its pieces are events while they come."""
+
+    __slots__ = ("_assembler", "_desk", "_held_back", "_provider", "_reply", "_request", "_watch")
+
+    def __init__(self, desk: Desk, provider: Provider, request: ChatRequest, reply: str) -> None:
+        self._desk = desk
+        self._provider = provider
+        self._request = request
+        self._reply = reply
+        self._assembler = Assembler(provider=provider.name, model=request.model, reply=reply)
+        self._held_back = HeldBack()
+        self._watch = Stopwatch()
+
+    async def complete(self, said: object) -> Completion:
+        """Return the whole answer; it is told how it ended, whatever happens."""
+        desk, request = self._desk, self._request
+        prompt = request.messages[-1].text
+        started = StreamStarted(self._reply, desk.task, self._provider.name, request.model, prompt)
+        with caused_by(desk.bus.publish(started).message):
+            try:
+                await self._stream(said)
+            except Exception as error:
+                self._tell_failure(error)
+                raise
+            except BaseException:
+                text, timing = self._assembler.text, self._watch.timing()
+                desk.bus.publish(StreamCancelled(self._reply, desk.task, text, timing))
+                raise
+            given = self._assembler.completion()
+            for call in self._assembler.tool_calls():
+                desk.bus.publish(call)
+            timing = self._watch.timing()
+            desk.bus.publish(StreamCompleted(self._reply, desk.task, given, timing))
+        return given
+
+    async def _stream(self, said: object) -> None:
+        desk, options = self._desk, self._desk.host.stream_options
+        feed, publish, tick = self._assembler.feed, desk.bus.publish, self._watch.tick
+        deltas = model_stream(
+            self._provider,
+            self._request,
+            deadlines=options.deadlines,
+            retries=options.retries,
+            on_retry=self._tell_retry,
+            held_back=self._held_back,
+            said=said,
+        )
+        async with aclosing(cast("Any", deltas)):
+            async for delta in deltas:
+                event = feed(delta)
+                if event is None:
+                    continue
+                tick()
+                desk.touch()
+                receipt: Receipt[Any] = publish(event)
+                if not receipt.done:
+                    await self._handled(receipt)
+
+    # Any: whatever was published
+    async def _handled(self, receipt: Receipt[Any]) -> None:
+        """Let a slow watcher hold the vendor back; a recorded run does not depend on who watches."""
+        if current_run() is None:
+            await asyncio.shield(_wait(receipt))
+            return
+
+        async def outside() -> None:
+            self._held_back.wait = None
+            await receipt
+
+        self._held_back.wait = outside
+
+    def _tell_retry(self, retry: Retry) -> None:
+        self._watch.attempts = retry.attempt + 1
+        error = retry.error
+        self._desk.bus.publish(
+            StreamRetried(self._reply, retry.attempt, retry.delay, error.kind, str(error))
+        )
+
+    def _tell_failure(self, error: Exception) -> None:
+        kind = error.kind if isinstance(error, ProviderError) else type(error).__name__
+        failed = StreamFailed(
+            self._reply,
+            self._desk.task,
+            kind,
+            str(error),
+            self._assembler.text,
+            self._watch.timing(),
+        )
+        self._desk.bus.publish(failed)
+
+
+# Any: whatever was published
+async def _wait(receipt: Receipt[Any]) -> None:
+    await receipt

@@ -1,0 +1,177 @@
+"""Tools: what a model is told of a function, and what the function gets to see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+import pytest
+
+from atlas.agents import Tool, tool
+from atlas.errors import ConfigurationError, SchemaError, ValidationError
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass(frozen=True)
+class Place:
+    city: str
+    zip: int = 0
+
+
+@tool
+def everything(  # noqa: PLR0917
+    amount: float,
+    count: int,
+    names: list[str],
+    where: Place,
+    colour: Colour = Colour.RED,
+    unit: Literal["m", "km"] = "m",
+    more: dict[str, list[int]] | None = None,
+) -> str:
+    """Do everything at once.
+
+    It takes all kinds.
+
+    Args:
+        amount: How much,
+            at most.
+        count (int): How many.
+
+    Returns:
+        Nothing of interest.
+    """
+    return f"{amount} {count} {names} {where} {colour} {unit} {more}"
+
+
+def test_the_signature_is_the_schema_and_the_docstring_the_description() -> None:
+    schema: Any = everything.schema
+
+    assert everything.spec.description == "Do everything at once.\n\nIt takes all kinds."
+    assert schema["required"] == ["amount", "count", "names", "where"]
+    assert schema["properties"]["amount"] == {"type": "number", "description": "How much, at most."}
+    assert schema["properties"]["count"] == {"type": "integer", "description": "How many."}
+    assert schema["properties"]["colour"]["enum"] == ["red", "blue"]
+    assert schema["properties"]["unit"] == {"enum": ["m", "km"], "default": "m"}
+    assert json.loads(everything.spec.parameters) == schema
+
+
+def test_arguments_come_as_they_are_annotated() -> None:
+    given = everything.parse(
+        '{"amount": 2, "count": 3, "names": ["a"], "where": {"city": "Rome"}, "colour": "blue",'
+        ' "more": {"x": [1]}}'
+    )
+
+    assert given == {
+        "amount": 2.0,
+        "count": 3,
+        "names": ["a"],
+        "where": Place("Rome"),
+        "colour": Colour.BLUE,
+        "unit": "m",
+        "more": {"x": [1]},
+    }
+    assert type(given["more"]["x"]) is list
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ('{"amount": "2"}', "amount"),
+        ("{}", "amount"),
+        ('{"amount": 1, "currency": "USD", "tip": 1}', "tip"),
+        ('{"amount": NaN}', "amount"),
+        ("[1]", "object"),
+        ('{"amount": 1', "JSON"),
+    ],
+)
+def test_what_does_not_fit_never_reaches_the_function(arguments: str, named: str) -> None:
+    @tool
+    def convert(amount: float, currency: str = "EUR") -> float:
+        raise AssertionError("reached")
+
+    with pytest.raises(ValidationError, match=named):
+        convert.parse(arguments)
+
+
+def test_a_tool_is_still_the_function() -> None:
+    @tool(permission="write")
+    def add(one: int, other: int) -> int:
+        "Add."
+        return one + other
+
+    assert add(1, 2) == 3
+    assert (add.name, add.declared, add.needs_approval) == ("add", "external", False)
+
+
+def test_permissions_say_what_a_repetition_would_do() -> None:
+    def act() -> None: ...
+
+    assert Tool(act).declared == "idempotent"
+    assert Tool(act, permission="network", idempotent=True).declared == "idempotent"
+    assert Tool(act, permission="dangerous").needs_approval
+    assert not Tool(act, permission="dangerous", approval=False).needs_approval
+
+
+def test_what_no_model_could_be_told_is_refused_where_it_is_written() -> None:
+    with pytest.raises(SchemaError, match="no annotation"):
+        tool(name="same")(lambda x: x)
+    with pytest.raises(SchemaError, match=r"\*rest"):
+
+        @tool
+        def some(*rest: int) -> None: ...
+
+    with pytest.raises(SchemaError, match="no message can hold"):
+
+        @tool
+        def odd(thing: threading.Thread) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="cannot be called"):
+
+        @tool(name="what is it")
+        def fine() -> None: ...
+
+
+async def test_a_plain_function_runs_in_a_thread_and_results_become_text() -> None:
+    threads: list[str] = []
+
+    @tool
+    def slow(x: int) -> dict[str, object]:
+        threads.append(threading.current_thread().name)
+        return {"x": x, "place": Place("Rome")}
+
+    content = await slow.perform({"x": 1}, lambda text: None)
+
+    assert json.loads(content) == {"x": 1, "place": {"city": "Rome", "zip": 0}}
+    assert threads != [threading.main_thread().name]
+
+
+async def test_a_generator_tells_its_progress_and_gives_its_last_word() -> None:
+    @tool
+    async def count(to: int) -> AsyncIterator[str]:
+        for number in range(to):
+            yield f"{number} of {to}"
+        yield "done"
+
+    told: list[str] = []
+
+    assert await count.perform({"to": 2}, told.append) == "done"
+    assert told == ["0 of 2", "1 of 2"]
+
+
+async def test_a_tool_that_takes_too_long_is_given_up() -> None:
+    @tool(timeout=0.01)
+    async def never() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    with pytest.raises(TimeoutError, match="longer than"):
+        await never.perform({}, lambda text: None)
