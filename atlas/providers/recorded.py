@@ -6,7 +6,7 @@ them, so that a replay does the same without waiting for anything.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final, cast
 
@@ -26,7 +26,13 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
-from atlas.providers.resilience import Deadlines, Retry, RetryPolicy, resilient_stream
+from atlas.providers.resilience import (
+    Deadlines,
+    ResilientStream,
+    Retry,
+    RetryPolicy,
+    resilient_stream,
+)
 
 __all__ = ["MODEL_CALL", "Deferred", "HeldBack", "model_stream"]
 
@@ -99,10 +105,10 @@ def model_stream(
     *,
     deadlines: Deadlines,
     retries: RetryPolicy,
-    on_retry: Callable[[Retry], object],
+    on_retry: Callable[[Retry], None],
     held_back: HeldBack,
     said: object = None,
-) -> AsyncIterator[Delta]:
+) -> ResilientStream | AsyncGenerator[Delta, None]:
     """Return the deltas of an answer; inside a run, as an effect of it.
 
     There a retry is told when the next attempt has given something, not before.
@@ -146,12 +152,12 @@ def model_stream(
 
 # Any: see above
 async def _inside(
-    pieces: AsyncIterator[list[Any]], on_retry: Callable[[Retry], object]
-) -> AsyncIterator[Delta]:
+    pieces: AsyncIterator[list[Any]], on_retry: Callable[[Retry], None]
+) -> AsyncGenerator[Delta, None]:
     async with aclosing(cast("Any", pieces)):
         async for name, *parts in pieces:
             if name == _RETRIED:
                 attempt, delay, error = parts
                 on_retry(Retry(attempt, delay, cast("ProviderError", error_from(error))))
             else:
-                yield cast("Delta", _DELTAS[name](*parts))
+                yield _DELTAS[name](*parts)
