@@ -7,7 +7,8 @@ dealt with here: see docs/design/knowledge.md.
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +45,10 @@ Health = Literal["sound", "empty", "damaged"]
 # Chroma refuses larger batches than its SQLite allows; this many is far below and as fast.
 _BATCH: Final = 2_000
 _PROBE_SECONDS: Final = 60.0
+_PROBE: Final = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from atlas.knowledge.chroma import look; look(sys.argv[2])"
+)
 # Chroma wants at least one field, and drops a field only when told so by None.
 _ALWAYS: Final = "_"
 
@@ -237,18 +242,19 @@ def probe(path: Path) -> Health:
     """
     if not path.exists() or not any(path.iterdir()):
         return "empty"
-    process = multiprocessing.get_context("spawn").Process(
-        target=_look, args=(str(path),), name="atlas-probe", daemon=True
-    )
-    process.start()
-    process.join(_PROBE_SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    return "sound" if process.exitcode == 0 else "damaged"
+    # Not by multiprocessing, which would run the program's main module once more.
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", _PROBE, root, str(path)]
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter, on our own code
+            command, timeout=_PROBE_SECONDS, check=False, capture_output=True
+        )
+    except subprocess.TimeoutExpired:
+        return "damaged"
+    return "sound" if done.returncode == 0 else "damaged"
 
 
-def _look(path: str) -> None:
+def look(path: str) -> None:
     """Open everything that a search opens; whatever goes wrong ends this process, and tells."""
     client = chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False))
     for collection in client.list_collections():

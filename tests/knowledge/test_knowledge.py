@@ -404,11 +404,22 @@ def test_everything_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "victim", ["words-main.index", "vectors-*.cache", "chroma/**/*", "index.json"]
+    ("victim", "damage"),
+    [
+        *(
+            (name, how)
+            for name in ("words-*", "vectors-*")
+            for how in ("deleted", "emptied", "flipped")
+        ),
+        ("chroma/**/*", "deleted"),
+        ("chroma/**/*", "flipped"),
+        ("index.json", "emptied"),
+    ],
 )
-@pytest.mark.parametrize("damage", ["deleted", "emptied", "flipped"])
 def test_what_is_made_from_the_log_may_be_lost(tmp_path: Path, victim: str, damage: str) -> None:
-    with opened(tmp_path) as kb:
+    # Chroma takes seconds to be looked into; where it is not the victim, another serves as well.
+    store = None if victim in {"chroma/**/*", "index.json"} else MemoryStore()
+    with opened(tmp_path, store=store) as kb:
         kb.ingest_sync(*NOTES)
         hits = kb.search_sync("cats sleep", k=3)
     for path in sorted(tmp_path.glob(victim)):
@@ -420,7 +431,7 @@ def test_what_is_made_from_the_log_may_be_lost(tmp_path: Path, victim: str, dama
             if damage == "deleted":
                 path.unlink()
 
-    with opened(tmp_path) as kb:
+    with opened(tmp_path, store=store) as kb:
         assert kb.search_sync("cats sleep", k=3) == hits
         kb.ingest_sync(note("more", "Mice squeak."))
         assert kb.search_sync("mice squeak", k=1)[0].source == "more"
