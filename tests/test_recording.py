@@ -235,6 +235,18 @@ async def test_a_fork_repeats_up_to_an_event_and_then_goes_on_live(
     assert comparison.shared > 5
 
 
+async def test_a_fork_at_any_event_can_be_replayed(recorded: tuple[str, str, str]) -> None:
+    db, run, _ = recorded
+    async with Atlas(db, provider=ListProvider([["No, ", "grey."]] * 200)) as app:
+        stored = app.runs[run]
+        for at in range(len(stored) + 1):
+            async with app.forking(run, at=at) as fork:
+                forked = await support(app)
+            async with app.replaying(fork.id):
+                assert await support(app) == forked, at
+            assert (app.runs[fork.id].forked_at or 0) <= at
+
+
 async def test_a_fork_may_ask_another_model_from_there_on(recorded: tuple[str, str, str]) -> None:
     db, run, _ = recorded
     provider = ListProvider(WORDS)

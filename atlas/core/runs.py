@@ -154,6 +154,10 @@ def holding(events: Iterable[Message]) -> list[tuple[int, Message]]:
     return kept
 
 
+def _deliveries(events: Iterable[Message]) -> int:
+    return sum(isinstance(event, EffectDelivered) for event in events)
+
+
 def _stays(event: Message) -> bool:
     return is_lifecycle(event) or OUTSIDE in event.meta.headers
 
@@ -394,11 +398,14 @@ class Run(Generic[S]):
         """
         held = holding(self.read(until=self._checked(number)))
         entries = [(place, each) for place, each in held if isinstance(each, ENTRIES)]
-        count = sum(isinstance(each, EffectDelivered) for _, each in entries)
+        count = _deliveries(each for _, each in entries)
         end = cut_at([each for _, each in entries], count)
+        # Before an answer that is asked for anew lies what asked for it, and that is done anew too.
+        while count != (kept := _deliveries(each for _, each in entries[:end])):
+            count = kept
+            end = cut_at([each for _, each in entries], count)
         last = entries[end - 1][0] if end else 0
-        kept = [each for place, each in held if place <= last]
-        return kept, sum(isinstance(each, EffectDelivered) for each in kept), last
+        return [each for place, each in held if place <= last], count, last
 
     # -- taking it elsewhere --
 
