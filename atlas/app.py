@@ -28,13 +28,14 @@ from atlas.core.registry import FallbackTaken, Registry
 from atlas.core.run_session import RunSession, SessionOptions
 from atlas.core.runs import Comparison, Runs, RunStarted
 from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
-from atlas.providers.base import ChatRequest, ModelCatalogue, Provider
+from atlas.providers.base import ChatRequest, Provider
 from atlas.providers.chat_state import ChatState, project_chat, transitions
+from atlas.providers.context import ContextSource, PackedContext
 from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.hosting import offer_host, withdraw_host
 from atlas.providers.messages import ChatMessage, ProviderFallbackTaken, TextPart
 from atlas.providers.profile import ChatProfile, chat_profile
-from atlas.providers.recorded import Deferred
+from atlas.providers.recorded import Deferred, find_context
 from atlas.providers.reply import Reply, StreamOptions, SyncReply
 from atlas.providers.resilience import Deadlines, RetryPolicy
 from atlas.providers.selection import Choice, choose
@@ -699,6 +700,7 @@ class Atlas:
             options=self._stream_options,
             on_token=options.get("on_token"),
             on_finished=finished,
+            find_context=_finder(provider, asked[-1].text, options),
         )
         talk.begin(reply)
         self._replies[reply.id] = reply
@@ -791,7 +793,8 @@ def _over(profile: ChatProfile, options: ChatOptions) -> ChatOptions:
 
 
 def _default_model(provider: Provider) -> str:
-    return provider.default_model if isinstance(provider, ModelCatalogue) else ""
+    # Not isinstance(provider, ModelCatalogue), which costs ten times as much at each call.
+    return str(getattr(provider, "default_model", ""))
 
 
 def _messages(prompt: str | Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
@@ -807,7 +810,29 @@ def _messages(prompt: str | Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
     return messages
 
 
-_NOT_OF_THE_REQUEST = frozenset({"system", "provider", "model", "on_token"})
+_NOT_OF_THE_REQUEST = frozenset(
+    {"system", "provider", "model", "on_token", "context", "context_tokens"}
+)
+_CONTEXT_TOKENS: Final = 2_000
+"""Most tokens of passages, where the provider does not say how large its window is; else a third of
+that, and never more than four times this."""
+
+
+def _finder(
+    provider: Provider, question: str, options: ChatOptions
+) -> Callable[[], Awaitable[PackedContext]] | None:
+    """Return what finds the passages of a question; None when there is nowhere to look."""
+    source = options.get("context")
+    if source is None:
+        return None
+    if not isinstance(source, ContextSource):
+        raise ConfigurationError(
+            f"context is {source!r}. Give a knowledge base, or an object with an async method "
+            f"`passages(question)`; see atlas.providers.context.ContextSource."
+        )
+    window = provider.capabilities.context_window
+    usual = _CONTEXT_TOKENS if window is None else min(window // 3, 4 * _CONTEXT_TOKENS)
+    return partial(find_context, source, question, options.get("context_tokens") or usual)
 
 
 def _request(messages: tuple[ChatMessage, ...], model: str, options: ChatOptions) -> ChatRequest:

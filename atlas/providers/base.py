@@ -7,6 +7,7 @@ lives in `atlas.providers.assembler`; deadlines and retries wrap any provider fr
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,7 @@ class ChatRequest:
             raise ValidationError("chat_request", name, given, rule)
 
 
+@functools.lru_cache(maxsize=256)  # the same few tools come with each request
 def _is_json_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)

@@ -13,6 +13,7 @@ from atlas.core.state import State
 from atlas.core.transitions import Transitions
 from atlas.errors import ConversationBusyError
 from atlas.providers.base import Provider
+from atlas.providers.context import ContextSource
 from atlas.providers.messages import ChatMessage, MessageAdded, Part, TextPart, ToolSpec
 from atlas.providers.reply import OnToken, Reply, SyncReply
 from atlas.typing import JSON
@@ -27,6 +28,10 @@ class ChatOptions(TypedDict, total=False):
         system: Instructions the model is given first.
         provider: Whom to ask: a registered name or an object; default: the application's.
         model: The provider's name of the model; default: the application's, or the provider's.
+        context: Where to find passages to answer from, such as a knowledge base: they are given to
+            the model with the question, numbered; see `Reply.citations`.
+        context_tokens: Most tokens of passages; default: a third of the model's window, as far as the
+            provider says how large that is.
         on_token: Called with ``(delta, full_text)`` for each piece of text. What it raises ends
             the reply and is raised to whoever reads it.
         tools: Tools that the model may ask for.
@@ -44,6 +49,8 @@ class ChatOptions(TypedDict, total=False):
     system: str
     provider: str | Provider | None
     model: str | None
+    context: ContextSource | None
+    context_tokens: int | None
     on_token: OnToken | None
     tools: Sequence[ToolSpec]
     tool_choice: str | None

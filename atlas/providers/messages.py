@@ -181,6 +181,23 @@ class StreamStarted(Event):
     prompt: str
 
 
+@message("stream.context_found")
+class StreamContextFound(Event):
+    """Passages were found for a question, and given to the model with it.
+
+    Attributes:
+        reply: Id of the reply.
+        citations: Where they are from; the first is ``[1]``.
+        tokens: How long they are together, about.
+        left_out: How many were found that did not fit.
+    """
+
+    reply: str
+    citations: tuple[str, ...]
+    tokens: int
+    left_out: int
+
+
 @message("stream.retried")
 class StreamRetried(Event):
     """An attempt failed before its first token; another follows after ``delay`` seconds."""

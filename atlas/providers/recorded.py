@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final, cast
 
-from atlas.core.effects import Effect, current_run, stream
+from atlas.core.effects import Effect, current_run, perform, stream
 from atlas.core.effects.codec import error_from, error_text
 from atlas.errors import ProviderError, ReplayDiverged
 from atlas.providers.base import (
@@ -26,6 +26,7 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
+from atlas.providers.context import ContextPassage, ContextSource, PackedContext, pack_context
 from atlas.providers.resilience import (
     Deadlines,
     ResilientStream,
@@ -34,10 +35,13 @@ from atlas.providers.resilience import (
     resilient_stream,
 )
 
-__all__ = ["MODEL_CALL", "Deferred", "HeldBack", "model_stream"]
+__all__ = ["CONTEXT", "MODEL_CALL", "Deferred", "HeldBack", "find_context", "model_stream"]
 
 MODEL_CALL: Final = "model"
 """The kind of the effect."""
+
+CONTEXT: Final = "context"
+"""The kind of the effect that finds passages."""
 
 _RETRIED: Final = "Retried"
 
@@ -97,6 +101,22 @@ class Deferred:
 
     async def aclose(self) -> None:
         """Do nothing: whoever built the provider closes it."""
+
+
+async def find_context(source: ContextSource, question: str, budget: int) -> PackedContext:
+    """Return the passages for a question, packed; inside a run, finding them is an effect of it.
+
+    Args:
+        source: Where to look.
+        question: What the user asks.
+        budget: Most tokens of the passages together.
+    """
+
+    async def find() -> list[ContextPassage]:
+        return list(await source.passages(question))
+
+    found = await perform(Effect(CONTEXT, {"question": question}, declared="pure"), find)
+    return pack_context(found, budget)
 
 
 def model_stream(

@@ -12,7 +12,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
@@ -24,17 +24,21 @@ from atlas.core.loop_thread import LoopThread
 from atlas.errors import ProviderError
 from atlas.providers.assembler import Assembler
 from atlas.providers.base import ChatRequest, Finished, Provider
+from atlas.providers.context import ContextPassage, PackedContext
 from atlas.providers.messages import (
+    ChatMessage,
     Completion,
     FinishReason,
     StreamCancelled,
     StreamCompleted,
+    StreamContextFound,
     StreamFailed,
     StreamPaused,
     StreamResumed,
     StreamRetried,
     StreamStarted,
     StreamToken,
+    TextPart,
     Timing,
     ToolCallPart,
     Usage,
@@ -106,6 +110,7 @@ class Reply:
         options: StreamOptions,
         on_token: OnToken | None = None,
         on_finished: Callable[[Reply], None] | None = None,
+        find_context: Callable[[], Awaitable[PackedContext]] | None = None,
     ) -> None:
         self.id = id
         self.conversation = conversation
@@ -118,6 +123,8 @@ class Reply:
         self._options = options
         self._on_token = on_token
         self._on_finished = on_finished
+        self._find_context = find_context
+        self._context: PackedContext | None = None
         self._assembler = Assembler(provider=provider.name, model=request.model, reply=id)
         self._buffer: StreamBuffer[str] = StreamBuffer(options.capacity, rate=options.rate)
         self._held_back = HeldBack()
@@ -177,6 +184,14 @@ class Reply:
     def completion(self) -> Completion | None:
         """The whole answer; None while it is being made, or when it failed."""
         return self._completion
+
+    @property
+    def citations(self) -> dict[int, ContextPassage]:
+        """What the numbers in the text so far stand for, like ``[1]``, when passages were given.
+
+        Numbers that the model made up are left out.
+        """
+        return {} if self._context is None else self._context.cited(self.text)
 
     @property
     def error(self) -> BaseException | None:
@@ -306,6 +321,8 @@ class Reply:
     async def _run(self, started: Receipt[StreamStarted]) -> None:
         if not started.done:
             await self._handled(started)
+        if self._find_context is not None:
+            self._give(await self._find_context())
         stream = model_stream(
             self._source,
             self._request,
@@ -376,6 +393,17 @@ class Reply:
         if self._completion.finish_reason == "cancelled":
             return StreamCancelled(id_, talk, self.text, timing)
         return StreamCompleted(id_, talk, self._completion, timing)
+
+    def _give(self, context: PackedContext) -> None:
+        """Put passages before the conversation, behind the instructions."""
+        self._context = context
+        citations = tuple(passage.citation for passage in context.passages)
+        self._bus.publish(StreamContextFound(self.id, citations, context.tokens, context.left_out))
+        if context.text:
+            said = self._request.messages
+            at = next((n for n, each in enumerate(said) if each.role != "system"), len(said))
+            given = ChatMessage("system", (TextPart(context.text),))
+            self._request = replace(self._request, messages=(*said[:at], given, *said[at:]))
 
     async def _put_patiently(self, text: str) -> None:
         """Wait for the slowest reader; without any, forget the window (the text is remembered)."""
@@ -528,6 +556,11 @@ class SyncReply:
     def text(self) -> str:
         """The text so far."""
         return self.reply.text
+
+    @property
+    def citations(self) -> dict[int, ContextPassage]:
+        """What the numbers in the text so far stand for; see `Reply.citations`."""
+        return self.reply.citations
 
     @property
     def usage(self) -> Usage:

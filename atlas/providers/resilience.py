@@ -199,7 +199,8 @@ class ResilientStream:
         clock: Callable[[], float] | None,
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        request = replace(request, connect_timeout=deadlines.connect)
+        if request.connect_timeout != deadlines.connect:
+            request = replace(request, connect_timeout=deadlines.connect)
         self._call = _Call(
             provider,
             request,
