@@ -577,7 +577,8 @@ def test_snapshots_save_most_of_the_way() -> None:
     engine = MemoryEngine()
     policy = SnapshotPolicy(events=10, share=0)
     first = TemporalStore(engine).timeline("total", Counting(), initial=0, snapshot=policy)
-    first.append(*range(100)).wait()
+    for number in range(100):
+        first.append(number).wait()
     first.now()
     counting = Counting()
 
@@ -761,7 +762,8 @@ def test_erasing_without_a_base_leaves_nothing(store: TemporalStore) -> None:
 
 def test_base_states_need_a_name_of_their_own(store: TemporalStore) -> None:
     total = store.timeline("total", lambda state, event: state + event, initial=0)
-    total.append(1, 2).wait()
+    total.append(1).wait()
+    total.append(2).wait()
     with pytest.raises(ConfigurationError, match="view="):
         total.erase(1)
 

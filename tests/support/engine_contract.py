@@ -122,6 +122,13 @@ class EngineContract:
         assert log.head("a") == 10
         assert log.head("b") is None
 
+    def test_a_record_may_span_several_versions(self, log: Engine):
+        log.append([new("a"), new("a", span=64), new("a", span=2), new("b", span=3)]).wait()
+        log.append([new("a", span=5), new("a", version=100, span=7)]).wait()
+
+        assert [r.version for r in log.read("a")] == [1, 65, 67, 72, 100]
+        assert log.head("b") == 3
+
     @pytest.mark.parametrize("version", [3, 4])
     def test_a_version_that_is_taken_is_refused(self, log: Engine, version: int):
         log.append([new("a", version=4)]).wait()

@@ -18,6 +18,7 @@ from atlas.errors import VersionConflictError
 __all__ = ["START", "Planner", "Request", "Tip"]
 
 _LARGEST: Final = 2**63 - 1
+_WIDEST: Final = 2**31 - 1
 _MOST_HEADS: Final = 50_000
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -70,12 +71,14 @@ class Request(NamedTuple):
             ValueError: A text is empty, holds NUL or lone surrogates; a number is out of range.
         """
         records = tuple(records)
-        for stream, name, payload, version, wall in records:
+        for record in records:
+            stream, name, payload, version, wall, span = record
             # Most are plain: told at a glance.
             if not (
                 type(payload) is bytes
                 and version is None
                 and wall is None
+                and span == 1
                 and stream
                 and name
                 and stream.isascii()
@@ -83,7 +86,7 @@ class Request(NamedTuple):
                 and "\0" not in stream
                 and "\0" not in name
             ):
-                _check(stream, name, payload, version, wall)
+                _check(record)
 
         fields = (records, dict(expect) if expect else _NOTHING, tracking, wall_ns)
         # Half the price of cls(...), once for each append.
@@ -95,9 +98,8 @@ class Request(NamedTuple):
         return not self.records and not self.expect and self.tracking is None
 
 
-def _check(
-    stream: str, name: str, payload: bytes, version: int | None, wall_ns: int | None
-) -> None:
+def _check(record: NewRecord) -> None:
+    stream, name, payload, version, wall_ns, span = record
     if type(payload) is not bytes:
         raise TypeError(
             f"The payload of a record must be bytes, not {type(payload).__name__}. Encode it first."
@@ -108,6 +110,8 @@ def _check(
         raise ValueError(f"A version is a number from 1 to 2**63 - 1, not {version!r}.")
     if wall_ns is not None and not -_LARGEST <= wall_ns <= _LARGEST:
         raise ValueError(f"A time in ns must fit into 64 bits; {wall_ns!r} does not.")
+    if not 1 <= span <= _WIDEST:
+        raise ValueError(f"A record spans from 1 to 2**31 - 1 versions, not {span!r}.")
 
 
 def _check_text(what: str, text: str) -> None:
@@ -175,12 +179,12 @@ class Planner:
             time_ns = now_ns - 1
         planned: list[Record] = []
         before: list[int] = []
-        for stream, name, payload, version, wall_ns in request.records:
+        for stream, name, payload, version, wall_ns, span in request.records:
             head = heads.get(stream)
             if head is None:
                 head = self._look_up(stream)
             if version is None:
-                version = head + 1
+                version = head + span
             elif version <= head:
                 self._take_back(planned, before)
                 raise _taken(stream, version, heads[stream])

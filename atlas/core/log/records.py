@@ -21,6 +21,8 @@ class NewRecord(NamedTuple):
         payload: Its bytes; the log does not look inside.
         version: Its place in the stream, from 1 and above the last one there; None: the next.
         wall_ns: When it happened, by the clock on the wall, in ns since 1970; None: now.
+        span: How many versions the next one is above the last one there, for a record that stands
+            for several things; of no meaning where the version is given.
     """
 
     stream: str
@@ -28,6 +30,7 @@ class NewRecord(NamedTuple):
     payload: bytes
     version: int | None = None
     wall_ns: int | None = None
+    span: int = 1
 
 
 class Record(NamedTuple):

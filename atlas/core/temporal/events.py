@@ -1,8 +1,8 @@
 """Events as records of a timeline, and back.
 
-One event is one record: its name says what it is, its payload is JSON. Events that are appended at
-an expected version are packed, up to 64 into a record whose version is that of the last of them: read
-back they cost a third.
+One event is one record: its name says what it is, its payload is JSON. Events that are appended
+together are packed, up to 64 into a record whose version is that of the last of them: read back they
+cost a third.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ __all__ = [
     "MessageEvents",
     "entries_in",
     "events_in",
+    "events_of",
     "is_erased",
     "new_records",
 ]
@@ -253,43 +254,43 @@ class DataclassEvents:
 def new_records(
     stream: str, events: Sequence[object], codec: EventCodec, expected: int | None
 ) -> list[NewRecord]:
-    """Return the records of events: packed when their version is known, else one for each.
+    """Return the records of events: one for a single one, else packed.
+
+    Args:
+        stream: The timeline.
+        events: One or more.
+        codec: How they are written.
+        expected: The version before them; None: whichever there is, and the engine numbers them.
 
     Raises:
         SchemaError: An event cannot be written.
     """
     dumped = [_dumped(event, codec) for event in events]
-    times = [_time_of(event) for event in events]
-    if expected is None or len(events) == 1:
-        return [
-            NewRecord(
-                stream,
-                name,
-                _bytes(content, name),
-                # None lets the engine give the next version, whoever else appends meanwhile.
-                None if expected is None else expected + 1,
-                time_ns,
-            )
-            for (name, content), time_ns in zip(dumped, times, strict=True)
-        ]
-    packs = range(0, len(events), _PACK)
+    if len(events) == 1:
+        ((name, content),) = dumped
+        version = None if expected is None else expected + 1
+        return [NewRecord(stream, name, _bytes(content, name), version, _time_of(events[0]))]
     return [
         _packed(
-            stream, dumped[at : at + _PACK], expected + at, times[min(at + _PACK, len(times)) - 1]
+            stream,
+            dumped[at : at + _PACK],
+            None if expected is None else expected + at,
+            _time_of(events[min(at + _PACK, len(events)) - 1]),
         )
-        for at in packs
+        for at in range(0, len(events), _PACK)
     ]
 
 
 def _packed(
-    stream: str, dumped: Sequence[tuple[str, JSON]], after: int, time_ns: int | None
+    stream: str, dumped: Sequence[tuple[str, JSON]], after: int | None, time_ns: int | None
 ) -> NewRecord:
     runs: list[list[JSON]] = []
     for name, content in dumped:
         if not runs or runs[-1][0] != name:
             runs.append([name])
         runs[-1].append(content)
-    return NewRecord(stream, BATCH, _bytes(runs, BATCH), after + len(dumped), time_ns)
+    version = None if after is None else after + len(dumped)
+    return NewRecord(stream, BATCH, _bytes(runs, BATCH), version, time_ns, len(dumped))
 
 
 def _dumped(event: object, codec: EventCodec) -> tuple[str, JSON]:
@@ -362,6 +363,31 @@ def events_in(record: Record, codec: EventCodec) -> list[Any]:
             f"{_place(record)} cannot be read: {error} Read it with the codec it was written with, "
             f"and register upcasters for what has changed since."
         ) from error
+
+
+def events_of(records: Sequence[Record], codec: EventCodec) -> list[Any] | None:
+    """Return the events of records that hold one each, read by one call of the JSON parser.
+
+    None if they are not such records, or one cannot be read: `events_in` says which, and why.
+    """
+    if not _OF_THE_STORE.isdisjoint([record.name for record in records]):
+        return None
+    try:
+        # One that was erased has no payload, which is an error like others.
+        text = b",".join([record.payload for record in records])  # type: ignore[misc]
+        contents, _ = _read_json(f"[{text.decode()}]")
+        if len(contents) != len(records):
+            return None
+        load = codec.load
+        return [
+            load(record.name, content) for record, content in zip(records, contents, strict=True)
+        ]
+    # Whatever it is, it is met again, and told, where they are read one by one.
+    except (AtlasError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+
+
+_OF_THE_STORE = frozenset({BATCH, FORK, ERASED})
 
 
 def entries_in(record: Record, codec: EventCodec, time_ns: int) -> list[Entry]:

@@ -103,24 +103,35 @@ class History:
         The last one contains ``until``. Of a record of several events, the first may be before
         ``after``, and the last beyond where the timeline was forked, or beyond ``until``.
         """
+        for records, end in self.pages(after, until):
+            for record in records:
+                yield record, record.version if end is None else min(record.version, end)
+
+    def pages(
+        self, after: int, until: int | None = None
+    ) -> Iterator[tuple[list[Record], int | None]]:
+        """Yield the same records many at once, with the last version of them that belongs here.
+
+        That is None where all of them do.
+        """
         for segment in self.segments:
             start = max(after, segment.after)
             end = least(until, segment.until)
             if end is None or start < end:
-                for record in self._read(segment.stream, start, end):
-                    yield record, record.version if end is None else min(record.version, end)
+                for records in self._read(segment.stream, start, end):
+                    yield records, end
 
-    def _read(self, stream: str, after: int, until: int | None) -> Iterator[Record]:
+    def _read(self, stream: str, after: int, until: int | None) -> Iterator[list[Record]]:
         while True:
             found = self.engine.read(stream, after=after, until=until, limit=CHUNK)
-            yield from found
+            yield found
             if found:
                 after = found[-1].version
             if len(found) < CHUNK:
                 break
         if until is not None and after < until:
             # It is in the middle of a batch, or was not reached yet.
-            yield from self.engine.read(stream, after=after, limit=1)
+            yield self.engine.read(stream, after=after, limit=1)
 
     def record_of(self, version: int) -> Record | None:
         """Return the record that contains a version."""
@@ -186,6 +197,9 @@ class History:
 
         Positions rise with versions, so that a few records are looked at, whatever their number.
         """
+        there = self.engine.read_all(after=position - 1, until=position)
+        if there and there[0].stream == segment.stream:
+            return there[0].version
         newest = self.engine.read(segment.stream, limit=1, newest_first=True)
         if not newest:
             return None

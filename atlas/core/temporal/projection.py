@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
 
 from atlas.core.log.records import NewRecord, Record, Snapshot
-from atlas.core.temporal.events import FORK, EventCodec, events_in
+from atlas.core.temporal.events import FORK, EventCodec, events_in, events_of
 from atlas.core.temporal.history import History, base_stream, least
 from atlas.core.temporal.states import View
 from atlas.errors import (
@@ -30,13 +30,23 @@ S = TypeVar("S")
 _NEAR = 32
 """So many events are sooner applied than a snapshot is found."""
 
-_RECORD = 100
-"""About so many bytes a record takes besides its payload: hashes, times, index entries."""
+_RECORD = 60
+"""About so many bytes a record is taken to need besides its payload: hashes, times, index entries."""
+
+_EVENT = 40
+"""So many more bytes each event counts, as applying it again takes time, also where it is packed."""
+
+_TOGETHER = 64
+"""At most so many records are read by one call of the JSON parser."""
 
 _STEADY = 1.25
 """A state up to so many times as large as at the snapshot before does not grow with every event."""
 
 BASE = "$base@1"
+
+
+def _size(records: Sequence[Record]) -> int:
+    return sum([len(record.payload or b"") for record in records]) + _RECORD * len(records)
 
 
 @dataclass(slots=True)
@@ -157,7 +167,9 @@ class Projection(Generic[S]):
             state = self.view.codec.load(payload)
         except (StateError, ValueError, TypeError, LookupError):
             return None
-        return _Known(snapshot.version, state, snapshot.version, len(payload))
+        # Before that another one is not worth its room, nor the time to find out.
+        needed = min(self.view.policy.share if self.view.policy else 0, 1) * len(payload)
+        return _Known(snapshot.version, state, snapshot.version, len(payload), 0, needed)
 
     def _base(self, until: int | None) -> _Known[S] | None:
         """Return the latest base state, kept when events before it were erased."""
@@ -191,18 +203,51 @@ class Projection(Generic[S]):
     def _folded(self, known: _Known[S], until: int | None) -> _Known[S]:
         """Apply the events after a known state up to a version."""
         here = replace(known)
-        for record, last in self.history.records(here.version, until):
-            events = events_in(record, self._codec)
-            first = record.version - len(events)
-            if first > here.version:
-                raise self._gap(record, here.version)
-            if first < here.version or last < record.version:
-                events = events[here.version - first : last - first]
-            self._apply(here, events)
-            here.bytes_since += len(record.payload or b"") + _RECORD
-            if here.version == record.version:
-                self._snapshot_when_due(here, record)
+        for records, end in self.history.pages(here.version, until):
+            at = 0
+            while at < len(records):
+                at += self._fold_some(here, records, at, end)
         return here
+
+    def _fold_some(
+        self, here: _Known[S], records: Sequence[Record], at: int, end: int | None
+    ) -> int:
+        """Apply the events of a few records, or of one; return of how many."""
+        few = self._few(here, records, at)
+        events = events_of(few, self._codec) if len(few) > 1 else None
+        if events is None:
+            few = few[:1]
+            events = self._events_after(here.version, few[0], end)
+        self._apply(here, events)
+        here.bytes_since += _size(few) + _EVENT * len(events)
+        if here.version == few[-1].version:
+            self._snapshot_when_due(here, few[-1])
+        return len(few)
+
+    def _few(self, here: _Known[S], records: Sequence[Record], at: int) -> Sequence[Record]:
+        """Return records of one event each up to where a snapshot may be due, or else one record."""
+        policy, most = self.view.policy, _TOGETHER
+        if policy is not None:
+            left = policy.events - (here.version - here.snapshot_version)
+            most = left if 0 < left < most else most
+        few = records[at : at + most]
+        is_large = (
+            policy is not None and here.bytes_since < policy.size <= here.bytes_since + _size(few)
+        )
+        are_single = few[0].version == here.version + 1 and few[-1].version == here.version + len(
+            few
+        )
+        return few if are_single and not is_large else few[:1]
+
+    def _events_after(self, version: int, record: Record, end: int | None) -> list[Any]:
+        events = events_in(record, self._codec)
+        first = record.version - len(events)
+        if first > version:
+            raise self._gap(record, version)
+        last = record.version if end is None else min(record.version, end)
+        if first < version or last < record.version:
+            return events[version - first : last - first]
+        return events
 
     def _apply(self, here: _Known[S], events: list[Any]) -> None:
         transition, state, version = self.view.transition, here.state, here.version

@@ -126,10 +126,12 @@ class Timeline(Generic[S]):
     def append(self, *events: object, expected_version: int | None = None) -> Appended:
         """Append events: all of them or none, with nobody else's between them. Returns at once.
 
+        Events given together are packed, up to 64 into one record: they are read back faster, and
+        erased together.
+
         Args:
             events: One or more, of the types that the codec of the timeline takes.
-            expected_version: The version the timeline must be at; None: whichever it is. With it,
-                events given together are packed, up to 64 into one record, which is read back faster.
+            expected_version: The version the timeline must be at; None: whichever it is.
 
         Returns:
             To be awaited, or waited for, where it matters that they are stored: the version of the
