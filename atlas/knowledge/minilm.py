@@ -140,7 +140,13 @@ def _tokenizer(folder: Path) -> Tokenizer:
     vocabulary = _bytes(folder / "tokenizer.json")
     # The library starts threads of its own, and warns when the process forks after that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokenizer = Tokenizer.from_buffer(vocabulary)
+    try:
+        tokenizer = Tokenizer.from_buffer(vocabulary)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"The vocabulary in {str(folder)!r} cannot be used: {error}. Give `weights` a folder "
+            f"with the model.safetensors and tokenizer.json of all-MiniLM-L6-v2."
+        ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -108,44 +108,38 @@ def pack_context(
     if budget < 1:
         raise ConfigurationError(f"The budget is {budget!r} tokens. Give at least 1.")
     taken: list[ContextPassage] = []
-    blocks: list[str] = []
-    used = count_tokens(_INSTRUCTION)
+    text = _INSTRUCTION
     for passage in passages:
         if any(_within(passage, other) for other in taken):
             continue
-        block = _block(len(taken) + 1, passage, passage.text)
-        if not taken and used + count_tokens(block) > budget:
-            block = _shortened(passage, budget - used, count_tokens)
-        if not block or used + count_tokens(block) > budget:
-            continue
-        taken.append(passage)
-        blocks.append(block)
-        used += count_tokens(block)
-    if not taken:
-        return PackedContext(text="", passages=(), tokens=0, left_out=len(passages))
-    text = "\n\n".join([_INSTRUCTION, *blocks])
+        longer = _with(text, len(taken) + 1, passage, passage.text)
+        if not taken and count_tokens(longer) > budget:
+            longer = _shortened(passage, budget, count_tokens)
+        if longer and count_tokens(longer) <= budget:
+            taken.append(passage)
+            text = longer
     return PackedContext(
-        text=text,
+        text=text if taken else "",
         passages=tuple(taken),
-        tokens=count_tokens(text),
+        tokens=count_tokens(text) if taken else 0,
         left_out=len(passages) - len(taken),
     )
 
 
-def _block(number: int, passage: ContextPassage, text: str) -> str:
-    return f"[{number}] {passage.title or passage.citation}\n{text.strip()}"
+def _with(text: str, number: int, passage: ContextPassage, said: str) -> str:
+    return f"{text}\n\n[{number}] {passage.title or passage.citation}\n{said.strip()}"
 
 
-def _shortened(passage: ContextPassage, room: int, count_tokens: Callable[[str], int]) -> str:
-    """Return the longest beginning of a passage that fits; "" when none does."""
+def _shortened(passage: ContextPassage, budget: int, count_tokens: Callable[[str], int]) -> str:
+    """Return a text with the longest beginning of a passage that fits; "" when none does."""
     fits, too_long = 0, len(passage.text)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if count_tokens(_block(1, passage, passage.text[:middle] + " …")) <= room:
+        if count_tokens(_with(_INSTRUCTION, 1, passage, passage.text[:middle] + " …")) <= budget:
             fits = middle
         else:
             too_long = middle
-    return _block(1, passage, passage.text[:fits] + " …") if fits else ""
+    return _with(_INSTRUCTION, 1, passage, passage.text[:fits] + " …") if fits else ""
 
 
 def _within(passage: ContextPassage, other: ContextPassage) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from support.knowledge import bag_of_words
-
 from atlas.knowledge import CallableEmbedder, Document, Knowledge, MemoryStore, StructureChunker
+
+from support.knowledge import bag_of_words
 
 DOCUMENTS = 40
 PARTS = 6

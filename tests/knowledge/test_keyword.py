@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_scores_are_those_of_bm25(given: list[str], cuts: list[int], query: str,
     alive = data.draw(st.lists(st.booleans(), min_size=len(given), max_size=len(given)))
     index = KeywordIndex()
     edges = [0, *sorted(min(cut, len(given)) for cut in cuts), len(given)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         index = index.extended(given[begin:end])
 
     scores = index.scores(query, np.array(alive, bool))

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from support.knowledge import DIMENSION, bag_of_words, note, small_model
 
 from atlas.core.event_bus import EventBus
 from atlas.errors import (
@@ -31,6 +30,8 @@ from atlas.knowledge import (
 )
 from atlas.knowledge.messages import IngestFinished, SearchPerformed
 from atlas.providers.context import ContextSource, pack_context
+
+from support.knowledge import DIMENSION, bag_of_words, note, small_model
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_a_document_has_versions_and_each_can_be_searched(kb) -> None:
     with pytest.raises(UnknownVersionError, match="never at version 99"):
         kb.search_sync("cats", at=99)
     with pytest.raises(ConfigurationError, match="time zone"):
-        kb.search_sync("cats", at=datetime(2026, 1, 1))
+        kb.search_sync("cats", at=datetime.fromisoformat("2026-01-01T00:00"))
 
 
 def test_words_are_counted_as_of_the_version_that_is_searched(kb) -> None:
@@ -275,7 +276,7 @@ def test_everything_is_told_on_the_bus(tmp_path: Path) -> None:
     (tmp_path / "bad.pdf").write_bytes(b"no pdf")
     bus = EventBus()
     told = []
-    bus.subscribe("**", lambda event: told.append(event))
+    bus.subscribe("**", told.append)
     with Knowledge(bus=bus, embedder=small_model()) as kb:
         done = kb.ingest_sync(tmp_path)
         (tmp_path / "good.md").write_text("# Good\nother words", encoding="utf-8")

@@ -30,6 +30,6 @@ def small_model(name: str = "bag-of-words") -> CallableEmbedder:
     return CallableEmbedder(bag_of_words, name=name, dimension=DIMENSION)
 
 
-def note(source: str, text: str, **metadata: str | int | float | bool) -> Document:
+def note(source: str, text: str, **metadata: str | float) -> Document:
     """Return a document that consists of a title and a text."""
     return Document(source=source, text=text, title=source, metadata=metadata)

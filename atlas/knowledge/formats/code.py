@@ -14,7 +14,7 @@ _DEFINITION = re.compile(
     r"^(?P<indent>[ \t]*)(?:(?:export|default|pub(?:\([^)]*\))?|public|private|protected|static|"
     r"async|abstract|final|unsafe|const)\s+)*"
     r"(?P<word>class|def|func|function|fn|struct|enum|interface|trait|impl|module|sub)\s+"
-    r"(?P<name>[A-Za-z_$][\w$.:]*)",
+    r"(?P<name>[A-Za-z_$][\w$]*(?:(?:\.|::)[\w$]+)*)",
     re.MULTILINE,
 )
 

@@ -9,8 +9,16 @@ from atlas.errors import MissingDependencyError
 from atlas.knowledge.documents import Document, Field, Heading
 
 try:
-    from bs4 import BeautifulSoup, NavigableString, PageElement, Tag
-    from bs4.element import Comment, Declaration, Doctype, ProcessingInstruction
+    from bs4 import BeautifulSoup
+    from bs4.element import (
+        Comment,
+        Declaration,
+        Doctype,
+        NavigableString,
+        PageElement,
+        ProcessingInstruction,
+        Tag,
+    )
 except ImportError as error:
     raise MissingDependencyError(
         "Reading HTML needs the packages beautifulsoup4 and lxml; "

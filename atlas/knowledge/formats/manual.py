@@ -141,6 +141,8 @@ class _Page:
             self._about(_arguments(rest), dated=macro == "TH")
         elif macro == "Dd":
             self.facts["date"] = self._plain(rest).strip("$").removeprefix("Mdocdate: ").strip()
+        elif macro == "Os":
+            return
         elif macro == "ds":
             name, _, value = rest.partition(" ")
             self.strings[name] = self._plain(value.strip().removeprefix('"'))
@@ -262,7 +264,7 @@ class _Page:
             elif argument:
                 words.append(prefix + self._plain(argument))
         text = " ".join(words) + closing
-        return re.sub(r"([\[({“‘<]) ", r"\1", re.sub(r" ([\])}”’>,.;:])", r"\1", text))
+        return re.sub(r"([\[({“‘<]) ", r"\1", re.sub(r" ([\])}”’>,;:]|\.(?!\.))", r"\1", text))
 
 
 def _arguments(rest: str) -> list[str]:
