@@ -34,7 +34,9 @@ class Append(Protocol):
 
         Raises:
             VersionConflictError: A stream was not at the version expected, or a version is taken.
-            LogUnavailableError: It could not be written (disk full, connection lost): nothing of it is.
+            LogUnavailableError: It could not be written (disk full, connection lost): nothing of it
+                is. The text says so when that is not certain: a disk that does not sync, or a server
+                that is gone, can leave it stored, as a whole.
             TimeoutError: It took longer; it may be stored yet.
         """
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from time import monotonic, perf_counter
@@ -231,11 +232,16 @@ class GroupCommit:
         """Refuse new appends, store the queued ones, end the writer; raise what failed unnoticed."""
         with self._mutex:
             self._closed = True
-        self.drain()
+        # When Python is ending, the writer never runs again: a log that nobody closed is closed by the
+        # garbage collector then, and what was queued was stored before.
+        is_alone = sys.is_finalizing()
+        if not (is_alone and self._leading):
+            self.drain()
         self._work.set()
         self._hurry.set()
         if self._writer is not None and self._writer is not threading.current_thread():
-            self._writer.join()
+            if not is_alone:
+                self._writer.join()
             atexit.unregister(self.drain)
         self._raise_unnoticed()
 

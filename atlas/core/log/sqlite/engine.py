@@ -20,8 +20,8 @@ from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.records import NewRecord, Record, Snapshot
 from atlas.core.log.sqlite.examination import examine
 from atlas.core.log.sqlite.file import LogFile, is_of_one, one, translated
-from atlas.core.log.sqlite.repair import Salvage, exchange, salvage
-from atlas.core.log.verification import Erasure, repaired_note
+from atlas.core.log.sqlite.repair import exchange, salvage
+from atlas.core.log.verification import Erasure
 from atlas.errors import (
     LogClosedError,
     LogCorruptedError,
@@ -103,6 +103,7 @@ class SqliteEngine:
         # Of the transaction, which may come to nothing.
         self._fresh_ids: dict[str, int] = {}
         self._data_version: object = None
+        self._in_doubt = False
         self._commits = GroupCommit(self._commit, grace=grace, address=self.address)
 
     # -- writing --
@@ -173,6 +174,8 @@ class SqliteEngine:
     ) -> T:
         """Do something in one transaction; acknowledge it exactly when it is stored."""
         connection = self._open_writer()
+        if self._in_doubt:
+            self._settle(connection)
         committing = False
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -191,12 +194,30 @@ class SqliteEngine:
             else:
                 self._planner = None
                 self._roll_back(connection)
+                if committing and isinstance(error, sqlite3.Error):
+                    self._settle(connection)
                 if _is_read_only(error):
                     # SQLite opens a file for reading that it cannot open for writing, also if merely
                     # too many files were open just then: the next time may be better.
                     self._give_up(connection)
             raise
         return result
+
+    def _settle(self, connection: sqlite3.Connection) -> None:
+        """Write over what a failed commit may have left in the journal.
+
+        SQLite has forgotten it. Whoever opens the file after a crash would find it whole, as what
+        was refused is in the journal when all of it was written, and merely the sync failed.
+        """
+        self._in_doubt = True
+        with suppress(sqlite3.Error):
+            connection.execute("BEGIN IMMEDIATE")
+            # Changed and changed back, else SQLite writes nothing.
+            connection.execute("UPDATE tip SET position = position + 1")
+            connection.execute("UPDATE tip SET position = position - 1")
+            connection.execute("COMMIT")
+            self._in_doubt = False
+        self._roll_back(connection)
 
     def _open_writer(self) -> sqlite3.Connection:
         if self._gone:
@@ -530,28 +551,16 @@ class SqliteEngine:
             found = examine(self._file, progress)
             if found.bad_position is None:
                 return Repair(found.records, 0, "")
-            path = self._file.path
-            new = path.with_name(f"{path.name}.repairing")
-            saved = salvage(self._file, new, progress)
+            aside = self._file.free_name()
+            saved = salvage(self._file, aside, self._clock.time_ns(), progress)
+            self._file.checkpoint()
             self._disconnect()
-            aside = exchange(path, new)
-            self._reopen(saved, str(aside))
+            exchange(self._file.path, saved.path, aside)
+            self._file.reopened()
+            self._stream_ids.clear()
+            self._names.clear()
+            self._planner = None
         return Repair(saved.kept, saved.left, str(aside))
-
-    def _reopen(self, saved: Salvage, aside: str) -> None:
-        self._file.reopened()
-        self._stream_ids.clear()
-        self._names.clear()
-        # The end of this log is not its last record until the note is in.
-        planner = Planner(saved.tip, lambda _: 0, lambda _: 0)
-        connection = self._open_writer()
-        connection.execute("BEGIN IMMEDIATE")
-        note = repaired_note(saved.last + 1, saved.tip.position, aside)
-        head = self._head(connection, note.stream) or 0
-        self._write_note(connection, planner, note._replace(version=head + 1))
-        connection.execute("COMMIT")
-        self._fresh_ids.clear()
-        self._planner = None
 
     def close(self) -> None:
         """Store what is on its way and let go of the file. Idempotent.
@@ -568,6 +577,8 @@ class SqliteEngine:
         finally:
             with self._writing:
                 self._gone = True
+                if self._in_doubt and self._writer is not None:
+                    self._settle(self._writer)
                 self._disconnect()
 
     # -- inside --
@@ -629,7 +640,7 @@ class SqliteEngine:
     def _translated(self, error: sqlite3.Error | LogError) -> LogError:
         if isinstance(error, LogError):
             return error
-        known = translated(error, self.address)
+        known = translated(error, self.address, in_doubt=self._in_doubt)
         known.__cause__ = error
         return known
 

@@ -70,8 +70,14 @@ def is_of_one(error: Exception) -> bool:
     return code is not None and code & 0xFF not in {sqlite3.SQLITE_BUSY, *_CORRUPT}
 
 
-def translated(error: sqlite3.Error, address: str) -> LogError:
-    """Return what an error of SQLite means for the log."""
+def translated(error: sqlite3.Error, address: str, *, in_doubt: bool = False) -> LogError:
+    """Return what an error of SQLite means for the log.
+
+    Args:
+        error: The error.
+        address: The log.
+        in_doubt: Whether what failed may be in the journal still, and could not be written over.
+    """
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     if primary in _CORRUPT or "decode to UTF-8" in str(error):
@@ -93,10 +99,10 @@ def translated(error: sqlite3.Error, address: str) -> LogError:
         sqlite3.SQLITE_READONLY: "It may only be read; check the rights of file and directory",
         sqlite3.SQLITE_CANTOPEN: "Check that the directory exists and may be written",
     }.get(primary or 0, "Try again; if it stays, look at the file")
-    # What a disk took and then would not sync is taken back by the next append, or by nobody.
     stored = (
-        "Nothing of what failed is stored, unless the process ends before the next append succeeds."
-        if code == sqlite3.SQLITE_IOERR_FSYNC
+        "Nothing of what failed is stored, unless the power or the process goes before the next "
+        "append succeeds."
+        if in_doubt
         else "Nothing of what failed is stored."
     )
     return LogUnavailableError(f"The log {address} cannot be used now: {error}. {mend}. {stored}")
@@ -197,6 +203,18 @@ class LogFile:
         header = self._header()
         page = int.from_bytes(header[16:18], "big")
         return int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
+
+    def free_name(self) -> Path:
+        """Return the path beside it under which the file can be set aside."""
+        number = 1
+        while (path := self.path.with_name(f"{self.path.name}.set-aside-{number}")).exists():
+            number += 1
+        return path
+
+    def checkpoint(self) -> None:
+        """Bring what is in the journal into the file, as far as it can be read."""
+        with suppress(sqlite3.Error), closing(self.writer()) as connection:
+            one(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
 
     def sync_journal(self) -> None:
         """Make sure that a journal just emptied is empty on the disk, too."""

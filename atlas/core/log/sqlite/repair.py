@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Final
 
 from atlas.core.log.engine import Progress
-from atlas.core.log.planning import Tip
+from atlas.core.log.planning import Planner, Request, Tip
+from atlas.core.log.records import NewRecord
 from atlas.core.log.sqlite.examination import erasure_notes, judged
 from atlas.core.log.sqlite.file import LogFile, one
-from atlas.core.log.verification import StoredRow, Verifier
+from atlas.core.log.verification import LOG_STREAM, StoredRow, Verifier, repaired_note
 
 __all__ = ["Salvage", "exchange", "salvage"]
 
 # Beyond that a position comes from a flipped bit.
 _PLAUSIBLE: Final = 2**53
 _EVERY: Final = 1000
+_LOG_STREAM: Final = LOG_STREAM.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +31,26 @@ class Salvage:
     """What was written anew.
 
     Attributes:
+        path: The new file.
         kept: Records.
         left: Records that are only in the damaged file.
-        last: The last position kept.
-        tip: Where the new log stands; its position is not below any the damaged one gave out.
     """
 
+    path: Path
     kept: int
     left: int
-    last: int
-    tip: Tip
 
 
-def salvage(damaged: LogFile, path: Path, progress: Progress | None) -> Salvage:
-    """Write the records before the first bad one into a new file."""
+def salvage(damaged: LogFile, aside: Path, now_ns: int, progress: Progress | None) -> Salvage:
+    """Write the records before the first bad one into a new file, with a note about the others.
+
+    Args:
+        damaged: The file.
+        aside: Where it is going to be; the note says so.
+        now_ns: The time now.
+        progress: Told (done, all) now and then.
+    """
+    path = _beside(damaged.path, ".repairing")
     for leftover in (path, _beside(path, "-wal"), _beside(path, "-shm")):
         leftover.unlink(missing_ok=True)
     new = LogFile(path, synchronous="FULL", busy_timeout=10.0, read_only=False)
@@ -50,60 +58,59 @@ def salvage(damaged: LogFile, path: Path, progress: Progress | None) -> Salvage:
         verifier = Verifier(_notes(source))
         highest = _highest_position(source)
         target.execute("BEGIN IMMEDIATE")
-        _copy(source, target, verifier, progress or (lambda _done, _all: None), highest)
+        copy = _Copy(target)
+        for row in _good(source, verifier):
+            copy.insert(row)
+            if progress is not None and verifier.records % _EVERY == 0:
+                progress(verifier.records, highest)
         _copy_tracking(source, target)
+        # Its position is not below any that the damaged file gave out.
         tip = Tip(max(verifier.position, highest), verifier.time_ns, verifier.chain)
-        target.execute("UPDATE tip SET position = ?, time_ns = ?, chain = ?", tip)
+        copy.insert_note(
+            repaired_note(verifier.position + 1, tip.position, str(aside)), tip, now_ns
+        )
         target.execute("COMMIT")
         target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         left = _count(source, highest) - verifier.records
-    return Salvage(verifier.records, max(0, left), verifier.position, tip)
+    return Salvage(path, verifier.records, max(0, left))
 
 
-def exchange(path: Path, new: Path) -> Path:
-    """Put the new file in the place of the damaged one; return where that is now.
+def exchange(path: Path, new: Path, aside: Path) -> None:
+    """Put the new file in the place of the damaged one, which is kept.
 
     Every connection of this process is closed. At no moment is there no log at the path.
     """
-    number = 1
-    while (aside := _beside(path, f".set-aside-{number}")).exists():
-        number += 1
     try:
         os.link(path, aside)
     except OSError:
         # A file system without links.
         shutil.copy2(path, aside)
-    # A journal left behind would be played into the new file.
+    # A journal left behind would be played into the new file. There is one only if what is in it
+    # could not be brought into the damaged file.
     with suppress(FileNotFoundError):
         _beside(path, "-wal").rename(_beside(aside, "-wal"))
     _beside(path, "-shm").unlink(missing_ok=True)
     new.replace(path)
     _sync_directory(path.parent)
-    return aside
 
 
-def _copy(
-    source: sqlite3.Connection,
-    target: sqlite3.Connection,
-    verifier: Verifier,
-    progress: Progress,
-    highest: int,
-) -> None:
-    streams: dict[object, int] = {}
-    names: dict[object, int] = {}
-    for row in _good(source, verifier):
-        if row.stream not in streams:
-            streams[row.stream] = _intern(target, "streams (stream)", row.stream)
-        if row.name not in names:
-            names[row.name] = _intern(target, "names (name)", row.name)
-        target.execute(
+class _Copy:
+    """The records of a new file, as they come."""
+
+    def __init__(self, target: sqlite3.Connection) -> None:
+        self._target = target
+        self._ids: dict[tuple[str, object], int] = {}
+        self._notes = 0
+
+    def insert(self, row: StoredRow) -> None:
+        self._target.execute(
             "INSERT INTO events (position, stream_id, version, name_id, time_ns, wall_ns, digest, "
             "chain, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 row.position,
-                streams[row.stream],
+                self._id("streams (stream)", row.stream),
                 row.version,
-                names[row.name],
+                self._id("names (name)", row.name),
                 row.time_ns,
                 row.wall_ns,
                 row.digest,
@@ -111,8 +118,24 @@ def _copy(
                 row.payload,
             ),
         )
-        if verifier.records % _EVERY == 0:
-            progress(verifier.records, highest)
+        if row.stream == _LOG_STREAM and isinstance(row.version, int):
+            self._notes = row.version
+
+    def insert_note(self, note: NewRecord, tip: Tip, now_ns: int) -> None:
+        planner = Planner(tip, lambda _: self._notes, lambda _: 0)
+        (record,) = planner.plan(Request((note,), {}, None, now_ns), now_ns)
+        self.insert(StoredRow.of(record))
+        self._target.execute("UPDATE tip SET position = ?, time_ns = ?, chain = ?", planner.tip)
+
+    def _id(self, table: str, text: object) -> int:
+        found = self._ids.get((table, text))
+        if found is None:
+            assert isinstance(text, bytes)
+            insert = f"INSERT INTO {table} VALUES (?)"  # noqa: S608 - one of two tables
+            found = self._target.execute(insert, (text.decode(),)).lastrowid
+            assert found is not None
+            self._ids[table, text] = found
+        return found
 
 
 def _good(source: sqlite3.Connection, verifier: Verifier) -> Iterator[StoredRow]:
@@ -120,14 +143,6 @@ def _good(source: sqlite3.Connection, verifier: Verifier) -> Iterator[StoredRow]
         if row is None or problem:
             return
         yield row
-
-
-def _intern(target: sqlite3.Connection, table: str, text: object) -> int:
-    assert isinstance(text, bytes)
-    insert = f"INSERT INTO {table} VALUES (?)"  # noqa: S608 - one of two tables
-    found = target.execute(insert, (text.decode(),)).lastrowid
-    assert found is not None
-    return found
 
 
 def _copy_tracking(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
