@@ -20,8 +20,14 @@ import click
 from atlas.cli.__main__ import root
 
 REFERENCE = Path(__file__).parent / "reference"
-PACKAGES = ["atlas", "atlas.core", "atlas.core.schema", "atlas.providers", "atlas.testing"]
-MODULES = ["atlas.errors", "atlas.providers.messages", "atlas.container"]
+PACKAGES = ["atlas", "atlas.core", "atlas.core.schema", "atlas.knowledge", "atlas.providers", "atlas.testing"]
+MODULES = [
+    "atlas.errors",
+    "atlas.knowledge.messages",
+    "atlas.providers.context",
+    "atlas.providers.messages",
+    "atlas.container",
+]
 
 
 def first_sentence(thing: object) -> str:

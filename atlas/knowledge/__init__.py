@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from atlas.knowledge.embedding import Embedder as Embedder
     from atlas.knowledge.embedding import OllamaEmbedder as OllamaEmbedder
     from atlas.knowledge.embedding import OpenAIEmbedder as OpenAIEmbedder
+    from atlas.knowledge.expansion import ProviderExpander as ProviderExpander
     from atlas.knowledge.filters import Filter as Filter
     from atlas.knowledge.filters import parse_filter as parse_filter
     from atlas.knowledge.hits import DocumentVersion as DocumentVersion
@@ -64,6 +65,7 @@ __getattr__, __dir__ = exported(
             "OllamaEmbedder",
             "OpenAIEmbedder",
         ),
+        "atlas.knowledge.expansion": ("ProviderExpander",),
         "atlas.knowledge.filters": ("Filter", "parse_filter"),
         "atlas.knowledge.hits": ("DocumentVersion", "Hit"),
         "atlas.knowledge.knowledge": (
@@ -112,6 +114,7 @@ __all__ = [
     "MiniLM",
     "OllamaEmbedder",
     "OpenAIEmbedder",
+    "ProviderExpander",
     "QueryExpander",
     "Ranking",
     "Reranker",

@@ -25,6 +25,7 @@ from atlas.knowledge import (
     CallableEmbedder,
     Knowledge,
     MemoryStore,
+    ProviderExpander,
     Ranking,
     StructureChunker,
 )
@@ -32,6 +33,7 @@ from atlas.knowledge.messages import IngestFinished, SearchPerformed
 from atlas.providers.context import ContextSource, pack_context
 
 from support.knowledge import DIMENSION, bag_of_words, note, small_model
+from support.providers import ListProvider
 
 
 @pytest.fixture
@@ -177,6 +179,19 @@ async def test_other_wordings_are_searched_too(kb) -> None:
     assert sources(hits) == ["dogs"]
     with pytest.raises(ConfigurationError, match="asynchronous"):
         kb.search_sync("x", expander=expand)
+
+
+async def test_a_model_finds_other_wordings(kb) -> None:
+    await kb.ingest(*NOTES)
+    provider = ListProvider([["1. bark at ", "strangers\n- watchful animal\n\n* guard\nand more"]])
+    expander = ProviderExpander(provider, count=2)
+
+    hits = await kb.search("watchful animal", expander=expander, k=1)
+
+    assert sources(hits) == ["dogs"]
+    assert "in 2 other ways" in provider.requests[0].messages[0].text
+    with pytest.raises(ConfigurationError, match="count is 0"):
+        ProviderExpander(provider, count=0)
 
 
 def test_a_hit_cites_its_lines(tmp_path: Path) -> None:
