@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime as dt
 import enum
+import gc
 import uuid as real_uuid
 from decimal import Decimal
 from pathlib import PurePosixPath
@@ -16,12 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas import Event, message, value
+from atlas.core.effect_layers import Retry
 from atlas.core.effects import (
     REDACTED,
     Effect,
     EffectCancelled,
     EffectDelivered,
+    EffectNoted,
     EffectStarted,
+    Entry,
     MemoryJournal,
     RunContext,
     current_effect,
@@ -63,6 +68,11 @@ class Point:
 @dataclasses.dataclass(frozen=True)
 class Login:
     user: str
+    key: Annotated[str, SECRET]
+
+
+@value("effects_test_inner")
+class Inner:
     key: Annotated[str, SECRET]
 
 
@@ -139,15 +149,16 @@ def test_any_json_like_value_comes_back(one):
 async def test_every_kind_of_value_is_replayed():
     @effect(pure=True)
     async def give(at: int) -> object:
-        return VALUES[at] if current_run() is None else None
+        return values[at] if current_run() is None else None
 
     async def program():
-        return [await give(at) for at in range(len(VALUES))]
+        return [await give(at) for at in range(len(values))]
 
+    values = [one for one in VALUES if not isinstance(one, Login)]  # which holds a secret
     entries, given = await recorded(program)
 
-    assert given == VALUES
-    assert await replayed(entries, program) == VALUES
+    assert given == values
+    assert await replayed(entries, program) == values
 
 
 class Unwritable:
@@ -280,6 +291,167 @@ async def test_secrets_do_not_reach_the_journal():
     assert not any(secret in written or secret in text for secret in SECRETS)
     assert REDACTED in written
     assert await replayed(entries, lambda: program("sk-another-key")) == text
+
+
+@value("effects_test_account")
+class Account:
+    name: str
+    login: Inner
+
+
+async def test_names_in_redact_are_hidden_in_results_from_the_run_too():
+    @effect(redact=("token", "key"))
+    async def login(user: str) -> dict[str, object]:
+        return {"token": SECRETS[0], "deep": [{"token": [SECRETS[1]]}], "who": Login(user, "k-123")}
+
+    @effect(redact=("token",))
+    async def pieces():
+        yield {"token": SECRETS[0]}
+        raise LookupError(f"{SECRETS[0]} is of no use")
+
+    @effect(redact=("token",))
+    def look() -> dict[str, str]:
+        return {"token": SECRETS[0]}
+
+    async def program():
+        given = [await login("me"), look()]
+        with pytest.raises(LookupError, match="<redacted> is of no use"):
+            async for piece in pieces():
+                given.append(piece)
+        return given
+
+    entries, given = await recorded(program)
+    written = b"".join(map(encode, entries)).decode()
+
+    assert not any(secret in written for secret in (*SECRETS, "k-123"))
+    assert given == [
+        {"token": REDACTED, "deep": [{"token": REDACTED}], "who": Login("me", REDACTED)},
+        {"token": REDACTED},
+        {"token": REDACTED},
+    ]
+    assert await replayed(entries, program) == given
+
+
+@pytest.mark.parametrize(
+    "result",
+    [Login("me", SECRETS[0]), [{"who": Login("me", SECRETS[0])}], Account("a", Inner(SECRETS[0]))],
+)
+async def test_a_secret_in_a_result_is_refused_and_not_written(result):
+    @effect
+    async def login() -> object:
+        return result
+
+    async def program():
+        with pytest.raises(EffectError, match=r"key is marked SECRET.*`redact`") as caught:
+            await login()
+        return str(caught.value)
+
+    entries, text = await recorded(program)
+
+    assert SECRETS[0] not in b"".join(map(encode, entries)).decode() + text
+    assert await replayed(entries, program) == text
+
+
+async def test_secrets_of_the_request_do_not_show_in_errors_nor_in_notes():
+    @effect(pure=True, retry=Retry(2, wait=0))
+    async def login(who: object) -> str:
+        error = PermissionError(f"{SECRETS[0]} was refused")
+        error.key = {"given": SECRETS[0], "who": who}
+        raise error
+
+    async def program():
+        with pytest.raises(PermissionError, match="<redacted> was refused"):
+            await login(Account("a", Inner(SECRETS[0])))
+
+    entries, _ = await recorded(program)
+    written = b"".join(map(encode, entries)).decode()
+
+    assert SECRETS[0] not in written
+    assert "attempt 1 of 2 failed" in written
+
+
+async def test_what_is_hidden_does_not_spoil_the_form_of_an_error():
+    @effect(redact=("password",))
+    async def login(password: str) -> None:
+        raise ValueError(f"{password} is too short")
+
+    async def program():
+        for word in ("type", "text", "args", "builtins"):
+            with pytest.raises(ValueError, match="<redacted> is too short"):
+                await login(word)
+
+    entries, _ = await recorded(program)
+    await replayed(entries, program)
+
+
+async def test_an_effect_that_fails_when_nobody_waits_any_more_is_noted_and_no_noise():
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, about: told.append(about))
+
+    @effect(pure=True)
+    async def fail_late(how: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError(how)
+
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal):
+        left = asyncio.create_task(fail_late("left"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await fail_late("in time")
+    with contextlib.suppress(RuntimeError):
+        async with RunContext("r", journal=journal):
+            again = asyncio.create_task(fail_late("aborted"))
+            await asyncio.sleep(0.001)
+            raise RuntimeError
+    del left, again
+    gc.collect()
+    notes = [entry.text for entry in journal.entries if isinstance(entry, EffectNoted)]
+
+    assert told == []
+    assert [how for how in ("in time", "left", "aborted") if how in "".join(notes)] == [
+        "in time",
+        "left",
+        "aborted",
+    ]
+
+
+async def test_an_effect_that_fails_after_an_abandoned_run_is_told(caplog):
+    told = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, about: told.append(about))
+
+    class Closed(MemoryJournal):
+        def write(self, entry: Entry) -> None:
+            if isinstance(entry, EffectNoted):
+                raise OSError("closed")
+            super().write(entry)
+
+    @effect(pure=True)
+    async def fail_late() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError("too late")
+
+    async def enter() -> None:
+        run = RunContext("r", journal=Closed())
+        await run.__aenter__()
+        left = asyncio.create_task(fail_late())
+        await asyncio.sleep(0.001)
+        await run.__aexit__(GeneratorExit, GeneratorExit(), None)
+        left.cancel()
+
+    await asyncio.create_task(enter())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gc.collect()
+
+    assert "failed after run 'r' was over" in caplog.text
+    assert "too late" in caplog.text
+    assert told == []
 
 
 async def test_streams_are_recorded_piece_by_piece():

@@ -5,6 +5,8 @@ messages and values, frozen dataclasses, enums. Anything else is refused by name
 is written as an object with the one key ``"$"``-something; a user's own such key is escaped.
 
 Mappings keep their order: what the code that gets a result sees must not depend on who sorted it.
+
+What must not be written down is left to a `Redactor`, one for each effect.
 """
 
 from __future__ import annotations
@@ -13,35 +15,48 @@ import base64
 import dataclasses
 import datetime as dt
 import enum
+import functools
 import json
 import math
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path, PurePath
-from typing import Any, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from atlas.core.messages import Message
 from atlas.core.nodes import FrozenDict
 from atlas.core.schema import canonical_text, decode, dump, encode, load
-from atlas.core.schema.canonical import quote
+from atlas.core.schema.canonical import one_shot, quote
 from atlas.errors import AtlasError, EffectError, EffectFailedError
 from atlas.typing import JSON, is_secret
 
-__all__ = ["REDACTED", "canonical", "error_from", "error_text", "from_text", "plain", "to_text"]
+__all__ = [
+    "REDACTED",
+    "Redactor",
+    "canonical",
+    "error_from",
+    "error_text",
+    "from_text",
+    "plain",
+    "to_text",
+]
 
 REDACTED = "<redacted>"
 """What stands for a value that is not written down."""
 
-_ONLY_STR = {str}
-_PLAIN = frozenset({str, int, bool, type(None)})
-_encode: Callable[[object], str] = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
-).encode
+_ONLY_STR: Final = {str}
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+_SHORTEST_SECRET: Final = 4
+"""Characters; what is shorter would be found, and replaced, in any text."""
 
-
-_decode: Callable[[str], Any] = json.JSONDecoder().decode  # Any: whatever was written
+_encode: Final = one_shot(
+    json.JSONEncoder(
+        ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
+    )
+)
+_decode: Final = json.JSONDecoder().raw_decode
 
 
 def canonical(value: JSON) -> str:
@@ -50,27 +65,19 @@ def canonical(value: JSON) -> str:
 
 
 def to_text(value: object) -> str:
-    """Return a value as JSON text.
+    """Return a value as JSON text, secrets included.
 
     Raises:
         TypeError: It, or something in it, has no JSON form; the text names the place.
     """
-    cls = type(value)
-    if cls is str:
-        return quote(cast("str", value))
-    if cls is int:
-        return str(value)
-    if cls in _PLAIN:
-        return _encode(value)
     return _encode(plain(value))
 
 
 def from_text(text: str) -> Any:
     """Return the value written by `to_text`."""
-    return _back(_decode(text))
-
-
-# -- to JSON --------------------------------------------------------------------------------------
+    value = _decode(text)[0]
+    # without such a key it is JSON as it stands, which most things are
+    return _back(value) if '"$' in text else value
 
 
 # Any: whatever the effect takes or gives
@@ -85,45 +92,157 @@ def plain(value: Any, path: str = "", *, hide: bool = False) -> JSON:
     Raises:
         TypeError: It has no JSON form.
     """
+    return _plain(value, path, Redactor(), "hide" if hide else "keep")
+
+
+# -- what is not written --------------------------------------------------------------------------
+
+_Policy: TypeAlias = Literal["hide", "refuse", "keep"]
+
+
+class Redactor:
+    """Writes down what one effect takes and gives, without what must not be.
+
+    Fields of the names given, at any depth, and, in the request, fields marked
+    `atlas.typing.SECRET` are replaced by `REDACTED`; what they held is replaced wherever errors and
+    notes of the same effect repeat it. In a result a field marked so is refused unless it is named:
+    the run itself would get another value than it was given, which somebody has to want.
+
+    Args:
+        names: The names.
+    """
+
+    __slots__ = ("_names", "_values")
+
+    def __init__(self, names: Collection[str] = ()) -> None:
+        self._names = names
+        self._values: list[str] = []
+
+    def request(self, value: object) -> str:
+        """Return a request as canonical JSON text.
+
+        Raises:
+            TypeError: It has no JSON form.
+        """
+        return canonical_text(_plain(value, "", self, "hide"))
+
+    def result(self, value: object) -> str:
+        """Return a result, or a piece of one, as JSON text.
+
+        Raises:
+            TypeError: It has no JSON form, or a secret in it.
+        """
+        cls = type(value)
+        if cls is str:
+            return quote(cast("str", value))
+        return _encode(value if cls in _PLAIN else _plain(value, "", self, "refuse"))
+
+    def error(self, error: BaseException) -> str:
+        """Return an error as JSON text; see `error_text`."""
+        return _error_text(error, self)
+
+    def scrubbed(self, text: str) -> str:
+        """Return a text without what was hidden so far."""
+        for secret in self._values:
+            text = text.replace(secret, REDACTED)
+        return text
+
+    def hides(self, name: str) -> bool:
+        """Return whether fields of this name are hidden."""
+        return name in self._names
+
+    # Any: whatever stands there
+    def hide(self, value: Any) -> str:
+        """Remember what must not show, and return what stands for it."""
+        if isinstance(value, str):
+            if len(value) >= _SHORTEST_SECRET and value not in self._values:
+                self._values.append(value)
+        elif isinstance(value, Mapping):
+            self._hide_all(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            self._hide_all(value)
+        elif dataclasses.is_dataclass(value):
+            self._hide_all(getattr(value, spec.name) for spec in dataclasses.fields(value))
+        return REDACTED
+
+    def _hide_all(self, values: Iterable[Any]) -> None:
+        for each in values:
+            self.hide(each)
+
+    # Any: JSON values of texts
+    def scrub(self, value: Any) -> Any:
+        """Return a JSON value in which nothing shows that was hidden so far."""
+        if not self._values:
+            return value
+        if isinstance(value, str):
+            return self.scrubbed(value)
+        if isinstance(value, list):
+            return [self.scrub(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self.scrub(item) for key, item in value.items()}
+        return value
+
+
+# -- to JSON --------------------------------------------------------------------------------------
+
+
+# Any: whatever the effect takes or gives
+def _plain(value: Any, path: str, redactor: Redactor, secrets: _Policy) -> JSON:
     cls = type(value)
     if cls in _PLAIN:
         return cast("JSON", value)
     if cls is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
     if cls is list:
-        return [plain(item, f"{path}[{at}]", hide=hide) for at, item in enumerate(value)]
+        return _items(value, path, redactor, secrets)
     if cls is tuple:
-        return {
-            "$tuple": [plain(item, f"{path}[{at}]", hide=hide) for at, item in enumerate(value)]
-        }
+        return {"$tuple": _items(value, path, redactor, secrets)}
     if cls is dict or cls is FrozenDict:
-        return _mapping(value, path, hide)
+        return _mapping(value, path, redactor, secrets)
     write = _WRITERS.get(cls)
     if write is not None:
         return write(value)
-    return _instance(value, path, hide)
+    if cls is set or cls is frozenset:
+        items = [_plain(item, f"{path}{{}}", redactor, secrets) for item in value]
+        return {f"${cls.__name__}": sorted(items, key=canonical_text)}
+    return _instance(value, path, redactor, secrets)
 
 
-def _mapping(value: Mapping[Any, Any], path: str, hide: bool) -> JSON:
+def _items(
+    values: list[Any] | tuple[Any, ...], path: str, redactor: Redactor, secrets: _Policy
+) -> list[JSON]:
+    return [
+        # the path is worked out for what needs it only: most items are plain
+        item if type(item) in _PLAIN else _plain(item, f"{path}[{at}]", redactor, secrets)
+        for at, item in enumerate(values)
+    ]
+
+
+def _mapping(
+    value: Mapping[Any, Any], path: str, redactor: Redactor, secrets: _Policy
+) -> dict[str, JSON]:
     if not value or set(map(type, value)) == _ONLY_STR:
         made: dict[str, JSON] = {
-            key: item if type(item) in _PLAIN else plain(item, f"{path}.{key}", hide=hide)
+            key: item if type(item) in _PLAIN else _plain(item, f"{path}.{key}", redactor, secrets)
             for key, item in value.items()
+            if not redactor.hides(key)
         }
+        if len(made) != len(value):
+            made = {key: made[key] if key in made else redactor.hide(value[key]) for key in value}
         if len(made) == 1 and next(iter(made)).startswith("$"):
             return {"$object": made}
         return made
     return {
         "$mapping": [
-            [plain(key, f"{path} key", hide=hide), plain(item, f"{path}[{key!r}]", hide=hide)]
+            [
+                _plain(key, f"{path} key", redactor, secrets),
+                redactor.hide(item)
+                if isinstance(key, str) and redactor.hides(key)
+                else _plain(item, f"{path}[{key!r}]", redactor, secrets),
+            ]
             for key, item in value.items()
         ]
     }
-
-
-def _set(value: set[Any] | frozenset[Any]) -> JSON:
-    items = sorted((plain(item, "{}") for item in value), key=canonical_text)
-    return {"$set" if isinstance(value, set) else "$frozenset": items}
 
 
 _WRITERS: dict[type, Callable[[Any], JSON]] = {
@@ -134,44 +253,109 @@ _WRITERS: dict[type, Callable[[Any], JSON]] = {
     dt.timedelta: lambda value: {"$timedelta": [value.days, value.seconds, value.microseconds]},
     Decimal: lambda value: {"$decimal": str(value)},
     uuid.UUID: lambda value: {"$uuid": str(value)},
-    set: _set,
-    frozenset: _set,
 }
 
 
-def _instance(value: Any, path: str, hide: bool) -> JSON:
+def _instance(value: Any, path: str, redactor: Redactor, secrets: _Policy) -> JSON:
     cls = type(value)
     if isinstance(value, BaseException):
-        return {"$error": error_text(value)}
-    if isinstance(value, Message) and value._stamp is not None and not hide:
-        return {"$message": encode(value).decode()}
-    if isinstance(value, PurePath):
-        return {"$path": str(value)}
+        return {"$error": redactor.error(value)}
     name = f"{cls.__module__}:{cls.__qualname__}"
     if isinstance(value, enum.Enum):
-        return {"$enum": [name, plain(value.value, path, hide=hide)]}
-    if dataclasses.is_dataclass(cls) and getattr(cls, "__dataclass_params__").frozen:  # noqa: B009
-        return {"$value": [name, _fields(value, path, hide)]}
+        return {"$enum": [name, _plain(value.value, path, redactor, secrets)]}
+    if dataclasses.is_dataclass(cls):
+        if hasattr(cls, "message_name"):
+            return _declared_value(value, name, path, redactor, secrets)
+        if getattr(cls, "__dataclass_params__").frozen:  # noqa: B009
+            return {"$value": [name, _fields(value, path, redactor, secrets)]}
+    if isinstance(value, PurePath):
+        return {"$path": str(value)}
     raise TypeError(
         f"{path.lstrip('.') or 'the value'} is a {cls.__module__}.{cls.__qualname__}, which has no "
         f"JSON form"
     )
 
 
-def _fields(value: Any, path: str, hide: bool) -> dict[str, JSON]:
+def _fields(value: Any, path: str, redactor: Redactor, secrets: _Policy) -> dict[str, JSON]:
+    marked = _secret_fields(value.__class__)
+    made: dict[str, JSON] = {}
+    for spec in dataclasses.fields(value):
+        name, at = spec.name, f"{path}.{spec.name}"
+        item = getattr(value, name)
+        if _is_hidden(name, at, marked, redactor, secrets):
+            made[name] = redactor.hide(item)
+        else:
+            made[name] = _plain(item, at, redactor, secrets)
+    return made
+
+
+def _declared_value(value: Any, name: str, path: str, redactor: Redactor, secrets: _Policy) -> JSON:
+    """Write a message or declared value: as its class says, and then without what is not to be."""
+    is_told = isinstance(value, Message) and value._stamp is not None and secrets != "hide"
+    fields = dump(value)
+    if secrets != "keep" or redactor._names:
+        shown = cast("dict[str, JSON]", _seen(value, fields, path, redactor, secrets))
+        if shown != fields:
+            return {"$value": [name, shown]}
+    return {"$message": encode(value).decode()} if is_told else {"$value": [name, fields]}
+
+
+# Any: a value, and what is written of it
+def _seen(value: Any, written: Any, path: str, redactor: Redactor, secrets: _Policy) -> Any:
+    """Return what was written of a declared value without what is hidden in it, at any depth."""
     cls = type(value)
-    if isinstance(value, Message) or hasattr(cls, "message_name"):
-        fields = dump(value)
-    else:
-        fields = {
-            spec.name: plain(getattr(value, spec.name), f"{path}.{spec.name}", hide=hide)
-            for spec in dataclasses.fields(cls)
-        }
-    if hide:
-        for spec in dataclasses.fields(cls):
-            if spec.name in fields and _is_secret(spec.type):
-                fields[spec.name] = REDACTED
-    return fields
+    if cls in _PLAIN:
+        return written
+    if isinstance(written, dict):
+        if isinstance(value, Mapping):
+            inside = {str(key): item for key, item in value.items()}
+            marked: frozenset[str] = frozenset()
+        elif dataclasses.is_dataclass(cls):
+            inside = {spec.name: getattr(value, spec.name) for spec in dataclasses.fields(cls)}
+            marked = _secret_fields(value.__class__)
+        else:
+            return written
+        made = {}
+        for key, item in written.items():
+            at = f"{path}.{key}"
+            if _is_hidden(key, at, marked, redactor, secrets):
+                made[key] = redactor.hide(inside.get(key, item))
+            else:
+                made[key] = (
+                    _seen(inside[key], item, at, redactor, secrets) if key in inside else item
+                )
+        return made
+    if isinstance(written, list):
+        if isinstance(value, list | tuple):
+            return [
+                _seen(one, item, f"{path}[{at}]", redactor, secrets)
+                for at, (one, item) in enumerate(zip(value, written, strict=True))
+            ]
+        if isinstance(value, frozenset) and any(map(dataclasses.is_dataclass, value)):
+            shown = [_seen(one, dump(one), f"{path}{{}}", redactor, secrets) for one in value]
+            return sorted(shown, key=canonical_text)
+    return written
+
+
+def _is_hidden(
+    name: str, path: str, marked: frozenset[str], redactor: Redactor, secrets: _Policy
+) -> bool:
+    if redactor.hides(name):
+        return True
+    if name not in marked or secrets == "keep":
+        return False
+    if secrets == "hide":
+        return True
+    raise TypeError(
+        f"{path.lstrip('.')} is marked SECRET, and a result is written down as it is. Have the "
+        f"effects that need it look it up; or name it in `redact`, then the run itself gets "
+        f"{REDACTED!r} in its place"
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _secret_fields(cls: type) -> frozenset[str]:
+    return frozenset(spec.name for spec in dataclasses.fields(cls) if _is_secret(spec.type))
 
 
 def _is_secret(annotation: object) -> bool:
@@ -253,21 +437,36 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 # -- errors ---------------------------------------------------------------------------------------
 
 
-def error_text(error: BaseException, secrets: tuple[str, ...] = ()) -> str:
+def error_text(error: BaseException) -> str:
     """Return an error as JSON text: its type, its text and, where they have a JSON form, its facts."""
+    return _error_text(error, Redactor())
+
+
+def _error_text(error: BaseException, redactor: Redactor) -> str:
     cls = type(error)
-    text = str(error)
-    given: dict[str, JSON] = {"type": f"{cls.__module__}:{cls.__qualname__}", "text": text}
-    if not isinstance(error, BaseExceptionGroup):
-        try:
-            given["args"] = plain(list(_arguments(error)))
-            if facts := {k: v for k, v in vars(error).items() if k not in _PRIVATE}:
-                given["facts"] = plain(facts)
-        except (TypeError, AtlasError):
-            given.pop("args", None)
-    made = _encode(given)
-    for secret in secrets:
-        made = made.replace(_encode(secret)[1:-1], REDACTED)
+    given: dict[str, JSON] = {"type": f"{cls.__module__}:{cls.__qualname__}"}
+    try:
+        given["text"] = str(error)
+    except Exception as broken:  # noqa: BLE001  whatever a foreign class does
+        given["text"] = f"(its text cannot be had: {type(broken).__name__})"
+    else:
+        given |= _made_of(error, redactor)
+    # afterwards: what is hidden in the facts does not show in the text either
+    return _encode(
+        {key: redactor.scrub(item) if key != "type" else item for key, item in given.items()}
+    )
+
+
+def _made_of(error: BaseException, redactor: Redactor) -> dict[str, JSON]:
+    """Return what an error can be made again from; nothing if that has no JSON form."""
+    if isinstance(error, BaseExceptionGroup):
+        return {}
+    try:
+        made = {"args": _plain(list(_arguments(error)), "", redactor, "hide")}
+        if facts := {k: v for k, v in vars(error).items() if k not in _PRIVATE}:
+            made["facts"] = _plain(facts, "", redactor, "hide")
+    except (TypeError, ValueError, RecursionError, AtlasError):
+        return {}
     return made
 
 

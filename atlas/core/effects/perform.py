@@ -26,12 +26,12 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from atlas.core import effect_layers
 from atlas.core.effect_layers import EffectCall, Layer, Retry, Timeout
-from atlas.core.effects.codec import REDACTED, canonical, plain
+from atlas.core.effects.codec import Redactor
 from atlas.core.effects.entries import Declared
-from atlas.core.effects.run import Pending, PendingStream, RunContext, text_of
+from atlas.core.effects.pending import Pending, PendingStream
+from atlas.core.effects.run import RunContext
 from atlas.core.inner_loop import here, outside_context
 from atlas.errors import EffectError
-from atlas.typing import JSON
 
 __all__ = [
     "Effect",
@@ -63,7 +63,8 @@ class Effect:
         request: What is asked: anything with a JSON form. In a replay it has to be the same.
         declared: What performing it twice would do: nothing (``"pure"``), nothing more
             (``"idempotent"``), or something (``"external"``).
-        redact: Names of fields, at any depth of the request, that are not written down.
+        redact: Names of fields, at any depth of the request or of what it gives, that are not
+            written down. In what it gives, the run too finds `REDACTED` in their place.
         layers: Around it, the outermost first.
     """
 
@@ -117,14 +118,15 @@ async def _perform(
         return await _call(effect.layers, call, function, args)
     run = cast("RunContext", place.inner.supervisor)
     run.check()
-    request, hidden = _request_text(effect, asked)
-    call = run.call(place, effect.kind, effect.declared, request)
+    redactor = Redactor(effect.redact)
+    request = _request_text(effect.kind, asked, redactor)
+    call = run.call(place, effect.kind, effect.declared, request, redactor)
     layers = (*run.layers, *effect.layers)
 
-    async def work() -> None:
-        pending.give("value", text_of(call, await _call(layers, call, function, args)))
+    async def work(pending: Pending) -> None:
+        pending.give_result(await _call(layers, call, function, args))
 
-    pending = Pending(run, call, lambda pending: run.run_outside(pending, work, hidden))
+    pending = Pending(run, call, redactor, work)
     run.start(pending)
     return await pending.result()
 
@@ -180,17 +182,15 @@ class EffectStream(AsyncGenerator[T, None]):
             return
         run = cast("RunContext", place.inner.supervisor)
         run.check()
-        request, hidden = _request_text(effect, effect.request)
-        call = run.call(place, effect.kind, effect.declared, request)
+        redactor = Redactor(effect.redact)
+        request = _request_text(effect.kind, effect.request, redactor)
+        call = run.call(place, effect.kind, effect.declared, request, redactor)
         layers = (*run.layers, *effect.layers)
-        pending = PendingStream(
-            run,
-            call,
-            lambda pending: run.run_outside(
-                pending, lambda: made.pump(self._made(layers, call)), hidden
-            ),
-        )
-        made = pending
+
+        async def work(pending: PendingStream) -> None:
+            await pending.pump(self._made(layers, call))
+
+        pending = PendingStream(run, call, redactor, work)
         run.start(pending)
         self._pending = pending
 
@@ -246,35 +246,15 @@ def stream(
     return EffectStream(effect, function, args)
 
 
-def _request_text(effect: Effect, asked: object) -> tuple[str, tuple[str, ...]]:
+def _request_text(kind: str, asked: object, redactor: Redactor) -> str:
     try:
-        request = plain(asked, hide=True)
-        hidden: list[str] = []
-        if effect.redact:
-            request = _redacted(request, effect.redact, hidden)
-        return canonical(request), tuple(hidden)
+        return redactor.request(asked)
     except (TypeError, ValueError, RecursionError) as error:
         raise EffectError(
-            f"Effect {effect.kind!r} cannot be recorded: in its request {error}. Pass JSON values, "
+            f"Effect {kind!r} cannot be recorded: in its request {error}. Pass JSON values, "
             f"messages, frozen dataclasses, bytes, dates or the like, or name what is not part of the "
             f"request in `ignore`."
         ) from error
-
-
-def _redacted(value: JSON, names: Collection[str], hidden: list[str]) -> JSON:
-    if isinstance(value, list):
-        return [_redacted(item, names, hidden) for item in value]
-    if not isinstance(value, dict):
-        return value
-    made: dict[str, JSON] = {}
-    for key, item in value.items():
-        if key in names:
-            if isinstance(item, str) and len(item) >= 4:
-                hidden.append(item)
-            made[key] = REDACTED
-        else:
-            made[key] = _redacted(item, names, hidden)
-    return made
 
 
 # -- the decorator --------------------------------------------------------------------------------
@@ -323,7 +303,10 @@ def effect(
         idempotent: Performing it twice does nothing more, given
             ``current_effect().idempotency_key``. This is how plain functions are taken.
         pure: Performing it changes nothing.
-        redact: Names of arguments, or of fields at any depth in them, that are not written down.
+        redact: Names of arguments, or of fields at any depth in them or in results, that are not
+            written down. In results, the run too finds `REDACTED` in their place. Fields marked
+            `SECRET` are never written down: in a request they need no naming, a result that has
+            one is refused unless it is named here.
         ignore: Names of arguments that are no part of the request.
         retry: Attempts in all, or the layer itself.
         timeout: Seconds; for a generator, for each piece.
@@ -434,7 +417,8 @@ def _plain_effect(
         if place is None:
             return function(*args, **options)
         run = cast("RunContext", place.inner.supervisor)
-        request, hidden = _request_text(template, request_of(args, options))
+        redactor = Redactor(template.redact)
+        request = _request_text(template.kind, request_of(args, options), redactor)
         layers = (*run.layers, *template.layers)
 
         def produce(call: EffectCall) -> Any:
@@ -449,7 +433,7 @@ def _plain_effect(
             produce,
             declared=template.declared,
             request=request,
-            hidden=hidden,
+            redactor=redactor,
         )
 
     return do_it

@@ -148,7 +148,7 @@ def _wrapped(hooks: Hooks) -> dict[str, Callable[..., Any]]:
         inner = inner_of(context)
         if inner is None:
             return hooks.set_timer(when - own_time(), callback, *args, context=context)
-        return inner.call_later(when - inner.now(), callback, args, context)
+        return inner.call_later(when - inner.moment, callback, args, context)
 
     def create_task(coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         context = options.get("context")
@@ -172,7 +172,7 @@ def _wrapped(hooks: Hooks) -> dict[str, Callable[..., Any]]:
 
     def time() -> float:
         inner = inner_of(None)
-        return own_time() if inner is None else inner.now()
+        return own_time() if inner is None else inner.moment
 
     return {
         "call_soon": call_soon,

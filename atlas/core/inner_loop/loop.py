@@ -47,6 +47,7 @@ class InnerLoop:
         inside: Whether the code that runs now belongs to the run.
         closed: Whether the run is over.
         timers: What is set and has not gone off, by effect id.
+        moment: The time of the run, in seconds on the loop's clock: that of the last delivery.
     """
 
     def __init__(self, supervisor: Supervisor, name: str) -> None:
@@ -71,7 +72,7 @@ class InnerLoop:
         self._waiting: Delivery | None = None
         self._safe: Delivery | None = None
         self._cancellings = 0
-        self._moment = 0.0
+        self.moment = 0.0
         self._shift = 0.0
         self._finalizers = Place(self, "0.closing")
         self._context = Context()
@@ -96,7 +97,7 @@ class InnerLoop:
         self.main = task
         self._cancellings = task.cancelling()
         self.hooks = Hooks.on(self.loop)
-        self._moment = self.hooks.time()
+        self.moment = self.hooks.time()
         self._token: Token[Place | None] = HERE.set(Place(self, "0"))
         self.inside = True
         self._schedule()
@@ -188,21 +189,13 @@ class InnerLoop:
 
     # -- time -------------------------------------------------------------------------------------
 
-    def now(self) -> float:
-        """Return the moment of the run, in seconds on the loop's clock: that of the last delivery."""
-        return self._moment
-
     def real_now(self) -> float:
         """Return the time on the run's clock that it really is."""
-        return max(self._moment, self.hooks.time() + self._shift)
-
-    def set_moment(self, moment: float) -> None:
-        """Set the moment of the run, as its recording says."""
-        self._moment = moment
+        return max(self.moment, self.hooks.time() + self._shift)
 
     def go_live(self) -> None:
         """From here on the clock is the real one, going on from this moment; set all timers."""
-        self._shift = self._moment - self.hooks.time()
+        self._shift = self.moment - self.hooks.time()
         for timer in self.timers.values():
             timer.arm()
 
@@ -412,8 +405,6 @@ class InnerLoop:
     def _take(self, delivery: Delivery) -> None:
         if delivery.is_stale:
             return
-        if self.supervisor.is_live:
-            self._moment = self.real_now()
         safe = self.supervisor.admit(delivery)
         if safe is None:
             self._hand_in(delivery)

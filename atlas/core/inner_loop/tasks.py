@@ -10,7 +10,7 @@ from typing import Any
 
 from atlas.core.inner_loop.place import Delivery, Place
 
-__all__ = ["Cancelled", "Fired", "InnerTask", "InnerTimer"]
+__all__ = ["InnerTask", "InnerTimer"]
 
 
 class Fired(Delivery):
@@ -97,7 +97,7 @@ class InnerTimer(asyncio.TimerHandle):
         context: Context | None,
     ) -> None:
         inner = place.inner
-        super().__init__(inner.now() + delay, callback, args, inner.loop, context)
+        super().__init__(inner.moment + delay, callback, args, inner.loop, context)
         self._inner = inner
         self._real: asyncio.TimerHandle | None = None
         self.effect = place.next_effect()
@@ -107,7 +107,7 @@ class InnerTimer(asyncio.TimerHandle):
     def arm(self) -> None:
         """Set the real timer."""
         inner = self._inner
-        delay = max(0.0, self.when() - inner.now())
+        delay = max(0.0, self.when() - inner.moment)
         self._real = inner.hooks.set_timer(delay, inner.deliver, Fired(self), context=Context())
 
     def fire(self) -> None:

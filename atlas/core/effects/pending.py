@@ -1,0 +1,211 @@
+"""Effects that a run has asked for and that have not ended: what it waits for, and how it gets it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
+
+from atlas.core.effect_layers import EffectCall
+from atlas.core.effects.codec import Redactor, error_from, from_text
+from atlas.core.inner_loop import Delivery
+from atlas.errors import EffectError
+
+if TYPE_CHECKING:
+    from atlas.core.effects.run import RunContext
+
+__all__ = ["Pending", "PendingStream", "text_of"]
+
+
+class Completion(Delivery):
+    """What came of an effect, or a piece of it."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self, pending: Pending, what: str, value: str = "") -> None:
+        # Not through the base: one is made for every piece of every stream.
+        self.effect = pending.call.id
+        self.what = what
+        self.value = value
+        self.durable = what != "chunk" and pending.call.declared != "pure"
+        self.pending = pending
+
+    @property
+    def is_stale(self) -> bool:
+        return self.pending.ended
+
+    def hand_in(self) -> None:
+        self.pending.take(self.what, self.value)
+
+
+class Pending:
+    """An effect that a run has asked for and that has not ended. Awaited inside the run.
+
+    Attributes:
+        call: What it is.
+        redactor: Writes down what it gives.
+        work: Performs it, outside, and gives what comes of it.
+        ended: Whether the run has its end, or wants it no more.
+        was_started: Whether a recording has its start, so that it may have been performed before.
+        on_cancel: Stops performing it.
+    """
+
+    __slots__ = ("call", "ended", "future", "on_cancel", "redactor", "run", "was_started", "work")
+
+    def __init__(
+        self,
+        run: RunContext,
+        call: EffectCall,
+        redactor: Redactor,
+        work: Callable[[Any], Awaitable[None]],  # Any: the kind of pending effect it is for
+    ) -> None:
+        self.run = run
+        self.call = call
+        self.redactor = redactor
+        self.work = work
+        self.ended = False
+        self.was_started = False
+        self.on_cancel: Callable[[], object] | None = None
+        # Any: whatever the effect gives
+        self.future: asyncio.Future[Any] = run.inner.loop.create_future()
+
+    def give(self, what: str, value: str = "") -> None:
+        """Have what came of it handed in. Any thread."""
+        self.run.inner.deliver_from_any_thread(Completion(self, what, value))
+
+    # Any: whatever the effect gives
+    def give_result(self, result: Any) -> None:
+        """Have its result handed in. Any thread."""
+        self.give("value", text_of(self.call, self.redactor, result))
+
+    def take(self, what: str, value: str) -> None:
+        """Let the run have what came of it."""
+        self.end()
+        if self.future.done():
+            return
+        try:
+            if what == "value":
+                self.future.set_result(from_text(value))
+            else:
+                self.future.set_exception(error_from(value))
+        except Exception as error:  # noqa: BLE001  the recording cannot be read: the caller's affair
+            self.future.set_exception(error)
+
+    def end(self) -> None:
+        """Count it as ended."""
+        self.ended = True
+        self.work = _nothing  # it may hold what holds this: a cycle for the garbage collector
+        self.run.pending.pop(self.call.id, None)
+
+    # Any: whatever the effect gives
+    async def result(self) -> Any:
+        """Wait for what comes of it. Inside the run."""
+        try:
+            return await self.future
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Want it no more, if it has not ended. Inside the run."""
+        if self.ended:
+            return
+        self.end()
+        self.run.emit_cancelled(self.call.id)
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+
+class PendingStream(Pending):
+    """An effect that gives pieces: an async iterator inside the run.
+
+    The function that makes the pieces is held back while ``WINDOW`` of them wait to be read.
+    """
+
+    __slots__ = ("_ahead", "_end", "_items", "_room", "_waiter")
+
+    WINDOW = 64
+
+    def __init__(
+        self,
+        run: RunContext,
+        call: EffectCall,
+        redactor: Redactor,
+        work: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        super().__init__(run, call, redactor, work)
+        # Any: whatever the effect gives
+        self._items: deque[Any] = deque()
+        self._end: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._ahead = 0
+        self._room: asyncio.Future[None] | None = None
+
+    def take(self, what: str, value: str) -> None:
+        """Let the run have a piece, or the end."""
+        if what == "chunk":
+            self._items.append(from_text(value))
+        else:
+            self.end()
+            self._end = StopAsyncIteration() if what == "end" else error_from(value)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # Any: whatever the effect gives
+    async def next(self) -> Any:
+        """Return the next piece. Inside the run.
+
+        Raises:
+            StopAsyncIteration: There are no more.
+        """
+        while not self._items:
+            if self._end is not None:
+                end, self._end = self._end, StopAsyncIteration()
+                raise end
+            if self.ended:
+                raise StopAsyncIteration
+            self._waiter = self.run.inner.loop.create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                if not self._items and self._end is None:
+                    self.cancel()
+                raise
+        self._ahead -= 1
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        return self._items.popleft()
+
+    async def pump(self, pieces: AsyncIterator[Any]) -> None:
+        """Have the pieces handed in one by one. Outside the run."""
+        async with aclosing(cast("Any", pieces)):
+            async for piece in pieces:
+                self.give("chunk", text_of(self.call, self.redactor, piece))
+                self._ahead += 1
+                while self._ahead >= self.WINDOW and not self.ended:
+                    self._room = self.run.inner.loop.create_future()
+                    await self._room
+        self.give("end")
+
+
+async def _nothing(pending: Pending) -> None:
+    """Perform nothing."""
+
+
+# Any: whatever the effect gives
+def text_of(call: EffectCall, redactor: Redactor, result: Any) -> str:
+    """Return a result as JSON text.
+
+    Raises:
+        EffectError: It has no JSON form, or a secret in it.
+    """
+    try:
+        return redactor.result(result)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EffectError(
+            f"Effect {call.kind!r} gave a {type(result).__qualname__} that cannot be recorded: "
+            f"{error}. Return JSON values, messages, frozen dataclasses, bytes, dates or the like."
+        ) from error
