@@ -23,6 +23,7 @@ from atlas.core.log.controller import LOGS
 from atlas.core.log.engine import Durability, Engine
 from atlas.core.loop_thread import LoopThread
 from atlas.core.message_log import MessageLog
+from atlas.core.patches import plain
 from atlas.core.programs import program_of
 from atlas.core.registry import FallbackTaken, Registry
 from atlas.core.run_session import RunSession, SessionOptions
@@ -465,6 +466,8 @@ class Atlas:
         layers: Sequence[Layer] = (),
         strict: bool = False,
         is_durable: bool = True,
+        program: str | None = None,
+        arguments: Mapping[str, JSON] | None = None,
     ) -> RunSession:
         """Repeat a run up to one of its events, then go on live, as a run of its own.
 
@@ -478,6 +481,8 @@ class Atlas:
             layers: As for `recording`.
             strict: As for `recording`.
             is_durable: As for `recording`.
+            program: As for `recording`; default: that of the run.
+            arguments: What ``program`` is called with.
 
         Raises:
             UnknownRunError: The log has no such run.
@@ -487,7 +492,9 @@ class Atlas:
         parent = self.runs[run]
         called = name or parent.name
         kept, deliveries, last = parent.before_fork(at)
-        started = RunStarted(self._run_id(called), called, "fork", run, last)
+        started = RunStarted(
+            self._run_id(called), called, "fork", run, last, program, arguments or {}
+        )
         assert self._log is not None
         self._log.begin(started.run, last)
         return self._session(
@@ -529,9 +536,7 @@ class Atlas:
         stored = self.runs[run]
         if run in self._sessions or stored.status == "completed":
             state = "still going on" if run in self._sessions else "completed"
-            raise ConfigurationError(
-                f"Run {run} is {state} and cannot be resumed. Use forking() to do it differently."
-            )
+            raise _not_resumable(run, state)
         return self._session(
             stored.started,
             mode="resume",
@@ -565,7 +570,8 @@ class Atlas:
         called = name or str(getattr(program, "__name__", "run"))
         where = program_of(program)
         async with self.recording(called, program=where, arguments=arguments) as run:
-            result = await program(self, **arguments)
+            # as a replay gives them: read from the log
+            result = await program(self, **cast("dict[str, Any]", plain(arguments)))
         return run, result
 
     async def replay(
@@ -615,8 +621,12 @@ class Atlas:
             The new run and what the program returned.
         """
         function, recorded = self.runs[run].program(program)
-        async with self.forking(run, at=at, provider=provider, model=model) as session:
-            result = await function(self, **{**recorded, **arguments})
+        given = {**recorded, **cast("dict[str, Any]", plain(arguments))}
+        where = program or self.runs[run].origin.program
+        async with self.forking(
+            run, at=at, provider=provider, model=model, program=where, arguments=given
+        ) as session:
+            result = await function(self, **given)
         return session, result
 
     def _run_id(self, name: str) -> str:
@@ -624,15 +634,19 @@ class Atlas:
 
     def _session(self, started: RunStarted, **options: Unpack[SessionOptions]) -> RunSession:
         assert self._log is not None
-        session = RunSession(
+        return RunSession(
             self.bus,
             self._log,
             started,
+            on_begin=self._began,
             on_end=lambda ended: self._sessions.pop(ended.id, None),
             **options,
         )
-        self._sessions[started.run] = session
-        return session
+
+    def _began(self, session: RunSession) -> None:
+        if session.id in self._sessions:
+            raise _not_resumable(session.id, "still going on")
+        self._sessions[session.id] = session
 
     @property
     def runs(self) -> Runs[ChatState]:
@@ -757,6 +771,12 @@ class Atlas:
         if provider is self._default and self._choice is not None and self._choice.model:
             return self._choice.model
         return _default_model(provider)
+
+
+def _not_resumable(run: str, state: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Run {run} is {state} and cannot be resumed. Use forking() to do it differently."
+    )
 
 
 def _usable(provider: Provider) -> Provider:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -19,6 +21,7 @@ from atlas.core.effects import now, uuid
 from atlas.core.effects import random as chance
 from atlas.core.message_pages import OUTSIDE
 from atlas.core.messages import Message
+from atlas.core.run_session import RunSession
 from atlas.errors import (
     AppNotRunningError,
     ConfigurationError,
@@ -389,6 +392,92 @@ async def test_a_recorded_program_is_found_again_by_its_name(tmp_path: Path) -> 
         with pytest.raises(ConfigurationError, match="cannot be found"):
             await app.replay(run.id, program="no.such:thing")
     assert again == by_name == result
+
+
+async def shopping(app: Atlas, items: list[object], style: str = "plain") -> str:
+    items = [*items, "and nothing else"]
+    reply = await app.chat(f"Pack {items!r}.", system=style)
+    return f"{type(items[0]).__name__} {items!r} {reply.text}"
+
+
+async def test_a_program_gets_the_same_arguments_when_it_is_recorded_and_replayed() -> None:
+    async with Atlas(provider=ListProvider(WORDS)) as app:
+        run, result = await app.record(shopping, items=[{"tea": ["green", "black"]}, 2])
+        assert await app.replay(run.id) == (ANY, result)
+
+
+async def test_a_fork_with_other_arguments_is_replayed_with_these() -> None:
+    async with Atlas(provider=ListProvider(WORDS)) as app:
+        run, _ = await app.record(shopping, items=[1])
+        fork, other = await app.fork(run.id, at=0, style="pirate")
+        again, third = await app.fork(fork.id, at=0, items=[2])
+        assert await app.replay(fork.id) == (ANY, other)
+        assert await app.replay(again.id) == (ANY, third)
+        assert app.runs[again.id].origin.arguments == {"items": (2,), "style": "pirate"}
+
+
+async def test_a_run_happens_once_and_only_what_was_entered_goes_on() -> None:
+    async with Atlas(provider=ListProvider(WORDS)) as app:
+        session = app.recording("broken")
+        with pytest.raises(ValueError, match="no"):
+            async with session:
+                raise ValueError("no")
+        with pytest.raises(ConfigurationError, match="entered before"):
+            await session.__aenter__()
+        app.resume(session.id)  # and never entered
+
+        async def go_on(resumed: RunSession) -> None:
+            async with resumed:
+                await app.chat("Where were we?")
+
+        both = [go_on(app.resume(session.id)) for _ in range(2)]
+        first, second = await asyncio.gather(*both, return_exceptions=True)
+        assert first is None
+        assert isinstance(second, ConfigurationError)
+        assert "still going on" in str(second)
+        assert app.runs[session.id].status == "completed"
+
+
+async def test_a_run_that_is_refused_inside_another_leaves_nothing_behind() -> None:
+    async with Atlas(provider=ListProvider(WORDS)) as app:
+        async with app.recording("outer") as outer:
+            with pytest.raises(EffectError, match="inside run"):
+                async with app.recording("inner"):
+                    pytest.fail("was entered")
+            await app.chat("Hello?")
+        assert list(app.runs) == [outer.id]
+        assert app.runs[outer.id].status == "completed"
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+async def test_a_run_ends_with_the_error_it_failed_with_whatever_its_text_is() -> None:
+    async with Atlas(provider=ListProvider(WORDS)) as app:
+        with pytest.raises(Unspeakable):
+            async with app.recording("broken") as run:
+                raise Unspeakable
+        ended = app.runs[run.id].ended
+    assert ended is not None
+    assert ended.error == "Unspeakable, whose text cannot be made (RuntimeError)"
+
+
+async def test_the_state_at_the_time_of_an_event_has_that_event(
+    recorded: tuple[str, str, str],
+) -> None:
+    async with Atlas(recorded[0], provider="scripted") as app:
+        run = app.runs[recorded[1]]
+        for number, event in enumerate(run.events, 1):
+            assert event.meta.time is not None
+            assert run.number_at(event.meta.time) >= number
+        assert run.time is not None
+        assert run.number_at(run.time - timedelta(seconds=1)) == 0
+        east = timezone(timedelta(hours=14))
+        assert run.number_at(datetime.min.replace(tzinfo=east)) == 0
+        with pytest.raises(ConfigurationError, match="Give one of them"):
+            run.at(3, time=run.time)
 
 
 async def test_two_runs_at_once_on_one_loop_do_not_mix(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import click
 from atlas.app import Atlas
 from atlas.cli.conversation import Questions
 from atlas.cli.options import db_option, json_option, model_options
-from atlas.cli.runs import told
+from atlas.cli.runs import opened, told
 from atlas.core.run_session import RunSession
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -52,7 +52,7 @@ def replay(
                 session, result = await app.replay(wanted, program=program, pace=pace)
             _tell(session, result, f"{wanted} was replayed: the same, byte for byte.", as_json)
 
-    run_it(again())
+    run_it(db, again)
 
 
 @click.command()
@@ -92,7 +92,7 @@ def fork(
                 )
             _tell(session, result, f"{session.id} is a fork of {run}.", as_json)
 
-    run_it(anew())
+    run_it(db, anew)
 
 
 @click.command()
@@ -118,12 +118,14 @@ def resume(*, run: str, db: str, program: str | None, in_doubt: Any, as_json: bo
                     result = await function(app, **arguments)
             _tell(session, result, f"{run} is completed.", as_json)
 
-    run_it(on())
+    run_it(db, on)
 
 
-def run_it(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine; an interrupt cancels it."""
-    asyncio.run(work)
+def run_it(db: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine on a log that exists; an interrupt cancels it."""
+    with opened(db):  # one that is not there must not be made by a typing mistake
+        pass
+    asyncio.run(work())
 
 
 def _tell(session: RunSession, result: object, text: str, as_json: bool) -> None:

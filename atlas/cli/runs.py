@@ -112,6 +112,7 @@ def show(
             number = found.number_at(when(moment, found))
         if number is not None:
             state = plain(found.at(number))
+            number += len(found) + 1 if number < 0 else 0
             if as_json:
                 told({"run": found.id, "at": number, "state": state})
                 return
@@ -139,12 +140,12 @@ def when(text: str, run: Run[ChatState]) -> datetime:
         if text.startswith("+") and began is not None:
             return began + timedelta(seconds=float(text))
         named = datetime.fromisoformat(text)
-    except ValueError as error:
+        return named if named.tzinfo is not None else named.astimezone()
+    except (ValueError, OverflowError) as error:
         raise click.UsageError(
             f"--time is {text!r}. Write 2026-11-23T10:00:00+00:00, or +2.5 for seconds after the "
             f"start of the run."
         ) from error
-    return named if named.tzinfo is not None else named.astimezone()
 
 
 @click.command()

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, Self, TypeAlias, TypedDict
 
-from atlas.core.causality import caused_by
+from atlas.core.causality import CURRENT, caused_by
 from atlas.core.effect_layers import Layer
 from atlas.core.effects import (
     EffectCancelled,
@@ -32,7 +32,7 @@ from atlas.core.message_log import Fate, MessageLog
 from atlas.core.message_pages import OUTSIDE, logical_lines
 from atlas.core.messages import Message
 from atlas.core.runs import ENTRIES, RunEnded, RunStarted, is_doing, is_lifecycle
-from atlas.errors import ReplayDiverged
+from atlas.errors import ConfigurationError, ReplayDiverged
 
 __all__ = ["RunSession", "SessionMode", "SessionOptions"]
 
@@ -72,6 +72,7 @@ class RunSession:
         pace: Replay at the recorded pace times this; None: as fast as possible.
         is_durable: Whether effects wait until what was before them is safely stored.
         instead: Whom, and which model, to ask instead, once effects are performed.
+        on_begin: Called when it is entered; refuses by an error.
         on_end: Called when it is over.
 
     Attributes:
@@ -94,6 +95,7 @@ class RunSession:
         pace: float | None = None,
         is_durable: bool = True,
         instead: tuple[str | None, str | None] = (None, None),
+        on_begin: Callable[[RunSession], object] | None = None,
         on_end: Callable[[RunSession], object] | None = None,
     ) -> None:
         self.id = started.run
@@ -107,7 +109,9 @@ class RunSession:
         self._happened: list[Message] = []
         self._aliases: dict[str, str] = {}
         self._repeated = iter([each for each in recorded if _is_done_again(each)])
+        self._on_begin = on_begin
         self._on_end = on_end
+        self._was_entered = False
         self._stack = ExitStack()
         self._journal = _BusJournal(bus, log, self.id, is_durable=is_durable)
         entries = [each for each in recorded if isinstance(each, ENTRIES)]
@@ -150,18 +154,30 @@ class RunSession:
         return logical_lines(filter(is_doing, self._happened))
 
     async def __aenter__(self) -> Self:
+        if self._was_entered:
+            raise ConfigurationError(
+                f"Run {self.id} was entered before, and happens once. Make another one."
+            )
+        if here() is not None:
+            await self._context.__aenter__()  # refuses, and nobody hears of a run that never was
+        if self._on_begin is not None:
+            self._on_begin(self)
+        self._was_entered = True
         self._log.watch(self.id, self._fate, self._aliases)
         try:
-            told = self._bus.publish(self._started, run=self.id).message
-            self._journal.begin(told)
-            if self._mode == "record" and self._is_durable and here() is None:
-                await self._log.commit()  # whoever knows of a run finds it, whatever happens
-            self._stack.enter_context(caused_by(told))
-            await self._context.__aenter__()
-        except BaseException:
-            self._close()
+            await self._begin()
+        except BaseException as error:
+            self._finish(error)
             raise
         return self
+
+    async def _begin(self) -> None:
+        told = self._bus.publish(self._started, run=self.id).message
+        self._journal.begin(told)
+        if self._mode == "record" and self._is_durable:
+            await self._log.commit()  # whoever knows of a run finds it, whatever happens
+        self._stack.enter_context(caused_by(told))
+        await self._context.__aenter__()
 
     async def __aexit__(
         self,
@@ -178,25 +194,27 @@ class RunSession:
             ended = raised
             raise
         finally:
-            self._bus.publish(self._ending(ended), run=self.id)
-            self._close()
+            self._finish(ended)
             if self._mode != "replay":
                 await self._log.commit()
 
-    def _close(self) -> None:
-        self._stack.close()
-        self._log.watch(self.id, None)
-        if self._on_end is not None:
-            self._on_end(self)
+    def _finish(self, error: BaseException | None) -> None:
+        try:
+            self._bus.publish(self._ending(error), run=self.id)
+        finally:
+            self._stack.close()
+            self._log.watch(self.id, None)
+            if self._on_end is not None:
+                self._on_end(self)
 
     def _ending(self, error: BaseException | None) -> RunEnded:
         exact = self.is_exact
         if error is None:
             return RunEnded(self.id, "completed", None, exact)
-        text = f"{type(error).__name__}: {error}"
-        return RunEnded(
-            self.id, "failed" if isinstance(error, Exception) else "cancelled", text, exact
+        status: Literal["failed", "cancelled"] = (
+            "failed" if isinstance(error, Exception) else "cancelled"
         )
+        return RunEnded(self.id, status, _in_words(error), exact)
 
     def _fate(self, each: Message) -> Fate:
         """Decide what the log does with a message of this run; see `MessageLog.watch`."""
@@ -260,8 +278,11 @@ class _BusJournal:
             return
         effect = "" if isinstance(entry, RunSeeded | RunContinued) else entry.effect
         # These come out of any context; so the cause is said, the same in each execution.
-        cause = self._effects.get(effect, self._told)
-        self._bus.publish(entry, run=self._run, causation=cause, correlation=self._told)
+        token = CURRENT.set(self._effects.get(effect, self._told)._stamp)
+        try:
+            self._bus.publish(entry)
+        finally:
+            CURRENT.reset(token)
         if isinstance(entry, EffectCancelled) or (
             isinstance(entry, EffectDelivered) and entry.what != "chunk"
         ):
@@ -282,6 +303,13 @@ def _published_inside() -> bool:
     if place is None:
         return False
     return place.inner.inside and place.inner.thread == threading.get_ident()
+
+
+def _in_words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as broken:  # noqa: BLE001  whatever a foreign class does
+        return f"{type(error).__name__}, whose text cannot be made ({type(broken).__name__})"
 
 
 def _parted(run: str | None, number: int, before: str, now: str) -> ReplayDiverged:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 from atlas.core.causality import causal_tree
 from atlas.core.effects import (
@@ -33,7 +33,7 @@ from atlas.core.log.records import NewRecord
 from atlas.core.message_log import stream_of
 from atlas.core.message_pages import OUTSIDE, PAGE, logical_lines, pack, unpack
 from atlas.core.messages import Event, Message, message
-from atlas.core.patches import Patch, diff
+from atlas.core.patches import Patch, diff, plain
 from atlas.core.programs import load_program
 from atlas.core.schema.canonical import canonical_text
 from atlas.core.schema.codec import decode, encode
@@ -202,8 +202,8 @@ class Run(Generic[S]):
 
     @property
     def origin(self) -> RunStarted:
-        """The event with which it began, or the run that it was forked from, and so on."""
-        if self.parent is None:
+        """The event that tells its program: its first, or that of the run it was forked from."""
+        if self.parent is None or self.started.program is not None:
             return self.started
         return Run(self._engine, self.parent, self._transition, self._initial).origin
 
@@ -233,7 +233,7 @@ class Run(Generic[S]):
                 f"package.module:function or script.py:function, or record it with "
                 f"app.record(function), which notes it."
             )
-        return load_program(where), origin.arguments
+        return load_program(where), cast("dict[str, JSON]", plain(origin.arguments))
 
     @property
     def parent(self) -> str | None:
@@ -341,8 +341,13 @@ class Run(Generic[S]):
 
         Raises:
             UnknownVersionError: The run has no such event.
+            ConfigurationError: Both are given.
         """
         if time is not None:
+            if number is not None:
+                raise ConfigurationError(
+                    f"at() was asked for event {number} and for the time {time}. Give one of them."
+                )
             number = self.number_at(time)
         number = self._checked(len(self) if number is None else number)
         before = bisect.bisect_right(self._states, number, key=lambda known: known[0]) - 1
@@ -574,8 +579,9 @@ def _nanoseconds(time: datetime) -> int:
             f"datetime.now(timezone.utc).",
             version=0,
         )
-    since = time.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000
+    since = time - datetime(1970, 1, 1, tzinfo=UTC)
+    whole = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return whole * 1_000 + 999  # a datetime is cut off: what it was made of is within it
 
 
 def _batches(items: Iterable[Message], size: int) -> Iterator[list[Message]]:
