@@ -213,7 +213,7 @@ class Knowledge:
         self._lock = threading.RLock()
         self._writing = threading.RLock()
         self._threads: ThreadPoolExecutor | None = None
-        self._stop = threading.Event()
+        self._closing = False
         self._closed = False
 
     # -- writing --
@@ -228,13 +228,13 @@ class Knowledge:
 
         Cancelling it stops after the batch at work; what is stored stays, and the next ingest goes on.
         """
-        self._stop.clear()
+        stop = threading.Event()
         try:
             return await self._in_thread(
-                lambda: self.ingest_sync(*sources, collection=collection, on_progress=on_progress)
+                lambda: self._ingest(sources, collection, on_progress, stop)
             )
         except asyncio.CancelledError:
-            self._stop.set()
+            stop.set()
             raise
 
     def ingest_sync(
@@ -259,12 +259,7 @@ class Knowledge:
             StoreError: Another process is writing.
             EmbeddingError: The embedding model failed.
         """
-        with self._writing:
-            wanted = _flat(sources)
-            self._open_for_writing()
-            into = self._writable(collection)
-            self._tell(IngestStarted(collection, len(wanted)))
-            return _Ingest(self, into, wanted, on_progress).run()
+        return self._ingest(sources, collection, on_progress, threading.Event())
 
     async def remove(self, *sources: str, collection: str = "main") -> int:
         """Take documents out; see `remove_sync`."""
@@ -495,12 +490,12 @@ class Knowledge:
 
     async def aclose(self) -> None:
         """Wait for what is at work, write what is kept, and close everything. Idempotent."""
-        self._stop.set()
+        self._closing = True
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Do what `aclose` does, from a plain thread."""
-        self._stop.set()
+        self._closing = True
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:
@@ -532,6 +527,20 @@ class Knowledge:
         self.close()
 
     # -- inside --
+
+    def _ingest(
+        self,
+        sources: Sequence[str | PathLike[str] | Document],
+        collection: str,
+        on_progress: Callable[[IngestProgress], object] | None,
+        stop: threading.Event,
+    ) -> Ingested:
+        with self._writing:
+            wanted = _flat(sources)
+            self._open_for_writing()
+            into = self._writable(collection)
+            self._tell(IngestStarted(collection, len(wanted)))
+            return _Ingest(self, into, wanted, on_progress, stop).run()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         self._refuse_closed()
@@ -692,7 +701,9 @@ class _Ingest:
         into: Collection,
         wanted: Sequence[str | Document],
         on_progress: Callable[[IngestProgress], object] | None,
+        stop: threading.Event,
     ) -> None:
+        self.stop = stop
         self.knowledge = knowledge
         self.into = into
         self.wanted = wanted
@@ -718,7 +729,7 @@ class _Ingest:
             if sum(len(each.chunks) for each in self.batch) >= _BATCH_CHUNKS:
                 self._store()
             self._report(number)
-            if self.knowledge._stop.is_set():
+            if self.stop.is_set() or self.knowledge._closing:
                 break
         self._store()
         self.into.save_words()

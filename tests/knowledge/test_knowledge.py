@@ -553,7 +553,7 @@ async def test_an_ingest_that_is_cancelled_leaves_whole_documents(tmp_path: Path
             await task
         release.set()
 
-        done = await kb.ingest(*NOTES)
+        done = await asyncio.to_thread(kb.ingest_sync, *NOTES)
 
         assert done.ingested + done.unchanged == 3
         assert len(kb.documents()) == 3
