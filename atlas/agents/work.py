@@ -96,6 +96,7 @@ class Work:
 
     __slots__ = (
         "_agent",
+        "_asked",
         "_bus",
         "_desk",
         "_dialect",
@@ -124,6 +125,7 @@ class Work:
         self._repairs = desk.account.limits.repairs
         self._specs = tuple(each.spec for each in agent.tools.values())
         self._source: str | Provider | None = None
+        self._asked: tuple[Provider, str] | None = None
         self._provider = ""
         self._dialect: Dialect | None = None
         self._system: ChatMessage | None = None
@@ -170,8 +172,7 @@ class Work:
         if current_run() is None:
             await asyncio.sleep(0)  # a model that answers at once must not keep the loop to itself
         desk.touch()
-        name, wanted = _split(self._source)
-        provider, model = desk.host.choose_model(name, wanted)
+        provider, model = self._chosen()
         if provider.name != self._provider:
             self._settle_dialect(provider)
         assert self._dialect is not None
@@ -182,6 +183,13 @@ class Work:
         given = await self._call_model(provider, model, options)
         desk.touch()
         return dialect.read(given, self._turn)
+
+    def _chosen(self) -> tuple[Provider, str]:
+        """Return whom to ask: in a run, which may be forked to another model, anew for each turn."""
+        if self._asked is not None and current_run() is None:
+            return self._asked
+        self._asked = self._desk.host.choose_model(*_split(self._source))
+        return self._asked
 
     def _choice(self) -> str:
         choice = self._agent.tool_choice
@@ -217,7 +225,12 @@ class Work:
             options["max_tokens"] = agent.max_tokens
         if agent.temperature is not None:
             options["temperature"] = agent.temperature
-        request = ChatRequest(messages=tuple(self._shown), model=model, **options)
+        request = ChatRequest(
+            messages=tuple(self._shown),
+            model=model,
+            connect_timeout=desk.host.stream_options.deadlines.connect,
+            **options,
+        )
         prompt = self._last_prompt + estimated_tokens(sum(map(_length, new)))
         reserved = desk.account.reserve(prompt, agent.max_tokens, agent.price)
         reply = f"{desk.task}/{desk.attempt}:{self._turn}"

@@ -1,0 +1,239 @@
+"""What agents cost: processor time of turns and of delegated tasks, with a model that takes no time.
+
+    python -m benchmarks agents
+
+The model answers at once; what is measured is everything around it. The same conversation is held
+by a loop written by hand, which validates arguments with pydantic where that is installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import tempfile
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from atlas import Atlas, EventBus
+from atlas.agents import Agent, Controller, Limits, Task, delegation, tool
+from atlas.providers.base import (
+    Capabilities,
+    ChatRequest,
+    Delta,
+    Finished,
+    TextDelta,
+    ToolCallDelta,
+    UsageDelta,
+)
+from atlas.providers.messages import Usage
+
+TURNS = 41
+FREE = Limits(turns=None, repeats=None, alternations=None, tokens=None)
+
+
+class InstantModel:
+    """Asks for a tool so many times, then answers; takes no time."""
+
+    name = "instant"
+    default_model = "instant-1"
+    capabilities = Capabilities(tools=True, json_schema=True)
+
+    def __init__(
+        self, turns: int, tool: str = "add", arguments: str = '{"one":%d,"other":2}'
+    ) -> None:
+        self._turns = turns
+        self._tool = tool
+        self._arguments = arguments
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        done = len(request.messages) // 2
+        if done < self._turns - 1:
+            arguments = self._arguments % done if "%" in self._arguments else self._arguments
+            yield ToolCallDelta(0, f"c{done}", self._tool, arguments)
+            yield UsageDelta(Usage(100, 10))
+            yield Finished("tool_calls")
+        else:
+            yield TextDelta("Done.")
+            yield UsageDelta(Usage(100, 10))
+            yield Finished("stop")
+
+    async def models(self) -> list[str]:
+        return [self.default_model]
+
+    async def aclose(self) -> None:
+        pass
+
+
+@tool
+async def add(one: int, other: int) -> int:
+    """Add two numbers."""
+    return one + other
+
+
+def team(bus: EventBus, turns: int) -> Controller:
+    return Controller([Agent("one", tools=[add], model=InstantModel(turns))], bus=bus)
+
+
+def pair(bus: EventBus) -> Controller:
+    boss = Agent(
+        "boss",
+        tools=[delegation("worker")],
+        model=InstantModel(2, "delegate", '{"task":"do it","to":"worker"}'),
+    )
+    return Controller([boss, Agent("worker", model=InstantModel(1))], bus=bus)
+
+
+# -- by hand ------------------------------------------------------------------------------------
+
+
+def by_hand() -> tuple[str, Callable[[str], object]]:
+    """Return how the hand-written loop validates arguments."""
+    try:
+        import pydantic
+    except ImportError:
+        return "json only", json.loads
+
+    class Arguments(pydantic.BaseModel):
+        one: int
+        other: int
+
+    return "pydantic", Arguments.model_validate_json
+
+
+async def hand_loop(turns: int, check: Callable[[str], object]) -> str:
+    messages: list[dict[str, object]] = [{"role": "user", "content": "Go."}]
+    for turn in range(turns - 1):
+        call = {"id": f"c{turn}", "name": "add", "arguments": '{"one":%d,"other":2}' % turn}
+        messages.append({"role": "assistant", "tool_calls": [call]})
+        check(call["arguments"])
+        result = await add(one=turn, other=2)
+        messages.append({"role": "tool", "id": call["id"], "content": json.dumps(result)})
+    return "Done."
+
+
+# -- measuring ----------------------------------------------------------------------------------
+
+
+async def cpu(work: Callable[[], Awaitable[object]], *, repeat: int = 7) -> float:
+    """Return the least processor time of this thread, in ms."""
+    await work()
+    gc.collect()
+    found = []
+    for _ in range(repeat):
+        began = time.process_time()
+        await work()
+        found.append(time.process_time() - began)
+    return min(found) * 1000
+
+
+async def turns_in(app: Atlas, turns: int, name: str | None) -> float:
+    """Return ms per turn; recorded under a name, or not at all."""
+    one = team(app.bus, turns)
+
+    async def work() -> None:
+        if name is None:
+            await one.delegate(Task("Go.", budget=FREE))
+            return
+        async with app.recording(name, is_durable=name != "quick"):
+            await one.delegate(Task("Go.", budget=FREE))
+
+    return await cpu(work, repeat=5) / turns
+
+
+async def tasks_in(bus: EventBus, count: int) -> float:
+    """Return ms per delegated task, so many at once."""
+    both = pair(bus)
+    repeat = max(3, 60 // count)
+
+    async def work() -> None:
+        for _ in range(max(1, 20 // count)):
+            await both.parallel([Task("Go.", budget=FREE) for _ in range(count)])
+
+    return await cpu(work, repeat=repeat) / (count * max(1, 20 // count))
+
+
+async def many(bus: EventBus, count: int) -> tuple[int, float]:
+    """Return how many of so many tasks at once were done, and ms for each."""
+    both = pair(bus)
+    began = time.process_time()
+    outcomes = await both.parallel([Task("Go.", budget=FREE) for _ in range(count)])
+    return sum(each.is_done for each in outcomes), (time.process_time() - began) * 1000 / count
+
+
+def idle_agent() -> float:
+    """Return KiB of an agent with one tool that does nothing."""
+    model = InstantModel(1)
+    Agent("one", tools=[add], capabilities={"sums"}, model=model)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    agents = [
+        Agent(f"agent-{n}", instructions="Add.", tools=[add], capabilities={"sums"}, model=model)
+        for n in range(1000)
+    ]
+    used = (tracemalloc.get_traced_memory()[0] - before) / len(agents) / 1024
+    tracemalloc.stop()
+    return used
+
+
+async def durable(folder: Path, steps: int) -> tuple[float, float, float]:
+    """Return ms of processor time, bytes on disk and bytes of payload per recorded step."""
+    path = folder / f"{steps}.db"
+    words = "x" * 150
+    async with Atlas(str(path), durability="process", provider=InstantModel(1)) as app:
+
+        @tool
+        async def note(number: int, text: str) -> str:
+            """Take a note."""
+            return text
+
+        model = InstantModel(steps + 1, "note", '{"number":%d,"text":"' + words + '"}')
+        one = Controller([Agent("one", tools=[note], model=model)], bus=app.bus)
+        began = time.process_time()
+        async with app.recording("durable"):
+            await one.delegate(Task("Go.", budget=FREE))
+        used = (time.process_time() - began) * 1000
+    size = sum(each.stat().st_size for each in folder.glob(f"{steps}.db*"))
+    payload = 2 * len(words) + 40
+    return used / steps, size / steps, payload
+
+
+async def measure() -> None:
+    checked, check = by_hand()
+    raw = await cpu(lambda: hand_loop(TURNS, check)) / TURNS
+    print(f"hand-written loop ({checked}): {raw:.4f} ms per turn")
+    bus = EventBus()
+    async with Atlas(bus=bus, provider=InstantModel(1)) as app:
+        print(f"turn, no log:           {await turns_in(app, TURNS, None):.4f} ms")
+        short, long = await turns_in(app, 40, None), await turns_in(app, 200, None)
+        late = (long * 200 - short * 40) / 160
+        print(f"turns 40-200, no log:   {late:.4f} ms, {late / short:.2f}x of the first 40")
+        print(f"turn, recorded, memory: {await turns_in(app, TURNS, 'quick'):.4f} ms")
+        for count in (1, 10, 100):
+            print(f"delegated task, {count:>3} at once: {await tasks_in(bus, count):.4f} ms")
+        done, each = await many(bus, 10_000)
+        print(f"10,000 at once: {done} done, {each:.4f} ms each")
+    print(f"idle agent: {idle_agent():.2f} KiB")
+    with tempfile.TemporaryDirectory() as folder:
+        async with Atlas(str(Path(folder, "turns.db")), provider=InstantModel(1)) as app:
+            print(f"turn, durable log:      {await turns_in(app, TURNS, 'turns'):.4f} ms")
+            short, long = await turns_in(app, 40, "a"), await turns_in(app, 200, "b")
+            late = (long * 200 - short * 40) / 160
+            print(f"turns 40-200, durable:  {late:.4f} ms, {late / short:.2f}x of the first 40")
+        for steps in (100, 1_000):
+            ms, size, payload = await durable(Path(folder), steps)
+            print(
+                f"durable, {steps:>5} steps: {ms:.3f} ms, {size:,.0f} bytes on disk a step "
+                f"({payload:.0f} of payload)"
+            )
+
+
+def main() -> None:
+    """Measure and print."""
+    asyncio.run(measure())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,461 @@
+"""A team: who gets a task, what becomes of it, and what when somebody fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from atlas import EventBus
+from atlas.agents import (
+    Agent,
+    Controller,
+    ErrorPolicy,
+    History,
+    Limits,
+    Outcome,
+    Task,
+    checked_transition,
+    delegation,
+    hand_over_to,
+    scripted_agent,
+    tool,
+)
+from atlas.agents.messages import (
+    AgentHealthChanged,
+    TaskAssigned,
+    TaskCancelled,
+    TaskCompleted,
+    TaskExpired,
+    TaskFailed,
+    TaskHandedOver,
+    TaskQueued,
+    TaskWaiting,
+)
+from atlas.core.messages import Message
+from atlas.errors import (
+    BadRequestError,
+    ConfigurationError,
+    IllegalTransitionError,
+    LimitReachedError,
+    NoAgentError,
+    TaskExpiredError,
+    TaskFailedError,
+)
+from atlas.providers.messages import StreamToken, ToolCallPart
+
+FAIL = BadRequestError("no")
+
+
+def call(name: str, call_id: str = "c1", **arguments: object) -> ToolCallPart:
+    return ToolCallPart(call_id, name, json.dumps(arguments))
+
+
+class Team:
+    def __init__(self, *agents: Agent, **options: Any) -> None:
+        self.bus = EventBus()
+        self.seen: list[Message] = []
+        self.bus.subscribe("**", self.seen.append)
+        self.controller = Controller(agents, bus=self.bus, **options)
+
+    def of(self, kind: type) -> list[Any]:
+        return [each for each in self.seen if isinstance(each, kind)]
+
+
+def gate() -> tuple[Callable[[], Any], asyncio.Event, list[str]]:
+    """Return a tool that waits until it is let go, the event for it, and who came."""
+    go, came = asyncio.Event(), []
+
+    @tool
+    async def wait(who: str) -> str:
+        came.append(who)
+        await go.wait()
+        return who
+
+    return wait, go, came
+
+
+# -- who gets it --------------------------------------------------------------------------------
+
+
+async def test_a_task_goes_to_who_has_what_it_needs_best() -> None:
+    team = Team(
+        scripted_agent("poor", ["poor"], capabilities={"fx": 0.4, "tax": 1}),
+        scripted_agent("good", ["good"], capabilities={"fx": 0.9}),
+        scripted_agent("other", ["other"], capabilities={"poems"}),
+    )
+    outcome = await team.controller.delegate(Task("12 EUR?", needs={"fx"}))
+
+    assert (outcome.text, outcome.agent) == ("good", "good")
+    outcome = await team.controller.delegate(Task("12 EUR?", needs={"fx", "tax"}))
+    assert outcome.agent == "poor"
+
+
+async def test_a_task_that_nobody_can_do_is_refused_with_what_there_is() -> None:
+    team = Team(scripted_agent("poor", capabilities={"fx": 0.4}))
+    with pytest.raises(NoAgentError, match=r"fx ≥ 0.5.*There is: fx"):
+        await team.controller.delegate(Task("12 EUR?", grades={"fx": 0.5}))
+
+    assert [each.kind for each in team.of(TaskFailed)] == ["NoAgentError"]
+
+
+async def test_the_one_with_less_to_do_is_chosen() -> None:
+    wait, go, _ = gate()
+    agents = [
+        scripted_agent(name, [[call("wait", who=name)], "done"], tools=[wait]) for name in "ab"
+    ]
+    team = Team(*agents)
+    both = asyncio.create_task(team.controller.parallel(["one", "two"]))
+    await team.bus.wait_for("tool.called", where=lambda e: e.agent == "b", timeout=5)
+    assert [team.controller.load(name) for name in "ab"] == [1, 1]
+    go.set()
+
+    assert {each.agent for each in await both} == {"a", "b"}
+    assert team.controller.load("a") == 0
+
+
+async def test_tasks_wait_for_a_free_agent_and_the_urgent_goes_first() -> None:
+    wait, go, _ = gate()
+    script = [[call("wait", who="x")], "1", "2", "3", "4"]
+    team = Team(scripted_agent("one", script, tools=[wait], capacity=1))
+    tasks = [Task(f"p{n}", priority=n, id=f"p{n}") for n in (0, 1, 3, 2)]
+    running = asyncio.create_task(team.controller.parallel(tasks))
+    await team.bus.wait_for("tool.called", timeout=5)
+    while len(team.of(TaskWaiting)) < 3:
+        await asyncio.sleep(0)
+    go.set()
+    await running
+
+    assert [each.task for each in team.of(TaskAssigned)] == ["p0", "p3", "p2", "p1"]
+
+
+async def test_agents_join_and_leave_while_tasks_run() -> None:
+    team = Team()
+    with pytest.raises(NoAgentError, match="There is: nothing"):
+        await team.controller.delegate(Task("Go.", needs={"x"}))
+    team.controller.register(scripted_agent("late", ["here"], capabilities={"x"}))
+    assert (await team.controller.delegate(Task("Go.", needs={"x"}))).text == "here"
+    with pytest.raises(ConfigurationError, match="higher version"):
+        team.controller.register(scripted_agent("late"))
+    newer = team.controller.agents["late"].changed(capabilities={"y"})
+    team.controller.register(newer)
+    team.controller.remove("late")
+
+    with pytest.raises(NoAgentError, match="no agent 'late'"):
+        team.controller.health("late")
+
+
+# -- what becomes of it -------------------------------------------------------------------------
+
+
+async def test_what_happens_to_a_task_is_told_in_order_and_linked() -> None:
+    team = Team(scripted_agent("one", ["done"]))
+    await team.controller.delegate("Go.")
+    names = [each.message_name for each in team.seen if "task" in each.message_name]
+
+    assert names == ["task.queued", "task.assigned", "task.accepted", "task.completed"]
+    assert {each.meta.correlation for each in team.seen} == {team.seen[0].meta.id}
+
+
+async def test_a_task_that_is_late_expires_and_its_model_call_is_stopped() -> None:
+    never = asyncio.Event()
+    agent = scripted_agent("slow", [["half", never]])
+    team = Team(agent)
+    outcome = await team.controller.delegate(Task("Go.", deadline=0.02))
+
+    assert outcome.status == "expired"
+    assert isinstance(outcome.error, TaskExpiredError)
+    assert agent.model.open_streams == 0  # type: ignore[union-attr]
+    assert [each.deadline for each in team.of(TaskExpired)] == [0.02]
+
+
+async def test_cancelling_the_caller_reaches_model_tools_and_all_below() -> None:
+    wait, _, _ = gate()
+    team = Team(
+        scripted_agent(
+            "boss", [[call("delegate", task="go", to="low")]], tools=[delegation("low")]
+        ),
+        scripted_agent("low", [[call("wait", who="low")]], tools=[wait]),
+    )
+    task = asyncio.create_task(team.controller.delegate("Go.", to="boss"))
+    await team.bus.wait_for("tool.called", where=lambda e: e.tool == "wait", timeout=5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert len(team.of(TaskCancelled)) == 2
+    assert team.controller.tasks == ()
+    assert [each.outcome for each in team.seen if each.message_name == "tool.finished"] == [
+        "cancelled",
+        "cancelled",
+    ]
+
+
+async def test_one_task_can_be_cancelled_by_its_id() -> None:
+    wait, go, _ = gate()
+    script = [[call("wait", who="x")], "done"]
+    team = Team(*(scripted_agent(name, script, tools=[wait]) for name in "ab"))
+    running = asyncio.create_task(
+        team.controller.parallel([Task("1", id="t1"), Task("2", id="t2")])
+    )
+    await team.bus.wait_for("tool.called", where=lambda e: e.agent == "b", timeout=5)
+
+    assert team.controller.cancel("t1")
+    assert not team.controller.cancel("t9")
+    go.set()
+    first, second = await running
+    assert (first.status, second.status) == ("failed", "done")
+
+
+async def test_another_agent_tries_when_one_fails() -> None:
+    team = Team(scripted_agent("bad", [FAIL]), scripted_agent("good", ["done"]))
+    outcome = await team.controller.delegate("Go.")
+
+    assert (outcome.text, outcome.agent) == ("done", "good")
+    assert [(e.agent, e.attempt) for e in team.of(TaskAssigned)] == [("bad", 1), ("good", 2)]
+
+
+async def test_what_fails_everywhere_is_escalated_and_then_compensated() -> None:
+    undone: list[str] = []
+
+    async def undo(task: Task, error: Exception) -> None:
+        undone.append(f"{task.text} {error}")
+
+    team = Team(
+        *(scripted_agent(name, [FAIL], capabilities={"x"}) for name in "abc"),
+        scripted_agent("boss", [FAIL]),
+        on_error=ErrorPolicy(elsewhere=1, escalate_to="boss", compensate=undo),
+    )
+    outcome = await team.controller.delegate(Task("Go.", needs={"x"}))
+
+    assert outcome.status == "failed"
+    assert outcome.error is not None
+    assert [each.agent for each in team.of(TaskAssigned)] == ["a", "b", "boss"]
+    assert undone == ["Go. no"]
+    with pytest.raises(TaskFailedError):
+        _ = outcome.text
+
+
+async def test_an_agent_that_fails_again_and_again_is_down_until_it_succeeds() -> None:
+    team = Team(
+        scripted_agent("bad", [FAIL, FAIL, "better"]),
+        scripted_agent("good", ["1", "2", "3"]),
+        on_error=ErrorPolicy(down_after=2),
+    )
+    for _ in range(3):
+        await team.controller.delegate("Go.")
+
+    assert team.controller.health("bad") == "down"
+    assert [each.agent for each in team.of(TaskAssigned)] == ["bad", "good"] * 2 + ["good"]
+    await team.controller.delegate("Go.", to="bad")
+    assert [each.health for each in team.of(AgentHealthChanged)] == ["down", "ready"]
+
+
+async def test_an_agent_that_gives_no_sign_of_life_is_given_up() -> None:
+    stuck = scripted_agent("stuck", [["...", asyncio.Event()]], stuck_after=0.02)
+    team = Team(stuck, scripted_agent("good", ["done"]))
+    outcome = await team.controller.delegate("Go.")
+
+    assert outcome.agent == "good"
+    assert [(e.agent, e.health) for e in team.of(AgentHealthChanged)] == [("stuck", "stuck")]
+
+
+async def test_a_sign_of_life_now_and_then_is_enough() -> None:
+    @tool
+    async def steps() -> Any:
+        for number in range(6):
+            await asyncio.sleep(0.01)
+            yield str(number)
+
+    agent = scripted_agent("busy", [[call("steps")], "done"], tools=[steps], stuck_after=0.04)
+    assert (await Team(agent).controller.delegate("Go.")).text == "done"
+
+
+def test_only_legal_steps_of_a_task_are_taken() -> None:
+    assert checked_transition("queued", "accepted") == "accepted"
+    with pytest.raises(IllegalTransitionError, match="done cannot become running"):
+        checked_transition("done", "running")
+
+
+# -- delegation by models -----------------------------------------------------------------------
+
+
+async def test_a_model_delegates_side_by_side_and_every_token_is_seen() -> None:
+    calls = [call("delegate", f"c{n}", task=f"part {n}", to="low") for n in range(3)]
+    boss = scripted_agent("boss", [calls, "All done."], tools=[delegation("low")])
+    team = Team(boss, scripted_agent("low", ["one", "two", "three"]))
+    outcome = await team.controller.delegate("Go.", to="boss")
+    tasks = {each.task.id: each.parent for each in team.of(TaskQueued)}
+
+    assert outcome.text == "All done."
+    assert outcome.spent.turns == 5
+    assert list(tasks.values()) == [None, *[outcome.task.id] * 3]
+    assert {each.text for each in team.of(StreamToken)} >= {"one", "two", "three", "All "}
+
+
+async def test_what_a_specialist_fails_at_is_told_to_who_delegated() -> None:
+    boss = scripted_agent(
+        "boss", [[call("delegate", task="x", to="low")], "Sorry."], tools=[delegation("low")]
+    )
+    team = Team(boss, scripted_agent("low", [FAIL]))
+    outcome = await team.controller.delegate("Go.", to="boss")
+    told = boss.model.requests[-1].messages[-1].parts[0].content  # type: ignore[union-attr]
+
+    assert outcome.text == "Sorry."
+    assert "failed" in told
+    assert "no" in told
+
+
+async def test_the_depth_of_the_tree_is_limited() -> None:
+    me = scripted_agent(
+        "me", [[call("delegate", task="x", to="me")]] * 3 + ["end"] * 3, tools=[delegation("me")]
+    )
+    team = Team(me, limits=Limits(depth=3))
+    await team.controller.delegate("Go.")
+
+    assert len(team.of(TaskQueued)) == 4
+    assert [each.kind for each in team.of(TaskFailed)][:1] == ["LimitReachedError"]
+
+
+async def test_a_budget_exhausted_in_the_middle_of_a_tree_ends_the_tree() -> None:
+    calls = [call("delegate", f"c{n}", task="x", to="low") for n in range(4)]
+    boss = scripted_agent("boss", [calls] * 9, tools=[delegation("low")])
+    team = Team(boss, scripted_agent("low", ["ok"] * 99), limits=Limits(turns=7))
+    outcome = await team.controller.delegate("Go.", to="boss")
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert outcome.spent.turns == 7
+
+
+async def test_a_task_is_handed_over_with_what_was_said() -> None:
+    first = scripted_agent(
+        "first", [[call("hand_over", to="second", reason="better")]], tools=[hand_over_to("second")]
+    )
+    second = scripted_agent("second", ["Here."])
+    team = Team(first, second)
+    outcome = await team.controller.delegate("Go.", to="first")
+    shown = second.model.requests[0].messages  # type: ignore[union-attr]
+
+    assert (outcome.text, outcome.agent) == ("Here.", "second")
+    assert [(each.agent, each.to) for each in team.of(TaskHandedOver)] == [("first", "second")]
+    assert "hand_over" in str(shown)
+
+
+async def test_agents_that_hand_over_to_each_other_for_ever_are_stopped() -> None:
+    agents = [
+        scripted_agent(one, [[call("hand_over", to=other)]] * 50, tools=[hand_over_to(other)])
+        for one, other in (("a", "b"), ("b", "a"))
+    ]
+    outcome = await Team(*agents).controller.delegate("Go.")
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert outcome.error.limit == "alternations"
+
+
+# -- patterns -----------------------------------------------------------------------------------
+
+
+async def test_map_and_reduce() -> None:
+    team = Team(scripted_agent("one", ["1", "2", "3", "six"]))
+
+    def together(outcomes: Sequence[Outcome]) -> Task:
+        return Task("+".join(each.text for each in outcomes))
+
+    outcome = await team.controller.map_reduce([1, 2, 3], lambda n: Task(f"n {n}"), together)
+
+    assert outcome.text == "six"
+    assert team.of(TaskQueued)[-1].task.text == "1+2+3"
+
+
+async def test_a_pipeline_hands_each_answer_on_and_ends_where_one_fails() -> None:
+    agent = scripted_agent("one", ["a", "b", FAIL])
+    team = Team(agent)
+    outcome = await team.controller.pipeline([Task("1"), Task("2"), Task("3"), Task("4")])
+
+    assert outcome.status == "failed"
+    assert [each.task.inputs.get("previous") for each in team.of(TaskQueued)] == [None, "a", "b"]
+
+
+async def test_tasks_run_as_soon_as_those_before_them_are_done() -> None:
+    team = Team(scripted_agent("one", [lambda request: request.messages[-1].text[:1]] * 4))
+    tasks = [
+        Task("d", id="d", after=("b", "c")),
+        Task("b", id="b", after=("a",)),
+        Task("c", id="c", after=("a",)),
+        Task("a", id="a"),
+    ]
+    outcomes = await team.controller.run(tasks)
+
+    assert {name: each.text for name, each in outcomes.items()} == {n: n for n in "abcd"}
+    last = next(each.task for each in team.of(TaskQueued) if each.task.id == "d")
+    assert last.inputs == {"b": "b", "c": "c"}
+
+
+async def test_what_comes_after_a_failure_is_not_begun() -> None:
+    team = Team(scripted_agent("one", [FAIL]))
+    outcomes = await team.controller.run([Task("a", id="a"), Task("b", id="b", after=("a",))])
+
+    assert [each.status for each in outcomes.values()] == ["failed", "failed"]
+    assert len(team.of(TaskQueued)) == 1
+    with pytest.raises(ConfigurationError, match="wait for each other"):
+        await team.controller.run(
+            [Task("a", id="a", after=("b",)), Task("b", id="b", after=("a",))]
+        )
+
+
+async def test_the_majority_wins() -> None:
+    team = Team(
+        *(scripted_agent(n, [said]) for n, said in zip("abc", ("Yes", "no", "yes "), strict=True))
+    )
+    outcome, votes = await team.controller.vote("Is it?", ["a", "b", "c"])
+
+    assert outcome.agent == "a"
+    assert votes == {"yes": 2, "no": 1}
+
+
+async def test_a_debate_shows_each_what_the_others_said() -> None:
+    judge = scripted_agent("judge", ["a is right"])
+    a = scripted_agent("a", ["one", "two"])
+    team = Team(a, scripted_agent("b", ["uno", "due"]), judge)
+    outcome = await team.controller.debate("Count.", ["a", "b"], judge="judge")
+
+    assert outcome.text == "a is right"
+    assert "uno" in a.model.requests[1].messages[-1].text  # type: ignore[union-attr]
+    assert "due" in judge.model.requests[0].messages[-1].text  # type: ignore[union-attr]
+
+
+async def test_a_supervisor_decides_by_what_came_of_it() -> None:
+    team = Team(scripted_agent("one", ["no", "no", "yes"]))
+
+    def again(task: Task, outcomes: Sequence[Outcome]) -> Task | None:
+        return None if outcomes and outcomes[-1].text == "yes" else Task(task.text)
+
+    assert len(await team.controller.supervise("Is it?", again)) == 3
+
+
+async def test_one_agent_serves_many_tasks_at_once_and_keeps_nothing() -> None:
+    agent = scripted_agent("one", [lambda request: request.messages[-1].text] * 1000)
+    outcomes = await Team(agent).controller.parallel([f"task {n}" for n in range(1000)])
+
+    assert [each.text for each in outcomes] == [f"task {n}" for n in range(1000)]
+
+
+async def test_tasks_follow_each_other_through_a_history() -> None:
+    agent = scripted_agent("one", ["Hello Bob.", "Bob."])
+    team, history = Team(agent), History()
+    await team.controller.delegate("I am Bob.", history=history)
+    await team.controller.delegate("Who am I?", history=history)
+
+    assert len(agent.model.requests[-1].messages) == 3  # type: ignore[union-attr]
+    assert len(history) == 4
+
+
+async def test_a_team_without_an_application_says_what_it_misses() -> None:
+    team = Team(Agent("one", model="local"))
+    outcome = await team.controller.delegate("Hi.")
+
+    assert "Start an application" in str(outcome.error)
+    assert len(team.of(TaskCompleted)) == 0

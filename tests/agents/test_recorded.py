@@ -1,0 +1,330 @@
+"""Teams in recorded runs: replayed, forked, approved across a restart, killed and resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from atlas import Atlas, ReplayDiverged
+from atlas.agents import Agent, Controller, Task, delegation, pending_approvals, tool
+from atlas.agents.messages import ApprovalAsked, ToolCalled, ToolFinished, TurnEnded
+from atlas.cli.runs import opened
+from atlas.core.effects import Skip
+from atlas.core.messages import Message
+from atlas.errors import InDoubtError
+from atlas.providers.messages import ToolCallPart
+from atlas.providers.scripted import ScriptedProvider, Step
+
+from support import teams
+
+performed: list[str] = []
+
+
+@tool(permission="write")
+async def book(room: str) -> str:
+    "Book a room."
+    performed.append(room)
+    return f"{room} is booked"
+
+
+@tool(permission="dangerous")
+async def erase(path: str) -> str:
+    "Erase a file."
+    performed.append(path)
+    return f"{path} is erased"
+
+
+def script() -> ScriptedProvider:
+    return ScriptedProvider(
+        [
+            [
+                ToolCallPart("c1", "book", '{"room":"A"}'),
+                ToolCallPart("c2", "book", '{"room":"B"}'),
+            ],
+            "Both are booked.",
+        ]
+    )
+
+
+def team(app: Atlas, provider: ScriptedProvider, instructions: str = "You book.") -> Controller:
+    agent = Agent("clerk", instructions=instructions, tools=[book, erase], model=provider)
+    return Controller([agent], bus=app.bus)
+
+
+@pytest.fixture(autouse=True)
+def nothing_performed() -> None:
+    performed.clear()
+
+
+@pytest.fixture
+async def recorded(tmp_path: Path) -> tuple[str, str]:
+    db = str(tmp_path / "runs.db")
+    async with Atlas(db, provider="scripted") as app:
+        async with app.recording("book", strict=True) as run:
+            await team(app, script()).delegate("Book A and B.")
+        assert run.is_exact
+    return db, run.id
+
+
+async def test_a_team_is_replayed_without_model_and_tools(recorded: tuple[str, str]) -> None:
+    db, run = recorded
+    nobody = ScriptedProvider([])
+    async with Atlas(db, provider="scripted") as app:
+        async with app.replaying(run) as session:
+            outcome = await team(app, nobody).delegate("Book A and B.")
+        lines = app.runs[run].lines
+
+    assert outcome.text == "Both are booked."
+    assert session.lines == lines
+    assert (nobody.requests, performed) == ([], ["A", "B"])
+
+
+async def test_other_instructions_are_found_out(recorded: tuple[str, str]) -> None:
+    db, run = recorded
+    async with Atlas(db, provider="scripted") as app:
+        with pytest.raises(ReplayDiverged, match="You never book"):
+            async with app.replaying(run):
+                await team(app, script(), "You never book.").delegate("Book A and B.")
+
+    assert performed == ["A", "B"]
+
+
+async def test_a_fork_repeats_the_tools_that_were_performed_and_goes_on_live(
+    recorded: tuple[str, str],
+) -> None:
+    db, run = recorded
+    other = ScriptedProvider(["Something else."])
+    async with Atlas(db, provider="scripted") as app:
+        events = app.runs[run].events
+        place = next(n for n, e in enumerate(events, 1) if isinstance(e, TurnEnded))
+        async with app.forking(run, at=place) as fork:
+            outcome = await team(app, other).delegate("Book A and B.")
+        calls = [e for e in app.runs[fork.id].events if isinstance(e, ToolCalled)]
+
+    assert outcome.text == "Something else."
+    assert len(other.requests) == 1
+    assert performed == ["A", "B"]
+    assert len(calls) == 2
+
+
+async def test_an_approval_is_waited_for_and_given(tmp_path: Path) -> None:
+    provider = ScriptedProvider([[ToolCallPart("c1", "erase", '{"path":"x"}')], "Done."])
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+
+        @app.bus.on(ApprovalAsked)
+        async def decide(asked: ApprovalAsked) -> None:
+            assert performed == []
+            await app.approve(asked.approval, by="Ann")
+
+        async with app.recording("erase", strict=True) as run:
+            await team(app, provider).delegate("Erase x.")
+        assert pending_approvals(app.runs[run.id].events) == []
+        async with app.replaying(run.id):
+            await team(app, provider).delegate("Erase x.")
+
+    assert performed == ["x"]
+
+
+async def test_a_refused_call_is_told_why() -> None:
+    provider = ScriptedProvider([[ToolCallPart("c1", "erase", '{"path":"x"}')], "All right."])
+    async with Atlas(provider="scripted") as app:
+
+        @app.bus.on(ApprovalAsked)
+        async def decide(asked: ApprovalAsked) -> None:
+            await app.approve(asked.approval, approved=False, reason="too risky")
+
+        outcome = await team(app, provider).delegate("Erase x.")
+
+    assert outcome.text == "All right."
+    assert "too risky" in str(provider.requests[-1].messages[-1])
+    assert performed == []
+
+
+async def test_an_approval_inside_a_specialist_survives_a_restart(
+    tmp_path: Path,
+) -> None:
+    program = f"""
+import asyncio, os, sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from atlas import Atlas
+from agents.test_recorded import asking
+async def main():
+    async with Atlas({str(tmp_path / "runs.db")!r}, provider="scripted") as app:
+        app.bus.subscribe("approval.asked", lambda e: print(e.approval, flush=True))
+        async with app.recording("erase") as run:
+            print(run.id, flush=True)
+            await asking(app)
+asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        run = process.stdout.readline().strip()
+        approval = process.stdout.readline().strip()
+        stored(tmp_path / "runs.db", run)
+        process.send_signal(signal.SIGKILL)
+
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+        assert [each.approval for each in pending_approvals(app.runs[run].events)] == [approval]
+        await app.approve(approval, by="Ann")
+        late = await app.approve(approval, approved=False, by="Bob")
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+        async with app.resume(run):
+            outcome = await asking(app)
+
+    assert (late.approved, late.by) == (True, "Ann")
+    assert outcome == "Erased."
+    assert performed == ["x"]
+
+
+def stored(db: Path, run: str) -> None:
+    """Wait until the log has what was asked for."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        with opened(str(db)) as (_, runs):
+            if pending_approvals(runs[run].events):
+                return
+        time.sleep(0.02)
+    raise AssertionError("the approval was not stored")
+
+
+async def asking(app: Atlas) -> str:
+    """Have a specialist do what needs a yes. The models' words follow from what was said."""
+
+    def first(said: list[Step], then: str) -> ScriptedProvider:
+        return ScriptedProvider([lambda r: then if len(r.messages) > 2 else said] * 9)
+
+    boss = first([ToolCallPart("d", "delegate", '{"task":"erase x","to":"low"}')], "Erased.")
+    low = first([ToolCallPart("c1", "erase", '{"path":"x"}')], "Done.")
+    both = [
+        Agent("boss", tools=[delegation("low")], model=boss),
+        Agent("low", tools=[erase], model=low),
+    ]
+    return (await Controller(both, bus=app.bus).delegate("Erase x.", to="boss")).text
+
+
+async def test_many_recorded_teams_at_once_do_not_mix(tmp_path: Path) -> None:
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+
+        async def one(room: str) -> str:
+            said = [[ToolCallPart("c", "book", f'{{"room":"{room}"}}')], f"{room}."]
+            async with app.recording(room, strict=True) as run:
+                await team(app, ScriptedProvider(said)).delegate(f"Book {room}.")
+            return run.id
+
+        runs = await asyncio.gather(*(one(f"r{n}") for n in range(8)))
+        for number, run in enumerate(runs):
+            finished = [e for e in app.runs[run].events if isinstance(e, ToolFinished)]
+            assert [each.content for each in finished] == [f"r{number} is booked"]
+
+
+# -- kill -9 ------------------------------------------------------------------------------------
+
+CRASHES = int(os.environ.get("ATLAS_CRASHES", "3"))
+
+
+def kill_after(db: Path, world: Path, after: float) -> tuple[str, bool]:
+    with subprocess.Popen(
+        [sys.executable, teams.__file__, str(db), str(world)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        time.sleep(after)  # not to synchronise: the kill is to come at any moment
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read()
+        return first + rest, process.wait() == -signal.SIGKILL
+
+
+def check_ends(events: list[Message]) -> None:
+    """Check that each tool call has exactly one end."""
+    called = [each.call for each in events if isinstance(each, ToolCalled)]
+    ended = [each.call for each in events if isinstance(each, ToolFinished)]
+
+    assert sorted(called) == sorted(ended)
+    assert len(set(called)) == len(called)
+
+
+@pytest.mark.timeout(3600)
+async def test_a_killed_team_is_resumed_and_no_tool_runs_twice(tmp_path: Path) -> None:
+    randomness = random.Random(os.environ.get("ATLAS_CRASH_SEED", "5"))
+    killed = 0
+    for number in range(CRASHES):
+        db, world = tmp_path / f"{number}.db", tmp_path / f"{number}.txt"
+        output, was_killed = kill_after(db, world, randomness.random() * 0.5)
+        run = output.split()[1]
+        if not was_killed:
+            continue
+        killed += 1
+        before = Counter(world.read_text().split() if world.exists() else [])
+        resumed = subprocess.run(
+            [sys.executable, teams.__file__, str(db), str(world), run],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert resumed.returncode == 0, resumed.stderr[-3000:]
+        marks = Counter(world.read_text().split())
+        assert max(marks.values()) == 1, "a tool ran twice"
+        doubted = int(resumed.stdout.split("DOUBTED ")[1].split()[0])
+        wanted = teams.SPECIALISTS * teams.STEPS
+        assert wanted - doubted <= len(marks) <= wanted
+        assert before <= marks
+        assert resumed.stdout.count("marked") + resumed.stdout.count("in doubt") == wanted
+        async with Atlas(str(db), provider="scripted") as app:
+            check_ends(app.runs[run].held())
+    assert killed or CRASHES < 3
+
+
+async def test_an_external_tool_in_flight_is_reported_in_doubt(tmp_path: Path) -> None:
+    program = f"""
+import asyncio, os, sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from atlas import Atlas
+import agents.test_recorded as these
+async def main():
+    async with Atlas({str(tmp_path / "runs.db")!r}, provider="scripted") as app:
+        app.bus.subscribe("tool.called", lambda e: None)
+        async with app.recording("die") as run:
+            print(run.id, flush=True)
+            await these.dying(app, dies=True)
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    run = done.stdout.strip()
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+
+        async def skip(call: object) -> Skip:
+            return Skip("nobody knows")
+
+        with pytest.raises(InDoubtError):
+            async with app.resume(run):
+                await dying(app, dies=False)
+        check_ends(app.runs[run].held())
+
+
+async def dying(app: Atlas, *, dies: bool) -> str:
+    @tool(permission="write")
+    async def last(x: int) -> str:
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "reached"
+
+    call = ToolCallPart("c", "last", '{"x":1}')
+    provider = ScriptedProvider([lambda r: "End." if len(r.messages) > 2 else [call]] * 9)
+    agent = Agent("one", tools=[last], model=provider)
+    outcome = await Controller([agent], bus=app.bus).delegate(Task("Go."))
+    return outcome.text
