@@ -2,7 +2,7 @@
 
 A token is a message of some four letters; a record of its own, with hashes, ids and keys, would cost
 fifty times that. A page says everything that messages have in common once, tells sequence and time
-as differences, and is compressed as a whole. What comes out is equal to what went in: fields, ids,
+as differences, keeps many messages of one name by columns, and is compressed as a whole. What comes out is equal to what went in: fields, ids,
 times, causes, headers. Only secrets do not go in: a field marked `SECRET` is replaced by a marker.
 
 The text inside is JSON, so that a page can be read without Atlas: see `pack` for its keys.
@@ -11,10 +11,12 @@ The text inside is JSON, so that a page can be read without Atlas: see `pack` fo
 from __future__ import annotations
 
 import json
+import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, cast
+from itertools import accumulate, groupby, pairwise
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from atlas.core.messages import (
     FrozenDict,
@@ -41,6 +43,13 @@ MARKER: Final = "[redacted]"
 _PLAIN: Final = b"j"
 _COMPRESSED: Final = b"z"
 _WORTH_COMPRESSING: Final = 200
+_WORTH_COLUMNS: Final = 4
+_LINKS: Final = ("later", "longer", "cause", "correlation")
+_SCALARS: Final = frozenset({str, int, bool, type(None)})
+_HALVES: Final = re.compile("[\ud800-\udfff]")
+
+# Any: JSON of any shape.
+_Column: TypeAlias = "dict[str, Any]"
 
 
 _NO_ALIASES: Final[Mapping[str, str]] = FrozenDict()
@@ -62,7 +71,10 @@ def pack(
     entries refer by index; ``entries``: for each message the index of its name, the index of its
     bus, sequence and time as differences from the entry before, the index of the id of its cause
     and of its correlation (null: none, or itself), its fields, and then, if there is any of them,
-    its source and headers.
+    its source and headers. Many messages of one name in a row are one entry, an object: ``name``,
+    ``bus`` and ``count``, and a column each for ``later``, ``longer``, ``cause``, ``correlation`` and every one of the
+    ``fields``. A column is ``all``, the one value of them all; ``steps``, numbers as differences from the
+    one before; ``text`` and ``lengths``, texts joined; or ``each``, the values.
 
     Args:
         run: The run all of them belong to.
@@ -76,7 +88,7 @@ def pack(
     buses: dict[int | str, int] = {}
     names: dict[tuple[str, int], int] = {}
     ids: dict[str, int] = {}
-    entries: list[str] = []
+    entries: list[_Row] = []
     last_sequence = last_time = 0
     for place, each in enumerate(messages):
         assert each._stamp is not None
@@ -85,24 +97,27 @@ def pack(
             headers = {**headers, OUTSIDE: ""}
         bus, sequence, time_ns = (origin, 0, 0) if isinstance(origin, str) else origin
         known = _known(each)
-        parts = [
-            str(names.setdefault(known, len(names))),
-            str(buses.setdefault(bus, len(buses))),
-            str(sequence - last_sequence),
-            str(time_ns - last_time),
-            _reference(causation, ids, aliases),
-            _reference(None if _same(correlation, origin) else correlation, ids, aliases),
-            _fields(each),
-        ]
+        more = ""
         if source is not None or headers:
-            parts.append("null" if source is None else quote(source))
-            parts.append(canonical_text(dict(headers)))
-        entries.append(f"[{','.join(parts)}]")
+            said = "null" if source is None else quote(source)
+            more = f",{said},{canonical_text(dict(headers))}"
+        entries.append(
+            _Row(
+                names.setdefault(known, len(names)),
+                buses.setdefault(bus, len(buses)),
+                sequence - last_sequence,
+                time_ns - last_time,
+                _reference(causation, ids, aliases),
+                _reference(None if _same(correlation, origin) else correlation, ids, aliases),
+                _fields(each),
+                more,
+            )
+        )
         last_sequence, last_time = sequence, time_ns
     head = canonical_text(
         {"buses": list(buses), "ids": list(ids), "names": list(names), "run": run}
     )
-    text = f'{head[:-1]},"entries":[{",".join(entries)}]}}'
+    text = f'{head[:-1]},"entries":[{",".join(_written(entries))}]}}'
     data = text.encode("utf-8", "backslashreplace")
     if len(data) < _WORTH_COMPRESSING:
         return _PLAIN + data
@@ -126,11 +141,77 @@ def _same(one: Origin, other: Origin) -> bool:
     return one == other or message_id(one) == message_id(other)
 
 
-def _reference(origin: Origin | None, ids: dict[str, int], aliases: Mapping[str, str]) -> str:
+def _reference(
+    origin: Origin | None, ids: dict[str, int], aliases: Mapping[str, str]
+) -> int | None:
     if origin is None:
-        return "null"
+        return None
     known = message_id(origin)
-    return str(ids.setdefault(aliases.get(known, known), len(ids)))
+    return ids.setdefault(aliases.get(known, known), len(ids))
+
+
+class _Row(NamedTuple):
+    """An entry: numbers as they are written, fields and what follows them as JSON text."""
+
+    name: int
+    bus: int
+    later: int
+    longer: int
+    cause: int | None
+    correlation: int | None
+    fields: str
+    more: str
+
+
+def _written(rows: Sequence[_Row]) -> Iterator[str]:
+    for (name, bus, is_plain), group in groupby(
+        rows, lambda row: (row.name, row.bus, not row.more)
+    ):
+        several = list(group)
+        fields = _columns_of(several) if is_plain and len(several) >= _WORTH_COLUMNS else None
+        if fields is None:
+            yield from map(_row_text, several)
+            continue
+        links = {link: _link_column([getattr(row, link) for row in several]) for link in _LINKS}
+        entry = {"name": name, "bus": bus, "count": len(several), "fields": fields, **links}
+        yield canonical_text(entry)
+
+
+def _row_text(row: _Row) -> str:
+    cause = "null" if row.cause is None else row.cause
+    correlation = "null" if row.correlation is None else row.correlation
+    start = f"{row.name},{row.bus},{row.later},{row.longer},{cause},{correlation}"
+    return f"[{start},{row.fields}{row.more}]"
+
+
+def _columns_of(rows: Sequence[_Row]) -> dict[str, _Column] | None:
+    """Return the fields of messages of one name, column by column; None: they do not have the same."""
+    # One call of the parser for all.
+    found = json.loads(f"[{','.join([row.fields for row in rows])}]")
+    first = found[0]
+    if not isinstance(first, dict) or any(
+        not isinstance(each, dict) or each.keys() != first.keys() for each in found
+    ):
+        return None
+    return {name: _column([each[name] for each in found]) for name in first}
+
+
+def _link_column(values: list[int | None]) -> _Column:
+    return {"all": values[0]} if len(set(values)) == 1 else {"each": values}
+
+
+def _column(values: list[Any]) -> _Column:
+    first, kinds = values[0], set(map(type, values))
+    if len(kinds) == 1 and kinds <= _SCALARS and values.count(first) == len(values):
+        return {"all": first}
+    if kinds == {int}:
+        return {"steps": [first, *(after - before for before, after in pairwise(values))]}
+    if kinds == {str}:
+        text = "".join(values)
+        # Halves of a character in two texts would be one when they are joined.
+        if text.isascii() or not _HALVES.search(text):
+            return {"text": text, "lengths": [len(each) for each in values]}
+    return {"each": values}
 
 
 def unpack(data: bytes) -> list[Message]:
@@ -148,7 +229,7 @@ def unpack(data: bytes) -> list[Message]:
     run, names, buses, ids = page["run"], page["names"], page["buses"], page["ids"]
     messages: list[Message] = []
     sequence = time_ns = 0
-    for kind, bus, later, longer, cause, together, fields, *rest in page["entries"]:
+    for kind, bus, later, longer, cause, together, fields, *rest in _rows_in(page["entries"]):
         sequence += later
         time_ns += longer
         name, version = names[kind]
@@ -169,6 +250,33 @@ def unpack(data: bytes) -> list[Message]:
         )
         messages.append(made)
     return messages
+
+
+# Any: JSON of any shape.
+def _rows_in(entries: Iterable[Any]) -> Iterator[Sequence[Any]]:
+    for entry in entries:
+        if isinstance(entry, list):
+            yield entry
+            continue
+        name, bus, count, fields = entry["name"], entry["bus"], entry["count"], entry["fields"]
+        links = [_values(entry[each], count) for each in _LINKS]
+        columns = [_values(column, count) for column in fields.values()]
+        for place in range(count):
+            of_this = {key: column[place] for key, column in zip(fields, columns, strict=True)}
+            yield name, bus, *[link[place] for link in links], of_this
+
+
+# Any: JSON of any shape.
+def _values(column: _Column, count: int) -> Sequence[Any]:
+    if "all" in column:
+        return [column["all"]] * count
+    if "steps" in column:
+        return list(accumulate(column["steps"]))
+    if "text" in column:
+        text, ends = column["text"], accumulate(column["lengths"])
+        return [text[start:end] for start, end in pairwise((0, *ends))]
+    each: list[Any] = column["each"]
+    return each
 
 
 def _made(name: str, version: int, fields: Any) -> Message:  # Any: JSON of any shape

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from atlas import Event, EventBus, message, value
 from atlas.core.message_pages import MARKER, OUTSIDE, logical_lines, pack, unpack
+from atlas.core.messages import Message
 from atlas.core.schema.codec import UnknownMessage
 from atlas.errors import LogFormatError
 from atlas.typing import SECRET
@@ -45,6 +46,14 @@ def published(*messages: Event, **links: object) -> list[Event]:
     return list(bus.history)  # type: ignore[arg-type]
 
 
+def check_meta(read: list[Message], messages: list[Message]) -> None:
+    for one, other in zip(read, messages, strict=True):
+        for fact in ("id", "sequence", "time_ns", "causation", "correlation", "run", "source"):
+            assert getattr(one.meta, fact) == getattr(other.meta, fact), fact
+        assert dict(one.meta.headers) == dict(other.meta.headers)
+    assert logical_lines(read) == logical_lines(messages)
+
+
 texts = st.text(max_size=20)
 
 
@@ -67,11 +76,27 @@ def test_whatever_is_packed_comes_out_as_it_was(
     read = unpack(pack("r1", messages))
 
     assert read == messages
-    for one, other in zip(read, messages, strict=True):
-        for fact in ("id", "sequence", "time_ns", "causation", "correlation", "run", "source"):
-            assert getattr(one.meta, fact) == getattr(other.meta, fact), fact
-        assert dict(one.meta.headers) == dict(other.meta.headers)
-    assert logical_lines(read) == logical_lines(messages)
+    check_meta(read, messages)
+
+
+halves = st.sampled_from(["", "a", "\ud83d", "\ude00", "\U0001f600", "é"])
+
+
+@given(st.lists(st.tuples(halves, st.integers(-5, 5)), min_size=4, max_size=12), st.booleans())
+def test_many_of_one_name_come_out_as_they_were(
+    notes: list[tuple[str, int]], alternate: bool
+) -> None:
+    many: list[Event] = []
+    for number, (text, count) in enumerate(notes):
+        many.append(Noted(text, count))
+        if alternate and number % 5 == 4:
+            many.append(Asked(text))
+    messages = published(*many)
+
+    read = unpack(pack("r1", messages))
+
+    assert read == messages
+    check_meta(read, messages)
 
 
 def test_a_packed_page_can_be_packed_again_as_it_is() -> None:
