@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Literal, Self, TypeAlias, TypedDict
+from typing import Final, Literal, Self, TypeAlias, TypedDict
 
 from atlas.core.causality import CURRENT, caused_by
 from atlas.core.effect_layers import Layer
@@ -51,6 +51,9 @@ class SessionOptions(TypedDict, total=False):
     pace: float | None
     is_durable: bool
     instead: tuple[str | None, str | None]
+
+
+_ENTRIES: Final = frozenset(ENTRIES)
 
 
 class RunSession:
@@ -218,21 +221,20 @@ class RunSession:
 
     def _fate(self, each: Message) -> Fate:
         """Decide what the log does with a message of this run; see `MessageLog.watch`."""
-        if is_lifecycle(each):
+        is_entry = type(each) in _ENTRIES  # asked for every piece of every answer
+        if not is_entry and is_lifecycle(each):
             if self._mode == "resume" and isinstance(each, RunStarted):
                 self._alias(each, self._recorded[0])
                 return "drop"
             return "drop" if self._mode == "replay" else "keep"
-        inside = isinstance(each, ENTRIES) or _published_inside()
-        if self._mode == "replay":
-            if inside:
-                self._happened.append(each)
-            return "drop"
-        if not self.is_live:
-            if inside:
-                self._alias(each, next(self._repeated, None))
-            return "drop"
-        return "keep" if inside else "outside"
+        inside = is_entry or _published_inside()
+        if self._context.is_live:
+            return "keep" if inside else "outside"
+        if inside and self._mode == "replay":
+            self._happened.append(each)
+        elif inside:
+            self._alias(each, next(self._repeated, None))
+        return "drop"
 
     def _alias(self, again: Message, stored: Message | None) -> None:
         """Let what follows from a message that is repeated follow from the one that is stored."""

@@ -121,7 +121,8 @@ class Pending:
 class PendingStream(Pending):
     """An effect that gives pieces: an async iterator inside the run.
 
-    The function that makes the pieces is held back while ``WINDOW`` of them wait to be read.
+    The function that makes the pieces is held back when ``WINDOW`` of them wait to be read, until half
+    of those are: it is woken for many pieces, not for each.
     """
 
     __slots__ = ("_ahead", "_end", "_items", "_room", "_waiter")
@@ -175,8 +176,11 @@ class PendingStream(Pending):
                     self.cancel()
                 raise
         self._ahead -= 1
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        room = self._room
+        if room is not None and self._ahead <= self.WINDOW // 2:
+            self._room = None
+            if not room.done():
+                room.set_result(None)
         return self._items.popleft()
 
     async def pump(self, pieces: AsyncIterator[Any]) -> None:
@@ -185,7 +189,7 @@ class PendingStream(Pending):
             async for piece in pieces:
                 self.give("chunk", text_of(self.call, self.redactor, piece))
                 self._ahead += 1
-                while self._ahead >= self.WINDOW and not self.ended:
+                if self._ahead >= self.WINDOW and not self.ended:
                     self._room = self.run.inner.loop.create_future()
                     await self._room
         self.give("end")
