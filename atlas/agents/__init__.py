@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from atlas.agents.controller import Controller as Controller
     from atlas.agents.controller import ErrorPolicy as ErrorPolicy
     from atlas.agents.desk import current_desk as current_desk
+    from atlas.agents.diagram import sequence_diagram as sequence_diagram
+    from atlas.agents.diagram import task_tree as task_tree
     from atlas.agents.messages import AgentMessage as AgentMessage
     from atlas.agents.messages import ApprovalAsked as ApprovalAsked
     from atlas.agents.messages import ApprovalGiven as ApprovalGiven
@@ -29,12 +31,18 @@ if TYPE_CHECKING:
     from atlas.agents.messages import Task as Task
     from atlas.agents.outcome import Outcome as Outcome
     from atlas.agents.outcome import checked_transition as checked_transition
+    from atlas.agents.post import PostOffice as PostOffice
     from atlas.agents.specialised import delegation as delegation
     from atlas.agents.specialised import hand_over_to as hand_over_to
     from atlas.agents.specialised import knowledge_agent as knowledge_agent
     from atlas.agents.specialised import report_progress as report_progress
     from atlas.agents.specialised import scripted_agent as scripted_agent
     from atlas.agents.specialised import task_aware as task_aware
+    from atlas.agents.state import AgentsState as AgentsState
+    from atlas.agents.state import AgentState as AgentState
+    from atlas.agents.state import TaskState as TaskState
+    from atlas.agents.state import agents_at as agents_at
+    from atlas.agents.state import project_agents as project_agents
     from atlas.agents.tools import Tool as Tool
     from atlas.agents.tools import tool as tool
 
@@ -59,6 +67,10 @@ __getattr__, __dir__ = exported(
             "ErrorPolicy",
         ),
         "atlas.agents.desk": ("current_desk",),
+        "atlas.agents.diagram": (
+            "sequence_diagram",
+            "task_tree",
+        ),
         "atlas.agents.messages": (
             "AgentMessage",
             "ApprovalAsked",
@@ -71,6 +83,7 @@ __getattr__, __dir__ = exported(
             "Outcome",
             "checked_transition",
         ),
+        "atlas.agents.post": ("PostOffice",),
         "atlas.agents.specialised": (
             "delegation",
             "hand_over_to",
@@ -78,6 +91,13 @@ __getattr__, __dir__ = exported(
             "report_progress",
             "scripted_agent",
             "task_aware",
+        ),
+        "atlas.agents.state": (
+            "AgentState",
+            "AgentsState",
+            "TaskState",
+            "agents_at",
+            "project_agents",
         ),
         "atlas.agents.tools": (
             "Tool",
@@ -90,6 +110,8 @@ __all__ = [
     "Account",
     "Agent",
     "AgentMessage",
+    "AgentState",
+    "AgentsState",
     "ApprovalAsked",
     "ApprovalGiven",
     "Controller",
@@ -98,10 +120,13 @@ __all__ = [
     "Limits",
     "Memory",
     "Outcome",
+    "PostOffice",
     "Price",
     "Spent",
     "Task",
+    "TaskState",
     "Tool",
+    "agents_at",
     "approve",
     "checked_transition",
     "current_desk",
@@ -109,8 +134,11 @@ __all__ = [
     "hand_over_to",
     "knowledge_agent",
     "pending_approvals",
+    "project_agents",
     "report_progress",
     "scripted_agent",
+    "sequence_diagram",
     "task_aware",
+    "task_tree",
     "tool",
 ]

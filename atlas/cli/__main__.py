@@ -19,6 +19,7 @@ from atlas.cli.reporting import report
 from atlas.errors import AtlasError
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "agents": ("agents:agents", "Look at what agents do in a run, and decide what waits for you."),
     "chat": ("chat:chat", "Ask a model and stream its answer."),
     "collections": ("knowledge:collections", "List the collections of a knowledge base."),
     "diff": ("runs:diff", "Compare two runs: where they part, and what each does from there."),

@@ -1,0 +1,336 @@
+"""Letters between agents: to one by name, to a role, to a capability, to all.
+
+A letter may be delivered more than once, by a sender that tries again or a wire that repeats; it is
+handled once by each who gets it. Each ends in a confirmation, or as a dead letter that says why.
+Letters are handled in the context in which the post office was opened: inside a recorded run, as part
+of it. Each letter, and what becomes of it, is an event on the bus too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import inspect
+import itertools
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+from atlas.agents.messages import (
+    AgentMessage,
+    Kind,
+    MessageDead,
+    MessageReceived,
+    MessageRetried,
+)
+from atlas.agents.work import is_fatal
+from atlas.core.causality import caused_by
+from atlas.core.effects import current_run, uuid
+from atlas.core.event_bus import EventBus
+from atlas.core.subscriptions import Subscription
+from atlas.errors import ConfigurationError, UndeliverableError, nearest_name
+from atlas.typing import JSON
+
+__all__ = ["Handler", "PostOffice"]
+
+Handler: TypeAlias = "Callable[[AgentMessage], Awaitable[JSON] | JSON]"
+"""What an agent does with a letter; what it returns, but None, is answered to the sender."""
+
+_ANSWERS: Final[dict[Kind, Kind]] = {
+    "query": "response",
+    "task": "result",
+    "tool_request": "tool_response",
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Box:
+    """The letters that wait for one agent."""
+
+    name: str
+    handler: Handler
+    role: str
+    capabilities: frozenset[str]
+    where: Callable[[AgentMessage], bool] | None
+    waiting: list[tuple[int, int, AgentMessage, asyncio.Future[bool]]] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    seen: OrderedDict[str, asyncio.Future[bool]] = field(default_factory=OrderedDict)
+
+
+class PostOffice:
+    """Delivers letters between agents: an async context manager.
+
+    ::
+
+        async with PostOffice(bus) as post:
+            post.open("fx", handle, capabilities={"currency"})
+            answer = await post.ask("me", "capability:currency", {"amount": 12})
+
+    Args:
+        bus: Where letters, and what becomes of them, are told. Letters that others publish there are
+            delivered too, but not inside a recorded run, which nothing may get into unrecorded.
+        attempts: How often a letter is tried when handling it fails.
+        wait: Seconds before the second attempt; doubled each time after.
+        remembered: How many letters each agent remembers, so that none is handled twice.
+    """
+
+    def __init__(
+        self, bus: EventBus, *, attempts: int = 3, wait: float = 0.1, remembered: int = 10_000
+    ) -> None:
+        if attempts < 1:
+            raise ConfigurationError(f"attempts is {attempts}. Give at least 1.")
+        self._bus = bus
+        self._attempts = attempts
+        self._wait = wait
+        self._remembered = remembered
+        self._boxes: dict[str, _Box] = {}
+        self._workers: dict[str, list[asyncio.Task[None]]] = {}
+        self._asked: dict[str, asyncio.Future[AgentMessage]] = {}
+        self._count = itertools.count()
+        self._subscription: Subscription[AgentMessage] | None = None
+        self._own: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        if current_run() is None:
+            loop = asyncio.get_running_loop()
+
+            def hear(letter: AgentMessage) -> None:
+                if letter.id not in self._own:
+                    loop.call_soon_threadsafe(self._take, letter)
+
+            self._subscription = self._bus.subscribe(AgentMessage, hear)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._subscription is not None:
+            self._subscription.close()
+        for name in list(self._boxes):
+            await self.close(name)
+
+    # -- boxes ------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        name: str,
+        handler: Handler,
+        *,
+        role: str = "",
+        capabilities: Collection[str] = (),
+        where: Callable[[AgentMessage], bool] | None = None,
+        at_once: int = 1,
+    ) -> None:
+        """Let an agent get letters.
+
+        Args:
+            name: Its id.
+            handler: What it does with a letter; plain or ``async``.
+            role: Its role.
+            capabilities: What it can do.
+            where: Which letters it takes; others are dead letters.
+            at_once: How many it handles side by side.
+
+        Raises:
+            ConfigurationError: The name is taken.
+        """
+        if name in self._boxes:
+            raise ConfigurationError(f"{name!r} gets letters already. Close its box before.")
+        box = _Box(name, handler, role, frozenset(capabilities), where)
+        self._boxes[name] = box
+        self._workers[name] = [asyncio.create_task(self._work(box)) for _ in range(at_once)]
+
+    async def close(self, name: str) -> None:
+        """Let an agent get no more letters; those that wait are dead."""
+        box = self._boxes.pop(name)
+        workers = self._workers.pop(name)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        while box.waiting:
+            _, _, letter, ended = heapq.heappop(box.waiting)
+            self._bury(letter, f"{name} gets no more letters", ended)
+
+    # -- sending ----------------------------------------------------------------------------------
+
+    async def send(self, letter: AgentMessage) -> tuple[str, ...]:
+        """Deliver a letter and wait until it is handled: the confirmation.
+
+        Args:
+            letter: The letter; one with the id of an earlier one is that one again.
+
+        Returns:
+            Who handled it.
+
+        Raises:
+            UndeliverableError: Nobody is there; it is a dead letter.
+        """
+        self._own.add(letter.id)
+        told = self._bus.publish(letter).message
+        with caused_by(told):
+            boxes = self._addressed(letter)
+            ended = [(box.name, self._put(box, letter)) for box in boxes]
+            for _, each in ended:
+                await asyncio.shield(each)
+        self._own.discard(letter.id)
+        return tuple(name for name, each in ended if each.result())
+
+    async def ask(
+        self,
+        sender: str,
+        to: str,
+        body: JSON = None,
+        *,
+        kind: Kind = "query",
+        priority: int = 0,
+        timeout: float | None = None,  # noqa: ASYNC109  it is also the letter's deadline
+    ) -> AgentMessage:
+        """Send a letter and return the answer to it.
+
+        Args:
+            sender: Who asks.
+            to: Whom.
+            body: What.
+            kind: What sort of letter it is.
+            priority: Higher is handled first.
+            timeout: Seconds to wait for the answer; None: as long as it takes.
+
+        Raises:
+            UndeliverableError: Nobody is there, or nobody answers.
+            TimeoutError: There is no answer in time.
+        """
+        letter = AgentMessage(
+            uuid().hex, sender, to, kind, body, priority=priority, deadline=timeout
+        )
+        answer: asyncio.Future[AgentMessage] = asyncio.get_running_loop().create_future()
+        self._asked[letter.id] = answer
+        try:
+            async with asyncio.timeout(timeout):
+                handled = await self.send(letter)
+                if not answer.done():
+                    raise UndeliverableError(
+                        f"{', '.join(handled) or 'Nobody'} handled the letter to {to!r}, and nobody "
+                        f"answered it. Let the handler return something."
+                    )
+                return await answer
+        finally:
+            del self._asked[letter.id]
+
+    def _addressed(self, letter: AgentMessage) -> list[_Box]:
+        to = letter.to
+        kind, _, name = to.partition(":")
+        if to == "*":
+            found = [box for box in self._boxes.values() if box.name != letter.sender]
+        elif kind == "role" and name:
+            found = [box for box in self._boxes.values() if box.role == name]
+        elif kind == "capability" and name:
+            able = [box for box in self._boxes.values() if name in box.capabilities]
+            found = [min(able, key=lambda box: len(box.waiting))] if able else []
+        else:
+            found = [self._boxes[to]] if to in self._boxes else []
+        if not found and letter.id not in self._asked and letter.correlation in self._asked:
+            return []  # an answer to who asked without a box
+        if not found:
+            why = f"nobody is {to!r}{nearest_name(to, self._boxes)}"
+            self._bus.publish(MessageDead(letter, why))
+            raise UndeliverableError(
+                f"The letter {letter.id} cannot be delivered: {why}. There are: "
+                f"{', '.join(self._boxes) or 'none'}."
+            )
+        return found
+
+    def _take(self, letter: AgentMessage) -> None:
+        """Deliver a letter that somebody else published."""
+        try:
+            for box in self._addressed(letter):
+                self._put(box, letter)
+        except UndeliverableError:
+            return  # told by `MessageDead`
+
+    def _put(self, box: _Box, letter: AgentMessage) -> asyncio.Future[bool]:
+        known = box.seen.get(letter.id)
+        if known is not None:
+            return known
+        ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        box.seen[letter.id] = ended
+        while len(box.seen) > self._remembered:
+            box.seen.popitem(last=False)
+        if box.where is not None and not box.where(letter):
+            self._bury(letter, f"{box.name} takes no such letters", ended)
+            return ended
+        heapq.heappush(box.waiting, (-letter.priority, next(self._count), letter, ended))
+        box.news.set()
+        if letter.deadline is not None:
+            asyncio.get_running_loop().call_later(
+                letter.deadline, self._drop_late, box, letter, ended
+            )
+        return ended
+
+    def _drop_late(self, box: _Box, letter: AgentMessage, ended: asyncio.Future[bool]) -> None:
+        kept = [entry for entry in box.waiting if entry[3] is not ended]
+        if len(kept) < len(box.waiting):
+            heapq.heapify(kept)
+            box.waiting = kept
+            self._bury(letter, "it is too late", ended)
+
+    def _bury(self, letter: AgentMessage, why: str, ended: asyncio.Future[bool]) -> None:
+        self._bus.publish(MessageDead(letter, why))
+        if not ended.done():
+            ended.set_result(False)
+
+    # -- handling ---------------------------------------------------------------------------------
+
+    async def _work(self, box: _Box) -> None:
+        while True:
+            while not box.waiting:
+                box.news.clear()
+                await box.news.wait()
+            _, _, letter, ended = heapq.heappop(box.waiting)
+            try:
+                await self._handle(box, letter, ended)
+            except asyncio.CancelledError:
+                self._bury(letter, f"{box.name} gets no more letters", ended)
+                raise
+
+    async def _handle(self, box: _Box, letter: AgentMessage, ended: asyncio.Future[bool]) -> None:
+        for attempt in range(1, self._attempts + 1):
+            given = letter if attempt == 1 else replace(letter, attempt=attempt)
+            try:
+                answer = box.handler(given)
+                if inspect.isawaitable(answer):
+                    answer = await answer
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                if attempt == self._attempts:
+                    self._bury(letter, f"{box.name} failed {attempt} times: {error!r}", ended)
+                    return
+                why = f"{type(error).__name__}: {error}"
+                self._bus.publish(MessageRetried(letter.id, box.name, attempt + 1, why))
+                await asyncio.sleep(self._wait * 2 ** (attempt - 1))
+            else:
+                self._bus.publish(MessageReceived(letter.id, box.name))
+                if answer is not None:
+                    self._answer(box, letter, answer)
+                if not ended.done():
+                    ended.set_result(True)
+                return
+
+    def _answer(self, box: _Box, letter: AgentMessage, body: JSON) -> None:
+        kind = _ANSWERS.get(letter.kind, "response")
+        given = AgentMessage(
+            uuid().hex, box.name, letter.sender, kind, body, letter.id, letter.priority
+        )
+        asked = self._asked.get(letter.id)
+        if asked is not None and not asked.done():
+            asked.set_result(given)
+        if letter.sender in self._boxes:
+            self._put(self._boxes[letter.sender], given)
+        self._own.add(given.id)
+        self._bus.publish(given)
+        self._own.discard(given.id)

@@ -1,0 +1,173 @@
+"""``atlas agents``: who works on what in a run, live or afterwards, and what waits for a person."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Iterator
+
+import click
+
+from atlas.agents.approval import answer_in, keep_answer, pending_approvals
+from atlas.agents.diagram import sequence_diagram, task_tree
+from atlas.agents.messages import ApprovalAsked, ApprovalGiven
+from atlas.agents.state import agents_at
+from atlas.cli.options import db_option, json_option
+from atlas.cli.runs import opened, told
+from atlas.cli.trees import tree_lines
+from atlas.core.log.engine import Engine
+from atlas.core.messages import Message
+from atlas.core.runs import Run, RunEnded, Runs
+from atlas.core.schema.codec import dump, encode
+from atlas.providers.chat_state import ChatState
+
+_PATIENCE = 0.5
+
+
+@click.group()
+def agents() -> None:
+    """Look at what agents do in a run, and decide on what waits for a person."""
+
+
+def _found(known: Runs[ChatState], run: str | None) -> Run[ChatState]:
+    return known[run] if run else known.latest()
+
+
+@agents.command("list")
+@click.argument("run", required=False)
+@db_option
+@json_option
+def list_(*, run: str | None, db: str, as_json: bool) -> None:
+    """List the agents of RUN (default: the latest): health, tasks, turns."""
+    with opened(db) as (_, known):
+        found = _found(known, run)
+        state = agents_at(found)
+    listed = [dump(each) for each in state.agents.values()]
+    if as_json:
+        told({"run": found.id, "agents": listed})
+        return
+    if not listed:
+        click.echo(f"No agent works in {found.id}.")
+        return
+    width = max(len(name) for name in state.agents)
+    for name, agent in sorted(state.agents.items()):
+        click.echo(
+            f"{name:<{width}}  {agent.health:<6} {len(agent.tasks):>3} at work  {agent.done:>4} done"
+            f"  {agent.failed:>3} failed  {agent.turns:>5} turns"
+        )
+
+
+@agents.command()
+@click.argument("run", required=False)
+@db_option
+@click.option("--at", "number", type=int, help="As it was after this event.")
+@json_option
+def tree(*, run: str | None, db: str, number: int | None, as_json: bool) -> None:
+    """Show the tasks of RUN (default: the latest) as a tree, with their tools."""
+    with opened(db) as (_, known):
+        found = _found(known, run)
+        events = list(found.read(until=number))
+        state = agents_at(found, number)
+    if as_json:
+        tasks = [dump(task) for task in state.tasks.values()]
+        told({"run": found.id, "at": number, "tasks": tasks})
+        return
+    click.secho(found.id, bold=True)
+    for line in task_tree(events) or ["No task was given to an agent."]:
+        click.echo(line)
+
+
+@agents.command()
+@click.argument("run", required=False)
+@db_option
+@json_option
+def tail(*, run: str | None, db: str, as_json: bool) -> None:
+    """Print what happens in RUN (default: the latest) as it is stored, until it ends."""
+    with opened(db) as (engine, known):
+        found = _found(known, run)
+        for event in _followed(engine, found):
+            if as_json:
+                click.echo(encode(event))
+            elif event.message_name.startswith(("task.", "agent.", "tool.", "approval.", "run.")):
+                click.echo(next(tree_lines([event], numbers=False)) + _facts(event))
+
+
+def _followed(engine: Engine, run: Run[ChatState]) -> Iterator[Message]:
+    """Yield the events of a run, those to come too, up to its end."""
+    seen = 0
+    while True:
+        position = engine.last_position() or 0
+        for event in run.read(seen):
+            seen += 1
+            yield event
+            if isinstance(event, RunEnded):
+                return
+        engine.wait_beyond(position, _PATIENCE)
+
+
+def _facts(event: Message) -> str:
+    facts = {name: value for name, value in dump(event).items() if value not in (None, "", {}, [])}
+    return f"  {json.dumps(facts, ensure_ascii=False)}"[:160]
+
+
+@agents.command()
+@click.argument("run", required=False)
+@db_option
+@json_option
+def diagram(*, run: str | None, db: str, as_json: bool) -> None:
+    """Write what happened in RUN (default: the latest) as a Mermaid sequence diagram."""
+    with opened(db) as (_, known):
+        found = _found(known, run)
+        text = sequence_diagram(found.held())
+    if as_json:
+        told({"run": found.id, "mermaid": text})
+    else:
+        click.echo(text, nl=False)
+
+
+@agents.command()
+@db_option
+@json_option
+def approvals(*, db: str, as_json: bool) -> None:
+    """List the tool calls that wait for a person, in all runs that have not ended."""
+    with opened(db) as (engine, known):
+        waiting = [
+            (name, asked)
+            for name in known
+            if known[name].status != "completed"
+            for asked in _undecided(engine, known[name])
+        ]
+    if as_json:
+        told([{"run": name, **dump(asked)} for name, asked in waiting])
+        return
+    for name, asked in waiting:
+        click.echo(f"{asked.approval}  {asked.agent}: {asked.tool}({asked.arguments})  in {name}")
+    if not waiting:
+        click.echo("Nothing waits for a person.")
+
+
+def _undecided(engine: Engine, run: Run[ChatState]) -> list[ApprovalAsked]:
+    asked = pending_approvals(run.read())
+    return [each for each in asked if answer_in(engine, each.approval) is None]
+
+
+@agents.command()
+@click.argument("approval")
+@db_option
+@click.option("--refuse", is_flag=True, help="Say no.")
+@click.option("--by", help="Who decides.  [default: the user]")
+@click.option("--reason", default="", help="Why; the model is told of a refusal.")
+@json_option
+def approve(
+    *, approval: str, db: str, refuse: bool, by: str | None, reason: str, as_json: bool
+) -> None:
+    """Let the tool call APPROVAL run, or refuse it; the first decision holds."""
+    given = ApprovalGiven(approval, not refuse, by or getpass.getuser(), reason)
+    with opened(db, writable=True) as (engine, _):
+        keep_answer(engine, approval, json.dumps(dump(given)))
+        holds = json.loads(answer_in(engine, approval) or "{}")
+    if as_json:
+        told(holds)
+    else:
+        word = "may run" if holds["approved"] else "is refused"
+        click.echo(f"{approval} {word}, says {holds['by']}.")

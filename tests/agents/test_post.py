@@ -1,0 +1,163 @@
+"""Letters between agents: delivered at least once, handled once, confirmed or dead."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from atlas import Atlas, EventBus
+from atlas.agents import AgentMessage, PostOffice
+from atlas.agents.messages import MessageDead, MessageReceived, MessageRetried
+from atlas.core.effects import current_run
+from atlas.errors import ConfigurationError, UndeliverableError
+
+
+def letter(letter_id: str, to: str = "fx", **fields: Any) -> AgentMessage:
+    return AgentMessage(letter_id, "me", to, "query", **fields)
+
+
+class Desk:
+    """Notes what it gets; fails as often as it is told."""
+
+    def __init__(self, fails: int = 0, answer: Any = None) -> None:
+        self.got: list[str] = []
+        self.fails = fails
+        self.answer = answer
+
+    async def __call__(self, given: AgentMessage) -> Any:
+        self.got.append(given.id)
+        if given.attempt <= self.fails:
+            raise ValueError(f"attempt {given.attempt}")
+        return self.answer
+
+
+async def test_letters_go_to_a_name_a_role_a_capability_and_to_all() -> None:
+    a, b, c = Desk(), Desk(), Desk()
+    async with PostOffice(EventBus()) as post:
+        post.open("a", a, role="clerk", capabilities={"fx"})
+        post.open("b", b, role="clerk")
+        post.open("me", c)
+
+        assert await post.send(letter("1", "a")) == ("a",)
+        assert await post.send(letter("2", "role:clerk")) == ("a", "b")
+        assert await post.send(letter("3", "capability:fx")) == ("a",)
+        assert await post.send(letter("4", "*")) == ("a", "b")
+        with pytest.raises(ConfigurationError, match="already"):
+            post.open("a", a)
+
+    assert (a.got, b.got, c.got) == (["1", "2", "3", "4"], ["2", "4"], [])
+
+
+async def test_a_letter_that_comes_twice_is_handled_once() -> None:
+    desk, bus = Desk(), EventBus()
+    async with PostOffice(bus) as post:
+        post.open("fx", desk)
+        await asyncio.gather(*(post.send(letter("same")) for _ in range(5)))
+        bus.publish(letter("same"))  # as a wire would that repeats
+        bus.publish(letter("other"))
+        await bus.wait_for(MessageReceived, where=lambda e: e.id == "other", timeout=5)
+
+    assert desk.got == ["same", "other"]
+
+
+async def test_a_letter_is_tried_again_and_a_poisoned_one_is_dead() -> None:
+    bus, seen = EventBus(), []
+    bus.subscribe((MessageRetried, MessageReceived, MessageDead), seen.append)
+    async with PostOffice(bus, attempts=3, wait=0.0) as post:
+        post.open("fx", Desk(fails=2))
+        post.open("poor", Desk(fails=9))
+
+        assert await post.send(letter("1")) == ("fx",)
+        assert await post.send(letter("2", "poor")) == ()
+        assert await post.send(letter("3")) == ("fx",)
+
+    assert [type(each) for each in seen] == [
+        *[MessageRetried] * 2,
+        MessageReceived,
+        *[MessageRetried] * 2,
+        MessageDead,
+        *[MessageRetried] * 2,
+        MessageReceived,
+    ]
+
+
+async def test_a_letter_to_nobody_is_refused_and_dead() -> None:
+    bus, dead = EventBus(), []
+    bus.subscribe(MessageDead, dead.append)
+    async with PostOffice(bus) as post:
+        post.open("clerk", Desk())
+        with pytest.raises(UndeliverableError, match="nearest is 'clerk'"):
+            await post.send(letter("1", "clark"))
+
+    assert [each.letter.id for each in dead] == ["1"]
+
+
+async def test_urgent_letters_are_handled_first_and_late_ones_not_at_all() -> None:
+    go, got = asyncio.Event(), []
+
+    async def slow(given: AgentMessage) -> None:
+        got.append(given.id)
+        await go.wait()
+
+    bus = EventBus()
+    async with PostOffice(bus) as post:
+        post.open("fx", slow)
+        sent = [asyncio.create_task(post.send(letter("first")))]
+        await asyncio.sleep(0)
+        for number in (1, 3, 2):
+            sent.append(asyncio.create_task(post.send(letter(f"p{number}", priority=number))))
+        late = asyncio.create_task(post.send(letter("late", deadline=0.01)))
+        assert await late == ()
+        go.set()
+        await asyncio.gather(*sent)
+
+    assert got == ["first", "p3", "p2", "p1"]
+
+
+async def test_what_a_box_does_not_take_is_dead() -> None:
+    bus, dead = EventBus(), []
+    bus.subscribe(MessageDead, dead.append)
+    async with PostOffice(bus) as post:
+        post.open("fx", Desk(), where=lambda given: given.body == "yes")
+
+        assert await post.send(letter("1", body="no")) == ()
+        assert await post.send(letter("2", body="yes")) == ("fx",)
+
+    assert len(dead) == 1
+
+
+async def test_a_question_gets_its_own_answer() -> None:
+    async def double(given: AgentMessage) -> Any:
+        await asyncio.sleep(0.001 * (5 - int(str(given.body))))
+        return 2 * int(str(given.body))
+
+    async with PostOffice(EventBus()) as post:
+        post.open("fx", double, at_once=5)
+        answers = await asyncio.gather(*(post.ask("me", "fx", n) for n in range(5)))
+        post.open("mute", Desk())
+        with pytest.raises(UndeliverableError, match="nobody answered"):
+            await post.ask("me", "mute")
+
+    assert [each.body for each in answers] == [0, 2, 4, 6, 8]
+    assert {each.kind for each in answers} == {"response"}
+
+
+async def test_letters_are_part_of_a_recorded_run() -> None:
+    async def talk() -> list[Any]:
+        async def answer(given: AgentMessage) -> Any:
+            assert current_run() is not None
+            return f"{given.body}!"
+
+        async with PostOffice(app.bus) as post:
+            post.open("a", answer)
+            post.open("b", answer)
+            both = await asyncio.gather(post.ask("me", "a", "x"), post.ask("me", "b", "y"))
+            return [each.body for each in both]
+
+    async with Atlas(provider="scripted") as app:
+        async with app.recording("letters", strict=True) as run:
+            first = await talk()
+        async with app.replaying(run.id):
+            assert await talk() == first == ["x!", "y!"]
