@@ -246,8 +246,8 @@ def haystack_search(documents: Sequence[Document], model: CallableEmbedder) -> S
     splitter = DocumentSplitter(split_by="word", split_length=200)
     pages = [Page(content=d.text, meta={"source": d.source}) for d in documents]
     parts = splitter.run(documents=pages)["documents"]
-    for part, vector in zip(parts, model.embed([p.content for p in parts]), strict=True):
-        part.embedding = vector.tolist()
+    vectors = model.embed([part.content for part in parts]).tolist()
+    parts = [replace(part, embedding=each) for part, each in zip(parts, vectors, strict=True)]
     store.write_documents(parts)
     dense = InMemoryEmbeddingRetriever(store, top_k=60)
     sparse = InMemoryBM25Retriever(store, top_k=60)

@@ -102,7 +102,7 @@ class ChromaStore:
             lambda: self._running().get_or_create_collection(
                 _chroma_name(collection.name),
                 embedding_function=None,
-                configuration={"hnsw": {"space": "cosine", "ef_search": 200}},
+                configuration={"hnsw": {"space": "cosine", "ef_search": 100}},
                 metadata={
                     "name": collection.name,
                     "model": collection.model,

@@ -35,8 +35,8 @@ def store(request, tmp_path: Path) -> Iterator[KnowledgeStore]:
     made.close()
 
 
-def entry(name: str, *numbers: float, **fields) -> Entry:
-    return Entry(name, np.array(numbers, np.float32), fields)
+def entry(key: str, /, *numbers: float, **fields) -> Entry:
+    return Entry(key, np.array(numbers, np.float32), fields)
 
 
 def found(
