@@ -17,6 +17,7 @@ from unittest.mock import ANY
 import pytest
 
 from atlas import Atlas, Event, ReplayDiverged, effect, message
+from atlas.core.effect_layers import Retry
 from atlas.core.effects import now, uuid
 from atlas.core.effects import random as chance
 from atlas.core.message_pages import OUTSIDE
@@ -550,3 +551,31 @@ def test_a_killed_run_is_resumed_and_nothing_finished_runs_twice(tmp_path: Path)
         assert before <= marks
         assert resumed.stdout.count("done") + resumed.stdout.count("in doubt") == wanted
     assert killed or CRASHES < 4
+
+
+@effect("lamp", pure=True, retry=Retry(2, wait=0.0))
+async def lamp() -> str:
+    performed.append("lamp")
+    if len(performed) == 1:
+        raise LookupError("dark")
+    return "light"
+
+
+async def publishing_meanwhile(app: Atlas) -> str:
+    task = asyncio.create_task(lamp())
+    await asyncio.sleep(0)
+    app.bus.publish(Said("while the lamp is being tried"))
+    return await task
+
+
+async def test_what_is_published_before_an_attempt_fails_comes_before_it_in_a_replay_too(
+    tmp_path: Path,
+) -> None:
+    performed.clear()
+    async with Atlas(tmp_path / "runs.db") as app:
+        async with app.recording("lamp") as run:
+            await publishing_meanwhile(app)
+        async with app.replaying(run.id):
+            assert await publishing_meanwhile(app) == "light"
+
+    assert performed == ["lamp", "lamp"]

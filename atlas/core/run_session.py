@@ -18,6 +18,7 @@ from atlas.core.effect_layers import Layer
 from atlas.core.effects import (
     EffectCancelled,
     EffectDelivered,
+    EffectNoted,
     EffectRead,
     EffectStarted,
     Entry,
@@ -34,7 +35,7 @@ from atlas.core.messages import Message
 from atlas.core.runs import ENTRIES, RunEnded, RunStarted, is_doing, is_lifecycle
 from atlas.errors import ConfigurationError, ReplayDiverged
 
-__all__ = ["RunSession", "SessionMode", "SessionOptions"]
+__all__ = ["RunSession", "SessionMode", "SessionOptions", "in_words"]
 
 SessionMode: TypeAlias = Literal["record", "replay", "fork", "resume"]
 
@@ -217,7 +218,7 @@ class RunSession:
         status: Literal["failed", "cancelled"] = (
             "failed" if isinstance(error, Exception) else "cancelled"
         )
-        return RunEnded(self.id, status, _in_words(error), exact)
+        return RunEnded(self.id, status, in_words(error), exact)
 
     def _fate(self, each: Message) -> Fate:
         """Decide what the log does with a message of this run; see `MessageLog.watch`."""
@@ -232,7 +233,7 @@ class RunSession:
             return "keep" if inside else "outside"
         if inside and self._mode == "replay":
             self._happened.append(each)
-        elif inside:
+        elif inside and type(each) is not EffectNoted:
             self._alias(each, next(self._repeated, None))
         return "drop"
 
@@ -297,7 +298,10 @@ class _BusJournal:
 
 
 def _is_done_again(event: Message) -> bool:
-    return not is_lifecycle(event) and OUTSIDE not in event.meta.headers
+    # notes are made at a moment of their own: told again, they come sooner than they did
+    return not isinstance(event, RunStarted | RunEnded | EffectNoted) and (
+        OUTSIDE not in event.meta.headers
+    )
 
 
 def _published_inside() -> bool:
@@ -307,7 +311,8 @@ def _published_inside() -> bool:
     return place.inner.inside and place.inner.thread == threading.get_ident()
 
 
-def _in_words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """Return an error as the end of a run tells it; see `atlas.core.runs.RunEnded`."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception as broken:  # noqa: BLE001  whatever a foreign class does

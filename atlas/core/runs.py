@@ -131,8 +131,12 @@ def is_lifecycle(event: Message) -> bool:
 
 
 def is_doing(event: Message) -> bool:
-    """Return whether an event is part of what a run does, and not of how it is kept."""
-    return not isinstance(event, RunStarted | RunEnded | RunSeeded | RunContinued)
+    """Return whether an event is part of what a run does, and not of how it is kept.
+
+    Notes are not: they are made while effects are performed, at a moment of their own, which a
+    replay does not know.
+    """
+    return not isinstance(event, RunStarted | RunEnded | RunSeeded | RunContinued | EffectNoted)
 
 
 def holding(events: Iterable[Message]) -> list[tuple[int, Message]]:
