@@ -20,7 +20,14 @@ import click
 from atlas.cli.__main__ import root
 
 REFERENCE = Path(__file__).parent / "reference"
-PACKAGES = ["atlas", "atlas.core", "atlas.core.schema", "atlas.knowledge", "atlas.providers", "atlas.testing"]
+PACKAGES = [
+    "atlas",
+    "atlas.core",
+    "atlas.core.schema",
+    "atlas.knowledge",
+    "atlas.providers",
+    "atlas.testing",
+]
 MODULES = [
     "atlas.errors",
     "atlas.knowledge.messages",
