@@ -21,6 +21,25 @@ from atlas.core.log.records import NewRecord, Record, Snapshot
 from atlas.core.log.sqlite.examination import examine
 from atlas.core.log.sqlite.file import LogFile, is_of_one, one, translated
 from atlas.core.log.sqlite.repair import exchange, salvage
+from atlas.core.log.sqlite.statements import (
+    AT_OR_BEFORE,
+    DROP_SNAPSHOTS,
+    ERASABLE,
+    ERASE,
+    FIELDS,
+    INSERT,
+    INSERT_ROWS,
+    LAST_WITH_PREFIX,
+    MOVE_TIP,
+    READ,
+    READ_NEWEST,
+    ROWS_AT_ONCE,
+    SAVE_SNAPSHOT,
+    SNAPSHOT,
+    TRACK,
+    WITH_PREFIX,
+    prefix_values,
+)
 from atlas.core.log.verification import Erasure
 from atlas.errors import (
     LogClosedError,
@@ -43,8 +62,6 @@ _DURABILITY: Final[Mapping[Durability, tuple[str, float]]] = {
     "process": ("NORMAL", 0.05),
     "lazy": ("NORMAL", 0.25),
 }
-
-_FIELDS: Final = "position, version, name_id, time_ns, wall_ns, payload, digest, chain"
 
 
 class SqliteEngine:
@@ -156,7 +173,7 @@ class SqliteEngine:
                 planned.append((append, records))
                 everything += records
                 if append.request.tracking is not None:
-                    connection.execute(_TRACK, append.request.tracking)
+                    connection.execute(TRACK, append.request.tracking)
             self._insert(connection, everything)
 
         def acknowledge() -> None:
@@ -300,13 +317,15 @@ class SqliteEngine:
                     bytearray(payload or b""),
                 )
             )
-        single = len(rows) % _ROWS
-        for first in range(0, len(rows) - single, _ROWS):
-            connection.execute(_INSERT_ROWS, [*chain.from_iterable(rows[first : first + _ROWS])])
+        single = len(rows) % ROWS_AT_ONCE
+        for first in range(0, len(rows) - single, ROWS_AT_ONCE):
+            connection.execute(
+                INSERT_ROWS, [*chain.from_iterable(rows[first : first + ROWS_AT_ONCE])]
+            )
         if single:
-            connection.executemany(_INSERT, rows[len(rows) - single :])
+            connection.executemany(INSERT, rows[len(rows) - single :])
         last = records[-1]
-        connection.execute(_MOVE_TIP, (last.position, last.time_ns, bytearray(last.chain)))
+        connection.execute(MOVE_TIP, (last.position, last.time_ns, bytearray(last.chain)))
 
     def _intern_stream(self, connection: sqlite3.Connection, stream: str) -> int:
         found = self._stream_id(connection, stream)
@@ -349,7 +368,7 @@ class SqliteEngine:
             if stream_id is None:
                 return []
             rows = connection.execute(
-                _READ_NEWEST if newest_first else _READ,
+                READ_NEWEST if newest_first else READ,
                 (
                     stream_id,
                     -_LARGEST if after is None else after,
@@ -376,13 +395,13 @@ class SqliteEngine:
             where.append(f"name_id IN (SELECT id FROM names WHERE name IN ({marks}))")  # noqa: S608
             values += names
         if prefix:
-            where.append(_WITH_PREFIX)
-            values += _prefix_values(prefix)
+            where.append(WITH_PREFIX)
+            values += prefix_values(prefix)
         # CROSS keeps the order of positions the outer loop, whatever SQLite knows of the streams.
         join = "CROSS" if prefix else "LEFT"
         # Only what is written above stands in the statement; values are bound.
         statement = (
-            f"SELECT {_FIELDS}, stream FROM events "  # noqa: S608
+            f"SELECT {FIELDS}, stream FROM events "  # noqa: S608
             f"{join} JOIN streams ON streams.id = stream_id "
             f"WHERE {' AND '.join(where)} ORDER BY position LIMIT ?"
         )
@@ -404,7 +423,7 @@ class SqliteEngine:
         with self._reading() as connection:
             if not prefix:
                 return self._last_position(connection) or None
-            found = one(connection, _LAST_WITH_PREFIX, *_prefix_values(prefix))
+            found = one(connection, LAST_WITH_PREFIX, *prefix_values(prefix))
             return _whole(found[0]) if found else None
 
     def position_at(self, time_ns: int) -> int:
@@ -414,22 +433,22 @@ class SqliteEngine:
             # Times rise with positions. Mostly somebody asks for a time just gone by.
             middle = high
             while low < high:
-                found = one(connection, _AT_OR_BEFORE, middle)
+                found = one(connection, AT_OR_BEFORE, middle)
                 if not found or _whole(found[1]) <= time_ns:
                     low = middle
                 else:
                     high = _whole(found[0]) - 1
                 middle = (low + high + 1) // 2
-            found = one(connection, _AT_OR_BEFORE, low)
+            found = one(connection, AT_OR_BEFORE, low)
             return _whole(found[0]) if found else 0
 
     def streams(self, prefix: str = "") -> list[str]:
         """Return the streams whose name begins so, in order of their first record."""
         with self._reading() as connection:
             rows = connection.execute(
-                f"SELECT stream FROM streams WHERE {_WITH_PREFIX} "  # noqa: S608
+                f"SELECT stream FROM streams WHERE {WITH_PREFIX} "  # noqa: S608
                 "AND EXISTS (SELECT 1 FROM events WHERE stream_id = streams.id) ORDER BY id",
-                _prefix_values(prefix),
+                prefix_values(prefix),
             ).fetchall()
             return [row[0] for row in rows]
 
@@ -472,13 +491,13 @@ class SqliteEngine:
         digest = _snapshot_digest(stream, label, version, snapshot.payload)
         row = (stream, label, version, digest, snapshot.payload)
         with self._writing_relaxed():
-            self._transact(lambda connection, _: connection.execute(_SAVE_SNAPSHOT, row))
+            self._transact(lambda connection, _: connection.execute(SAVE_SNAPSHOT, row))
 
     def snapshot(self, stream: str, label: str, until: int | None = None) -> Snapshot | None:
         """Return the latest snapshot at this version or before; None also when it is damaged."""
         with self._reading() as connection:
             last = _LARGEST if until is None else until
-            found = one(connection, _SNAPSHOT, stream, label, last)
+            found = one(connection, SNAPSHOT, stream, label, last)
         if not found:
             return None
         version, digest, payload = found
@@ -491,7 +510,7 @@ class SqliteEngine:
     def drop_snapshots(self, stream: str) -> None:
         """Forget all snapshots of a stream."""
         with self._writing_relaxed():
-            self._transact(lambda connection, _: connection.execute(_DROP_SNAPSHOTS, (stream,)))
+            self._transact(lambda connection, _: connection.execute(DROP_SNAPSHOTS, (stream,)))
 
     # -- keeping --
 
@@ -513,14 +532,14 @@ class SqliteEngine:
         last = _LARGEST if until is None else until
 
         def write(connection: sqlite3.Connection, planner: Planner) -> int:
-            connection.execute(_DROP_SNAPSHOTS, (stream,))
+            connection.execute(DROP_SNAPSHOTS, (stream,))
             stream_id = self._stream_id(connection, stream)
             if stream_id is None:
                 return 0
-            found = one(connection, _ERASABLE, stream_id, first, last)
+            found = one(connection, ERASABLE, stream_id, first, last)
             count = _whole(found[0])
             if count:
-                connection.execute(_ERASE, (stream_id, first, last))
+                connection.execute(ERASE, (stream_id, first, last))
                 erasure = Erasure(stream, _whole(found[1]) - 1, _whole(found[2]), count)
                 self._write_note(connection, planner, erasure.note())
             return count
@@ -739,50 +758,6 @@ class SqliteEngine:
         return found[1]
 
 
-_INSERT: Final = (
-    "INSERT INTO events (position, stream_id, version, name_id, time_ns, wall_ns, digest, chain, "
-    "payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-# One step of SQLite for many rows: each step lets go of Python's lock and asks for it again.
-_ROWS: Final = 16
-_INSERT_ROWS: Final = _INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?, ?)" * (_ROWS - 1)
-_MOVE_TIP: Final = "UPDATE tip SET position = ?, time_ns = ?, chain = ? WHERE id = 1"
-_TRACK: Final = (
-    "INSERT INTO tracking (reader, position) VALUES (?, ?) "
-    "ON CONFLICT (reader) DO UPDATE SET position = excluded.position"
-)
-_READ: Final = (
-    f"SELECT {_FIELDS} FROM events WHERE stream_id = ? AND version > ? AND version <= ? "  # noqa: S608
-    "ORDER BY version LIMIT ?"
-)
-_READ_NEWEST: Final = _READ.replace("ORDER BY version", "ORDER BY version DESC")
-_WITH_PREFIX: Final = "stream >= ? AND (? IS NULL OR stream < ?)"
-_LAST_WITH_PREFIX: Final = (
-    "SELECT position FROM events CROSS JOIN streams ON streams.id = stream_id "  # noqa: S608
-    f"WHERE {_WITH_PREFIX} ORDER BY position DESC LIMIT 1"
-)
-_AT_OR_BEFORE: Final = (
-    "SELECT position, time_ns FROM events WHERE position <= ? ORDER BY position DESC LIMIT 1"
-)
-_SAVE_SNAPSHOT: Final = (
-    "INSERT OR REPLACE INTO snapshots (stream, label, version, digest, payload) "
-    "VALUES (?, ?, ?, ?, ?)"
-)
-_SNAPSHOT: Final = (
-    "SELECT version, digest, payload FROM snapshots WHERE stream = ? AND label = ? "
-    "AND version <= ? ORDER BY version DESC LIMIT 1"
-)
-_DROP_SNAPSHOTS: Final = "DELETE FROM snapshots WHERE stream = ?"
-_ERASABLE: Final = (
-    "SELECT count(*), min(version), max(version) FROM events WHERE stream_id = ? "
-    "AND version > ? AND version <= ? AND payload IS NOT NULL"
-)
-_ERASE: Final = (
-    "UPDATE events SET payload = NULL WHERE stream_id = ? AND version > ? AND version <= ? "
-    "AND payload IS NOT NULL"
-)
-
-
 def _is_read_only(error: BaseException) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF == sqlite3.SQLITE_READONLY
@@ -805,21 +780,6 @@ def _blob(value: object) -> bytes:
             position=0,
         )
     return value
-
-
-def _prefix_values(prefix: str) -> tuple[str, str | None, str | None]:
-    end = _successor(prefix)
-    return prefix, end, end
-
-
-def _successor(prefix: str) -> str | None:
-    """Return the first text after all that begin with a prefix; None when there is none."""
-    for end in range(len(prefix) - 1, -1, -1):
-        code = ord(prefix[end])
-        if code < 0x10FFFF:
-            following = 0xE000 if code == 0xD7FF else code + 1
-            return prefix[:end] + chr(following)
-    return None
 
 
 def _snapshot_digest(stream: str, label: str, version: int, payload: bytes) -> bytes:

@@ -1,0 +1,85 @@
+"""What the engine asks SQLite."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "AT_OR_BEFORE",
+    "DROP_SNAPSHOTS",
+    "ERASABLE",
+    "ERASE",
+    "FIELDS",
+    "INSERT",
+    "INSERT_ROWS",
+    "LAST_WITH_PREFIX",
+    "MOVE_TIP",
+    "READ",
+    "READ_NEWEST",
+    "ROWS_AT_ONCE",
+    "SAVE_SNAPSHOT",
+    "SNAPSHOT",
+    "TRACK",
+    "WITH_PREFIX",
+    "prefix_values",
+]
+
+FIELDS: Final = "position, version, name_id, time_ns, wall_ns, payload, digest, chain"
+INSERT: Final = (
+    "INSERT INTO events (position, stream_id, version, name_id, time_ns, wall_ns, digest, chain, "
+    "payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+# One step of SQLite for many rows: each step lets go of Python's lock and asks for it again.
+ROWS_AT_ONCE: Final = 16
+INSERT_ROWS: Final = INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?, ?)" * (ROWS_AT_ONCE - 1)
+MOVE_TIP: Final = "UPDATE tip SET position = ?, time_ns = ?, chain = ? WHERE id = 1"
+TRACK: Final = (
+    "INSERT INTO tracking (reader, position) VALUES (?, ?) "
+    "ON CONFLICT (reader) DO UPDATE SET position = excluded.position"
+)
+READ: Final = (
+    f"SELECT {FIELDS} FROM events WHERE stream_id = ? AND version > ? AND version <= ? "  # noqa: S608
+    "ORDER BY version LIMIT ?"
+)
+READ_NEWEST: Final = READ.replace("ORDER BY version", "ORDER BY version DESC")
+WITH_PREFIX: Final = "stream >= ? AND (? IS NULL OR stream < ?)"
+LAST_WITH_PREFIX: Final = (
+    "SELECT position FROM events CROSS JOIN streams ON streams.id = stream_id "  # noqa: S608
+    f"WHERE {WITH_PREFIX} ORDER BY position DESC LIMIT 1"
+)
+AT_OR_BEFORE: Final = (
+    "SELECT position, time_ns FROM events WHERE position <= ? ORDER BY position DESC LIMIT 1"
+)
+SAVE_SNAPSHOT: Final = (
+    "INSERT OR REPLACE INTO snapshots (stream, label, version, digest, payload) "
+    "VALUES (?, ?, ?, ?, ?)"
+)
+SNAPSHOT: Final = (
+    "SELECT version, digest, payload FROM snapshots WHERE stream = ? AND label = ? "
+    "AND version <= ? ORDER BY version DESC LIMIT 1"
+)
+DROP_SNAPSHOTS: Final = "DELETE FROM snapshots WHERE stream = ?"
+ERASABLE: Final = (
+    "SELECT count(*), min(version), max(version) FROM events WHERE stream_id = ? "
+    "AND version > ? AND version <= ? AND payload IS NOT NULL"
+)
+ERASE: Final = (
+    "UPDATE events SET payload = NULL WHERE stream_id = ? AND version > ? AND version <= ? "
+    "AND payload IS NOT NULL"
+)
+
+
+def prefix_values(prefix: str) -> tuple[str, str | None, str | None]:
+    """Return the parameters of `WITH_PREFIX`."""
+    end = _successor(prefix)
+    return prefix, end, end
+
+
+def _successor(prefix: str) -> str | None:
+    """Return the first text after all that begin with a prefix; None when there is none."""
+    for end in range(len(prefix) - 1, -1, -1):
+        code = ord(prefix[end])
+        if code < 0x10FFFF:
+            following = 0xE000 if code == 0xD7FF else code + 1
+            return prefix[:end] + chr(following)
+    return None
