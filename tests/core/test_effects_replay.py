@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
+import atlas
 from atlas.core.effects import (
     EffectDelivered,
     EffectRead,
@@ -25,29 +28,55 @@ from atlas.errors import ReplayDiverged
 
 from support import concurrent_agents as agents
 
-RUNS = 30
+REPLAYS = int(os.environ.get("ATLAS_REPLAYS", "0"))
+"""How many runs `make replays` records, with every Python found; 0: a few, with this Python alone."""
+
+RUNS = REPLAYS or 10
+SEEDS = ("2", "3", "444", "31337", "4294967295") if REPLAYS else ("2", "444")
+THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
+VERSIONS = ("3.11", "3.12", "3.13") if REPLAYS else (THIS,)
 
 
-def run_agents(*arguments: str, seed: str, speed: str) -> str:
-    environment = os.environ | {"PYTHONHASHSEED": seed, "AGENTS_SPEED": speed}
-    made = subprocess.run(
-        [sys.executable, agents.__file__, *arguments],
-        env=environment,
+def python_of(version: str) -> str:
+    """Return the path of an interpreter that can run the agents; skip the test if there is none."""
+    if version == THIS:
+        return sys.executable
+    kept = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for found in (shutil.which(f"python{version}"), *map(str, kept)):
+        if found is not None and runs([found, "-c", "import atlas.core.effects"]).returncode == 0:
+            return found
+    pytest.skip(f"no Python {version} that can import what Atlas needs")
+
+
+def runs(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    # What is installed here serves other versions too: what the agents import is pure Python.
+    path = os.pathsep.join([str(Path(atlas.__file__).parents[1]), sysconfig.get_path("purelib")])
+    return subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "default"} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def run_agents(python: str, *arguments: str, seed: str) -> str:
+    # a timer is compared with what was recorded, so its length is part of the program
+    command = [python, agents.__file__, *arguments]
+    made = runs(command, PYTHONHASHSEED=seed, AGENTS_SPEED="0.0005")
     assert made.returncode == 0, made.stderr
     return made.stdout
 
 
-def test_concurrent_agents_replay_byte_for_byte_in_fresh_processes(tmp_path: Path):
+@pytest.mark.timeout(120 + 6 * RUNS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_concurrent_agents_replay_byte_for_byte_in_fresh_processes(version: str, tmp_path: Path):
+    python = python_of(version)
     file = str(tmp_path / "runs.jsonl")
-    run_agents("record", file, str(RUNS), seed="1", speed="0.0005")
+    run_agents(python, "record", file, str(RUNS), seed="1")
 
-    for seed in ("2", "3", "444"):
-        # a timer is compared with what was recorded, so its length is part of the program
-        answer = json.loads(run_agents("replay", file, seed=seed, speed="0.0005"))
+    for seed in SEEDS:
+        answer = json.loads(run_agents(python, "replay", file, seed=seed))
         assert answer == {"same": RUNS, "performed": 0, "connections": 0}
 
 
