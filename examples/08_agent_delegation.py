@@ -1,0 +1,157 @@
+"""Delegate tasks to agents with tools, watch them live, kill the program in the middle and go on.
+
+    python examples/08_agent_delegation.py
+    python examples/08_agent_delegation.py --crash          # dies at the second tool, and resumes
+    python examples/08_agent_delegation.py --db runs.db     # then: atlas agents tree --db runs.db
+
+With no argument, no key and no network this runs a language model of 135 million parameters. It is far
+too small to be trusted with a choice of words, so it is not: its answers are *constrained* by the JSON
+Schemas of the tools, the facts come as inputs that it only has to copy, and what a tool returns is the
+answer. Asked "How much is 12 plus 30?" in words it gets one question in two wrong. Which agent does what
+is decided by code, from capabilities. A large model needs none of these crutches; the code is the same.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from atlas import Atlas, AtlasError, Event
+from atlas.agents import Agent, Controller, Task, task_tree, tool
+from atlas.agents.messages import ToolCalled, ToolFinished
+
+FOLDER = Path(tempfile.gettempdir(), "atlas-notes")
+SUM = {"first": 3, "operator": "times", "second": 17}
+NOTES = {"shopping": "3 kettles at 17 EUR each", "travel": "the train leaves at 9:05"}
+
+
+@tool
+def calculate(first: int, operator: Literal["plus", "minus", "times"], second: int) -> int:
+    """Calculate with two whole numbers."""
+    return {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}[operator](
+        first, second
+    )
+
+
+@tool
+def read_note(name: Literal["shopping", "travel"]) -> str:
+    """Read a note."""  # no other file can be named at all: that is the sandbox
+    return (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@tool
+async def clock(place: Literal["Berlin", "New York", "Tokyo"]) -> str:
+    """Tell the time at a place."""
+    zones = {"Berlin": "Europe/Berlin", "New York": "America/New_York", "Tokyo": "Asia/Tokyo"}
+    return f"{datetime.now(ZoneInfo(zones[place])):%H:%M} in {place}"
+
+
+def team(app: Atlas) -> Controller:
+    """Return three specialists. An agent is a definition; what goes on belongs to the run."""
+    constrained = {"tool_choice": "required", "finish": "tool", "temperature": 0.0}
+    return Controller(
+        [
+            Agent("calculator", tools=[calculate], capabilities={"sums"}, **constrained),
+            Agent("reader", tools=[read_note], capabilities={"notes"}, **constrained),
+            Agent("watch", tools=[clock], capabilities={"time"}, **constrained),
+        ],
+        bus=app.bus,
+    )
+
+
+async def morning(app: Atlas) -> list[str]:
+    """Do what there is to do: two tasks side by side, then one that depends on their answers."""
+    outcomes = await team(app).run(
+        [
+            Task("Read the note.", needs={"notes"}, inputs={"name": "shopping"}, id="note"),
+            Task("What time is it in Tokyo?", needs={"time"}, id="time"),
+            Task("Calculate this.", needs={"sums"}, inputs=SUM, after=("note",), id="sum"),
+        ]
+    )
+    return [outcome.text for outcome in outcomes.values()]
+
+
+def watch(event: Event) -> None:
+    """Print what happens while it happens; any number of others could watch too."""
+    match event:
+        case ToolCalled(agent=agent, tool=name, arguments=arguments):
+            print(f"  {agent} calls {name}({arguments})", flush=True)
+        case ToolFinished(outcome=outcome, content=content):
+            print(f"  {outcome}: {content}", flush=True)
+
+
+async def live(db: str, options: argparse.Namespace) -> None:
+    """Record a run of the program, or go on with the one that died."""
+    async with Atlas(db, provider=options.provider, model=options.model) as app:
+        app.bus.subscribe("tool.*", watch)
+        if options.die:
+            app.bus.subscribe(ToolFinished, Killer())
+        session = app.resume(options.resume) if options.resume else app.recording("morning")
+        async with session as run:
+            answers = await morning(app)
+        print("\nAnswers:", *answers, sep="\n  ")
+        print("\nThe run as it is kept:", *task_tree(app.runs[run.id].held()), sep="\n  ")
+        if options.verbose:
+            print(app.runs[run.id].tree())
+
+
+class Killer:
+    """Kills this process, without any warning to it, when the second tool has finished."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, event: ToolFinished) -> None:
+        """Count; then die as in a power cut."""
+        self.seen += 1
+        if self.seen == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def crash(db: str, options: argparse.Namespace) -> None:
+    """Let another process do it and die, then resume: what finished there is not done again."""
+    print("Another process begins, and dies when its second tool has finished:", flush=True)
+    again = [sys.executable, __file__, "--die", "--db", db]
+    for name in ("provider", "model"):
+        again += [f"--{name}", getattr(options, name)] if getattr(options, name) else []
+    process = await asyncio.create_subprocess_exec(*again)
+    print(f"It ended with {await process.wait()}. This process resumes what it did:", flush=True)
+    async with Atlas(db, provider="scripted") as app:
+        options.resume = app.runs.latest().id
+    await live(db, options)
+
+
+def main() -> int:
+    """Read the options and run the example; errors become one sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--provider", help="anthropic, openai, ollama or local")
+    parser.add_argument("--model", help="the provider's name of a model, or a GGUF file")
+    parser.add_argument("--db", help="keep the runs in this file; default: a temporary one")
+    parser.add_argument("--verbose", action="store_true", help="print every event of the run")
+    parser.add_argument("--crash", action="store_true", help="die in the middle, and resume")
+    parser.add_argument("--die", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--resume", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in NOTES.items():
+        (FOLDER / f"{name}.txt").write_text(text, encoding="utf-8")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            db = options.db or str(Path(folder, "runs.db"))
+            asyncio.run((crash if options.crash else live)(db, options))
+    except AtlasError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
