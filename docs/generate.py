@@ -22,6 +22,7 @@ from atlas.cli.__main__ import root
 REFERENCE = Path(__file__).parent / "reference"
 PACKAGES = [
     "atlas",
+    "atlas.agents",
     "atlas.core",
     "atlas.core.schema",
     "atlas.knowledge",
@@ -29,6 +30,7 @@ PACKAGES = [
     "atlas.testing",
 ]
 MODULES = [
+    "atlas.agents.messages",
     "atlas.errors",
     "atlas.knowledge.messages",
     "atlas.providers.context",

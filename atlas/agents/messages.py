@@ -413,6 +413,13 @@ class AgentMessage(Command[None]):
     deadline: float | None = None
     attempt: int = 1
 
+    @property
+    def direction(self) -> Literal["request", "answer", "notice"]:
+        """Whether it wants an answer, is one, or neither. What became of it is told by events."""
+        if self.kind in ("query", "task", "tool_request"):
+            return "request"
+        return "notice" if self.kind == "status" else "answer"
+
 
 @message("agent.message_received")
 class MessageReceived(Event):

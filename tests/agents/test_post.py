@@ -141,7 +141,8 @@ async def test_a_question_gets_its_own_answer() -> None:
             await post.ask("me", "mute")
 
     assert [each.body for each in answers] == [0, 2, 4, 6, 8]
-    assert {each.kind for each in answers} == {"response"}
+    assert {(each.kind, each.direction) for each in answers} == {("response", "answer")}
+    assert letter("1").direction == "request"
 
 
 async def test_letters_are_part_of_a_recorded_run() -> None:
