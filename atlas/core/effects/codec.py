@@ -110,12 +110,15 @@ class Redactor:
 
     Args:
         names: The names.
+
+    Attributes:
+        names: As given.
     """
 
-    __slots__ = ("_names", "_values")
+    __slots__ = ("_values", "names")
 
     def __init__(self, names: Collection[str] = ()) -> None:
-        self._names = names
+        self.names = names
         self._values: list[str] = []
 
     def request(self, value: object) -> str:
@@ -146,10 +149,6 @@ class Redactor:
         for secret in self._values:
             text = text.replace(secret, REDACTED)
         return text
-
-    def hides(self, name: str) -> bool:
-        """Return whether fields of this name are hidden."""
-        return name in self._names
 
     # Any: whatever stands there
     def hide(self, value: Any) -> str:
@@ -221,11 +220,12 @@ def _items(
 def _mapping(
     value: Mapping[Any, Any], path: str, redactor: Redactor, secrets: _Policy
 ) -> dict[str, JSON]:
+    hidden = redactor.names
     if not value or set(map(type, value)) == _ONLY_STR:
         made: dict[str, JSON] = {
             key: item if type(item) in _PLAIN else _plain(item, f"{path}.{key}", redactor, secrets)
             for key, item in value.items()
-            if not redactor.hides(key)
+            if key not in hidden
         }
         if len(made) != len(value):
             made = {key: made[key] if key in made else redactor.hide(value[key]) for key in value}
@@ -237,7 +237,7 @@ def _mapping(
             [
                 _plain(key, f"{path} key", redactor, secrets),
                 redactor.hide(item)
-                if isinstance(key, str) and redactor.hides(key)
+                if key in hidden
                 else _plain(item, f"{path}[{key!r}]", redactor, secrets),
             ]
             for key, item in value.items()
@@ -293,7 +293,7 @@ def _declared_value(value: Any, name: str, path: str, redactor: Redactor, secret
     """Write a message or declared value: as its class says, and then without what is not to be."""
     is_told = isinstance(value, Message) and value._stamp is not None and secrets != "hide"
     fields = dump(value)
-    if secrets != "keep" or redactor._names:
+    if secrets != "keep" or redactor.names:
         shown = cast("dict[str, JSON]", _seen(value, fields, path, redactor, secrets))
         if shown != fields:
             return {"$value": [name, shown]}
@@ -340,7 +340,7 @@ def _seen(value: Any, written: Any, path: str, redactor: Redactor, secrets: _Pol
 def _is_hidden(
     name: str, path: str, marked: frozenset[str], redactor: Redactor, secrets: _Policy
 ) -> bool:
-    if redactor.hides(name):
+    if name in redactor.names:
         return True
     if name not in marked or secrets == "keep":
         return False

@@ -124,7 +124,12 @@ async def _perform(
     layers = (*run.layers, *effect.layers)
 
     async def work(pending: Pending) -> None:
-        pending.give_result(await _call(layers, call, function, args))
+        _CURRENT.set(call)  # in the context of the task that performs it
+        if layers:
+            result = await effect_layers.called(layers, call, lambda: function(*args))
+        else:
+            result = await function(*args)
+        pending.give_result(result)
 
     pending = Pending(run, call, redactor, work)
     run.start(pending)
@@ -360,6 +365,9 @@ class _Request:
             for name, one in parameters.items()
             if one.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
         ]
+        self._many = len(self._names) + sum(
+            one.kind is kinds.KEYWORD_ONLY for one in parameters.values()
+        )
         self._ignore = ignore | (
             {self._names[0]} if self._names[:1] in (["self"], ["cls"]) else set()
         )
@@ -370,7 +378,9 @@ class _Request:
         }
 
     def __call__(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-        request = {**self._defaults, **dict(zip(self._names, args, strict=False)), **options}
+        request = dict(zip(self._names, args, strict=False))
+        if options or len(args) < self._many:
+            request = {**self._defaults, **request, **options}
         if len(args) > len(self._names):
             request["*"] = args[len(self._names) :]
         for name in self._ignore:

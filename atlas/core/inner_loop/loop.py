@@ -12,6 +12,7 @@ from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, Token, copy_context
+from time import monotonic
 from typing import Any, Final, cast
 
 from atlas.core.inner_loop.hooks import Hooks
@@ -361,11 +362,11 @@ class InnerLoop:
     def _turn(self) -> None:
         """Do one step after another, until nothing is to do or the loop's other work has its turn."""
         goes_on = True
-        until = self.hooks.time() + _SLICE
+        until = monotonic() + _SLICE
         try:
             while goes_on:
                 goes_on = self._step()
-                if self.hooks.time() >= until:
+                if monotonic() >= until:
                     break
         finally:
             self._due = False
@@ -394,13 +395,10 @@ class InnerLoop:
             return True
         if self.closed or self._waiting is not None or not self._entered:
             return False
-        if not self._has_work:
-            self.supervisor.quiet()
-        return self._has_work
-
-    @property
-    def _has_work(self) -> bool:
-        return bool(self.ready or self._deliveries or self._foreign or self._safe is not None)
+        if self.ready or self._deliveries or self._foreign or self._safe is not None:
+            return True
+        self.supervisor.quiet()  # a recording has what comes next
+        return bool(self.ready or self._deliveries)
 
     def _take(self, delivery: Delivery) -> None:
         if delivery.is_stale:
