@@ -540,7 +540,7 @@ class Atlas:
         return self._session(
             stored.started,
             mode="resume",
-            recorded=stored.held(),
+            recorded=stored.resumed(),
             in_doubt=in_doubt,
             layers=layers,
             strict=strict,

@@ -450,6 +450,37 @@ async def test_a_run_that_is_refused_inside_another_leaves_nothing_behind() -> N
         assert app.runs[outer.id].status == "completed"
 
 
+async def test_a_run_that_was_interrupted_goes_on_when_it_is_resumed() -> None:
+    waiting = asyncio.Event()
+    provider = ListProvider([["Never."]])
+    async with Atlas(provider=provider) as app:
+        session = app.recording("long")
+
+        async def whole(run: RunSession) -> str:
+            async with run:
+                found = await weather("Rome")
+                waiting.set()
+                await asyncio.sleep(3600 if run is session else 0)
+                return f"{found} {(await app.chat('Go on.')).text}"
+
+        task = asyncio.create_task(whole(session))
+        await waiting.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert app.runs[session.id].status == "cancelled"
+
+        resumed = app.resume(session.id)
+        said = await whole(resumed)
+        assert said.endswith("Never.")
+        assert app.runs[session.id].status == "completed"
+        async with app.replaying(session.id) as again:
+            found = await weather("Rome")
+            await asyncio.sleep(0)
+            assert f"{found} {(await app.chat('Go on.')).text}" == said
+        assert again.lines == app.runs[session.id].lines
+    assert performed == ["Rome"]
+
+
 class Unspeakable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, cast
@@ -12,10 +11,11 @@ from typing import Any, cast
 import click
 
 from atlas.app import Atlas
-from atlas.cli.conversation import Questions, converse
+from atlas.cli.conversation import Questions, converse, hold
 from atlas.cli.options import json_option, model_options
 from atlas.cli.reporting import report
 from atlas.core.messages import Event
+from atlas.core.runs import RunStarted
 from atlas.core.schema.codec import encode
 from atlas.errors import ProviderError
 from atlas.providers.conversation import ChatOptions, Conversation
@@ -75,7 +75,8 @@ def chat(
             raise click.UsageError("--json and --db do not go together: see `atlas show --json`.")
         questions = None if interactive else [given(prompt)]
         app = Atlas(db, provider=provider, model=model, profile=profile)
-        asyncio.run(record(app, questions, options, verbose=verbose or interactive))
+        asked = Questions(questions, read=read_questions, echo=False)
+        hold(lambda: record(app, options, verbose=verbose or interactive), asked)
         return
     with Atlas(provider=provider, model=model, profile=profile) as app:
         if verbose and not as_json:
@@ -94,16 +95,18 @@ def chat(
                 report(error, as_json=as_json)
 
 
-async def record(
-    app: Atlas, questions: Sequence[str] | None, options: Mapping[str, Any], *, verbose: bool
-) -> None:
+async def record(app: Atlas, options: Mapping[str, Any], *, verbose: bool) -> None:
     """Hold a conversation and record it as a run."""
     async with app:
         if verbose:
             click.secho(app.describe(), fg="bright_black", err=True)
-        with Questions(questions, read=read_questions, echo=False):
-            run, _ = await app.record(converse, name="chat", **options)
-        click.secho(f"recorded as {run.id}", fg="bright_black", err=True)
+        begun: list[RunStarted] = []
+        with app.bus.subscribe(RunStarted, begun.append):
+            try:
+                await app.record(converse, name="chat", **options)
+            finally:  # also when it was broken off
+                for run in begun:
+                    click.secho(f"recorded as {run.run}", fg="bright_black", err=True)
 
 
 def given(prompt: tuple[str, ...]) -> str:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from atlas.app import Atlas
-from atlas.cli.conversation import Questions
+from atlas.cli.conversation import Questions, hold
 from atlas.cli.options import db_option, json_option, model_options
 from atlas.cli.runs import opened, told
-from atlas.core.run_session import RunSession
+from atlas.core.run_session import RunSession, in_words
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,12 +47,22 @@ def replay(
 
     async def again() -> None:
         async with Atlas(db, provider="scripted") as app:
-            wanted = run or app.runs.latest().id
-            with Questions((), silent=as_json):
-                session, result = await app.replay(wanted, program=program, pace=pace)
-            _tell(session, result, f"{wanted} was replayed: the same, byte for byte.", as_json)
+            wanted = app.runs[run] if run else app.runs.latest()
+            function, arguments = wanted.program(program)
+            session, result, error = app.replaying(wanted.id, pace=pace), None, ""
+            try:
+                async with session:
+                    result = await function(app, **arguments)
+            except (Exception, asyncio.CancelledError) as raised:
+                # A run that ended so, and ends so again, is the same too.
+                error = in_words(raised)
+                if wanted.ended is None or wanted.ended.error != error:
+                    raise
+            end = f"; it ends with {error}" if error else ""
+            text = f"{wanted.id} was replayed: the same, byte for byte{end}."
+            _tell(session, result, text, as_json, error=error)
 
-    run_it(db, again)
+    run_it(db, again, Questions((), silent=as_json))
 
 
 @click.command()
@@ -86,13 +96,12 @@ def fork(
 
     async def anew() -> None:
         async with Atlas(db) as app:
-            with Questions(prompts or None, silent=as_json):
-                session, result = await app.fork(
-                    run, at=number, provider=provider, model=model, program=program
-                )
+            session, result = await app.fork(
+                run, at=number, provider=provider, model=model, program=program
+            )
             _tell(session, result, f"{session.id} is a fork of {run}.", as_json)
 
-    run_it(db, anew)
+    run_it(db, anew, Questions(prompts or None, silent=as_json))
 
 
 @click.command()
@@ -113,23 +122,25 @@ def resume(*, run: str, db: str, program: str | None, in_doubt: Any, as_json: bo
     async def on() -> None:
         async with Atlas(db) as app:
             function, arguments = app.runs[run].program(program)
-            with Questions(None, silent=as_json):
-                async with app.resume(run, in_doubt=in_doubt) as session:
-                    result = await function(app, **arguments)
+            async with app.resume(run, in_doubt=in_doubt) as session:
+                result = await function(app, **arguments)
             _tell(session, result, f"{run} is completed.", as_json)
 
-    run_it(db, on)
+    run_it(db, on, Questions(None, silent=as_json))
 
 
-def run_it(db: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a coroutine on a log that exists; an interrupt cancels it."""
+def run_it(db: str, work: Callable[[], Coroutine[Any, Any, None]], questions: Questions) -> None:
+    """Run a coroutine on a log that exists; an interrupt stops an answer, or else cancels it."""
     with opened(db):  # one that is not there must not be made by a typing mistake
         pass
-    asyncio.run(work())
+    hold(work, questions)
 
 
-def _tell(session: RunSession, result: object, text: str, as_json: bool) -> None:
+def _tell(
+    session: RunSession, result: object, text: str, as_json: bool, *, error: str = ""
+) -> None:
     if as_json:
-        told({"run": session.id, "exact": session.is_exact, "result": repr(result)})
+        known = {"run": session.id, "exact": session.is_exact, "result": repr(result)}
+        told(known | ({"error": error} if error else {}))
     else:
         click.secho(text, fg="bright_black", err=True)

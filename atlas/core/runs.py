@@ -162,6 +162,10 @@ def _deliveries(events: Iterable[Message]) -> int:
     return sum(isinstance(event, EffectDelivered) for event in events)
 
 
+def _breaks_off(event: Message) -> bool:
+    return isinstance(event, EffectDelivered) and (event.effect, event.what) == ("0", "cancel")
+
+
 def _stays(event: Message) -> bool:
     return is_lifecycle(event) or OUTSIDE in event.meta.headers
 
@@ -316,6 +320,17 @@ class Run(Generic[S]):
     def held(self) -> list[Message]:
         """Return the events that hold: all, unless the run was broken off and resumed."""
         return [event for _, event in holding(self.read())]
+
+    def resumed(self) -> list[Message]:
+        """Return the events that a resumed run repeats: those that hold, but no end by an interrupt.
+
+        Who broke the run off from outside does not want it to be broken off again.
+        """
+        held = self.held()
+        if self.status != "cancelled":
+            return held
+        ends = [place for place, event in enumerate(held) if _breaks_off(event)]
+        return held[: ends[-1]] if ends else held
 
     def tree(self, until: int | None = None) -> str:
         """Draw what caused what, up to an event; see `causal_tree`."""

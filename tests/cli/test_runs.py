@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from atlas import Atlas
+from atlas.core.programs import load_program
 
 
 @pytest.fixture
@@ -57,3 +66,76 @@ def test_a_run_is_replayed_and_forked_by_its_id(atlas, talk: str) -> None:
     compared = atlas("diff", run, fork, "--db", talk, "--json")
     assert compared.code == 1
     assert not json.loads(compared.out)["same"]
+
+
+PROGRAM = """
+async def shop(app, item):
+    await app.chat(f"Sell me a {item}.")
+    raise LookupError(f"There is no {item}.")
+"""
+
+
+def test_a_run_that_failed_is_replayed_to_the_same_failure(atlas, tmp_path: Path) -> None:
+    script, db = tmp_path / "shop.py", str(tmp_path / "shop.db")
+    script.write_text(PROGRAM)
+    run, error = asyncio.run(failing(f"{script}:shop", db))
+    assert error == "There is no kettle."
+    told = atlas("replay", run, "--db", db)
+    assert (told.code, "it ends with LookupError: There is no kettle." in told.err) == (0, True)
+    assert json.loads(atlas("replay", "--db", db, "--json").out)["error"] == f"LookupError: {error}"
+    script.write_text(PROGRAM.replace("There is", "We have"))
+    with pytest.raises(LookupError, match="We have no kettle"):
+        asyncio.run(replayed(f"{script}:shop", run, db))
+
+
+async def failing(program: str, db: str) -> tuple[str, str]:
+    function = load_program(program)
+    async with Atlas(db, provider="scripted") as app:
+        run = app.recording("shop", program=program, arguments={"item": "kettle"})
+        with pytest.raises(LookupError) as raised:
+            async with run:
+                await function(app, "kettle")
+        return run.id, str(raised.value)
+
+
+async def replayed(program: str, run: str, db: str) -> None:
+    async with Atlas(db, provider="scripted") as app:
+        await app.replay(run, program=program)
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_conversation(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHAT, str(tmp_path / "talk.db")]
+    main, other = pty.openpty()
+    with subprocess.Popen(
+        command, stdin=other, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as chat:
+        os.close(other)
+        assert chat.stdout is not None
+
+        def until(sign: str) -> None:
+            said = ""
+            while sign not in said:
+                piece = os.read(chat.stdout.fileno(), 1000).decode()  # type: ignore[union-attr]
+                assert piece, said
+                said += piece
+
+        until("› ")
+        os.write(main, b"Begin.\n")
+        until("endless")
+        chat.send_signal(signal.SIGINT)
+        until("› ")  # the conversation goes on
+        os.write(main, b"\n")
+        until("recorded as chat-")
+        assert chat.wait(30) == 0
+    os.close(main)
+
+
+CHAT = """
+import asyncio, sys
+from atlas.cli import chat, conversation
+from atlas.providers.scripted import ScriptedProvider
+from atlas.app import Atlas
+app = Atlas(sys.argv[1], provider=ScriptedProvider([["endless", asyncio.Event()]]))
+asked = conversation.Questions(None, read=chat.read_questions, echo=False)
+conversation.hold(lambda: chat.record(app, {}, verbose=False), asked)
+"""
