@@ -72,7 +72,8 @@ def install() -> None:
 def _hook(event: str, args: tuple[Any, ...]) -> None:
     if event == "open":
         flags = args[2]
-        if not (isinstance(flags, int) and flags & _WRITING):
+        # a number is a file that is open already; that was looked at when it was opened
+        if isinstance(args[0], int) or not (isinstance(flags, int) and flags & _WRITING):
             return
     elif event not in _REFUSED:
         return
