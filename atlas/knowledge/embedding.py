@@ -168,7 +168,8 @@ class _ServerEmbedder:
                 with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
                     return cast("dict[str, object]", json.load(answer))
             except urllib.error.HTTPError as error:
-                said = error.read(500).decode("utf-8", "replace")
+                with error:
+                    said = error.read(500).decode("utf-8", "replace")
                 if error.code not in {408, 409, 429} and error.code < 500:
                     raise self._failed(f"it answered {error.code}: {said}") from error
                 problem: Exception = error

@@ -144,6 +144,7 @@ class Loader:
                 kind = answer.headers.get_content_type()
                 modified = answer.headers.get("Last-Modified")
         except urllib.error.HTTPError as error:
+            error.close()
             raise DocumentError(f"{url!r} answers {error.code}.", source=url) from error
         if len(content) > self._max_bytes:
             raise self._too_large(url, len(content))
