@@ -144,15 +144,23 @@ class LogFile:
 
     def writer(self) -> sqlite3.Connection:
         """Return a connection for the one who writes."""
-        connection = self._connect()
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-        connection.execute("PRAGMA secure_delete = ON")
-        return connection
+        return self._prepared(
+            f"PRAGMA synchronous = {self._synchronous}", "PRAGMA secure_delete = ON"
+        )
 
     def reader(self) -> sqlite3.Connection:
         """Return a connection that only reads."""
+        return self._prepared("PRAGMA query_only = ON")
+
+    def _prepared(self, *statements: str) -> sqlite3.Connection:
         connection = self._connect()
-        connection.execute("PRAGMA query_only = ON")
+        try:
+            for statement in statements:
+                connection.execute(statement)
+        except BaseException:
+            # Of a damaged file, say.
+            connection.close()
+            raise
         return connection
 
     def examiner(self) -> sqlite3.Connection:
@@ -213,7 +221,7 @@ class LogFile:
 
     def checkpoint(self) -> None:
         """Bring what is in the journal into the file, as far as it can be read."""
-        with suppress(sqlite3.Error), closing(self.writer()) as connection:
+        with suppress(sqlite3.Error), closing(self._connect()) as connection:
             one(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
 
     def sync_journal(self) -> None:
