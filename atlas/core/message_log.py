@@ -132,7 +132,7 @@ class MessageLog:
         *,
         session: str | None = None,
         capacity: int = 65_536,
-        interval: float = 0.05,
+        interval: float = 0.25,
         page: int = 512,
         patience: float = 10.0,
     ) -> None:
