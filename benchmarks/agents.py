@@ -135,10 +135,10 @@ async def turns_in(app: Atlas, turns: int, name: str | None) -> float:
 
     async def work() -> None:
         if name is None:
-            await one.delegate(Task("Go.", budget=FREE))
+            (await one.delegate(Task("Go.", budget=FREE))).text  # noqa: B018  raises
             return
         async with app.recording(name, is_durable=name != "quick"):
-            await one.delegate(Task("Go.", budget=FREE))
+            (await one.delegate(Task("Go.", budget=FREE))).text  # noqa: B018  raises
 
     return await cpu(work, repeat=5) / turns
 
@@ -193,7 +193,7 @@ async def durable(folder: Path, steps: int) -> tuple[float, float, float]:
         one = Controller([Agent("one", tools=[note], model=model)], bus=app.bus)
         began = time.process_time()
         async with app.recording("durable"):
-            await one.delegate(Task("Go.", budget=FREE))
+            (await one.delegate(Task("Go.", budget=FREE))).text  # noqa: B018  raises
         used = (time.process_time() - began) * 1000
     size = sum(each.stat().st_size for each in folder.glob(f"{steps}.db*"))
     payload = 2 * len(words) + 40

@@ -35,6 +35,7 @@ from atlas.agents.tools import Tool
 from atlas.core.causality import CURRENT, caused_by
 from atlas.core.effects import current_run, effect
 from atlas.core.effects.codec import plain
+from atlas.core.effects.entries import digest_of
 from atlas.core.event_bus import Receipt
 from atlas.errors import (
     AgentError,
@@ -104,6 +105,7 @@ class Work:
         "_ids",
         "_last_prompt",
         "_loops",
+        "_options",
         "_provider",
         "_repairs",
         "_said",
@@ -125,6 +127,8 @@ class Work:
         self._repairs = desk.account.limits.repairs
         self._specs = tuple(each.spec for each in agent.tools.values())
         self._source: str | Provider | None = None
+        # Any: fields of a ChatRequest
+        self._options: dict[str, Any] = {}
         self._asked: tuple[Provider, str] | None = None
         self._provider = ""
         self._dialect: Dialect | None = None
@@ -236,9 +240,11 @@ class Work:
         reply = f"{desk.task}/{desk.attempt}:{self._turn}"
         bus.publish(TurnStarted(desk.task, agent.name, self._turn, reply))
         # What went before was compared when it was said; so each message is written down once.
-        said = None
+        said: dict[str, object] | None = None
         if current_run() is not None:
-            said = plain({"model": model, "after": self._said, "said": new, **options}, hide=True)
+            said = {"model": model, "after": self._said, "said": _in_short(new)}
+            if options != self._options:
+                said["options"] = self._options = options
         self._said = len(self._shown)
         given: Completion | None = None
         try:
@@ -444,6 +450,7 @@ class _NotYet:
 
 
 _NOT_YET: Final = _NotYet()
+_SHORT: Final = 64
 _SUMMARISE: Final = "Sum up what was said so far in a few sentences: what is wanted, what was found out, what is left."
 
 
@@ -471,6 +478,26 @@ def _question(task: Task) -> str:
 
 def _assistant(given: Completion) -> ChatMessage:
     return ChatMessage("assistant", given.parts or (TextPart(""),))
+
+
+def _in_short(messages: Sequence[ChatMessage]) -> list[list[str]]:
+    """Return what tells messages apart from others, for the recording.
+
+    What the model itself said is recorded already, and so is what a tool gave: of a long result the
+    digest is enough to find out that it is another.
+    """
+    told: list[list[str]] = []
+    for message in messages:
+        if message.role == "assistant":
+            continue
+        for part in message.parts:
+            if isinstance(part, ToolResultPart):
+                content = part.content
+                long = len(content) > _SHORT
+                told.append([part.call_id, digest_of(content) if long else content])
+            elif isinstance(part, TextPart):
+                told.append([message.role, part.text])
+    return told
 
 
 def _length(message: ChatMessage) -> int:
