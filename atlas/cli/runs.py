@@ -246,8 +246,11 @@ def export(*, run: str, file: Path, db: str, as_json: bool) -> None:
     """Write RUN into FILE as JSON lines, whole with what it shares with a run it was forked from."""
     with opened(db) as (_, known):
         found = known[run]
-        with progress("Exporting", silent=as_json) as tell:
-            count = found.export(file, tell)
+        try:
+            with progress("Exporting", silent=as_json) as tell:
+                count = found.export(file, tell)
+        except OSError as error:
+            raise click.FileError(str(file), error.strerror) from error
     if as_json:
         told({"run": run, "file": str(file), "events": count})
     else:

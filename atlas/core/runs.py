@@ -45,6 +45,7 @@ from atlas.errors import (
     LogFormatError,
     UnknownRunError,
     UnknownVersionError,
+    VersionConflictError,
     nearest_name,
 )
 from atlas.typing import JSON
@@ -531,7 +532,15 @@ class Runs(Mapping[str, Run[S]]):
                 records.append(
                     NewRecord(stream_of(run), PAGE, pack(of_run, page), version, time_ns)
                 )
-        self._engine.append(records, expect={stream_of(run): 0}).wait()
+        try:
+            self._engine.append(records, expect={stream_of(run): 0}).wait()
+        except VersionConflictError as error:
+            raise VersionConflictError(
+                f"{self._engine.address} has a run {run} already, of {error.actual} events. Import "
+                f"{path} into another log.",
+                expected=0,
+                actual=error.actual,
+            ) from error
         return self[run]
 
 
@@ -643,4 +652,6 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
         raise LogFormatError(
             f"{path} has format {header.get('format')!r}; this Atlas reads {_FORMAT}. Use a newer one."
         )
+    if not all(isinstance(header.get(name), str) for name in ("run", "sha256")):
+        raise LogFormatError(f"{path} is no run: its first line has no texts `run` and `sha256`.")
     return header

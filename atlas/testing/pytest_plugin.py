@@ -6,7 +6,8 @@
 
 The first run asks the model and writes the file, to be committed with the test. From then on the test
 needs no model, no key and no network, takes milliseconds, and fails where the program asks for
-something else than was recorded. ``--atlas-record`` says what may be recorded.
+something else than was recorded. ``--atlas-record`` says what may be recorded. Of a test with
+parameters each set has a file of its own, ``greeting-<id>.run``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["atlas_app"]
 
 _MARK: Final = "atlas_run"
+_FILES: Final = pytest.StashKey[dict[Path, str]]()
 
 Recording: TypeAlias = Literal["none", "new", "all"]
 
@@ -51,8 +54,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def atlas_app() -> None:
+def atlas_app(request: pytest.FixtureRequest) -> None:
     """The application of a test marked ``atlas_run``, started, inside the run."""
+    if request.node.get_closest_marker(_MARK) is None:
+        pytest.fail(
+            f'{request.node.name} uses atlas_app: mark it @pytest.mark.atlas_run("cases/name.run").',
+            pytrace=False,
+        )
     # What the test gets is made in its own event loop, see `_in_run`.
 
 
@@ -100,7 +108,14 @@ def _path(item: pytest.Function, mark: pytest.Mark, test: object) -> Path:
         pytest.fail(f"{item.name} is marked atlas_run: make it an `async def`.", pytrace=False)
     if unknown := set(mark.kwargs) - {"provider", "model"}:
         pytest.fail(f"atlas_run knows provider and model, not {unknown}.", pytrace=False)
-    return item.path.parent / mark.args[0]
+    path = item.path.parent / mark.args[0]
+    if (called := getattr(item, "callspec", None)) is not None:
+        # each set of parameters is a run of its own
+        path = path.with_stem(f"{path.stem}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', called.id)}")
+    other = item.config.stash.setdefault(_FILES, {}).setdefault(path, item.nodeid)
+    if other != item.nodeid:
+        pytest.fail(f"{path} is the file of {other}. Give {item.name} another one.", pytrace=False)
+    return path
 
 
 # Any: what Atlas takes

@@ -139,3 +139,20 @@ app = Atlas(sys.argv[1], provider=ScriptedProvider([["endless", asyncio.Event()]
 asked = conversation.Questions(None, read=chat.read_questions, echo=False)
 conversation.hold(lambda: chat.record(app, {}, verbose=False), asked)
 """
+
+
+def test_a_run_is_exported_and_imported_and_trouble_is_told(
+    atlas, talk: str, tmp_path: Path
+) -> None:
+    run, file, other = the_run(atlas, talk), tmp_path / "talk.run", str(tmp_path / "other.db")
+    assert atlas("export", run, str(file), "--db", talk).code == 0
+    assert atlas("import", str(file), "--db", other).code == 0
+    assert atlas("replay", run, "--db", other).code == 0
+    twice = atlas("import", str(file), "--db", other)
+    assert (twice.code, f"has a run {run} already" in twice.err) == (1, True)
+    nowhere = atlas("export", run, str(tmp_path / "no" / "talk.run"), "--db", talk)
+    assert (nowhere.code, "No such file or directory" in nowhere.err) == (1, True)
+    for header in ('{"atlas":"run","format":1}', '{"atlas":"run","format":1,"run":5,"sha256":""}'):
+        file.write_text(header + "\n")
+        told = atlas("import", str(file), "--db", other)
+        assert (told.code, "no texts `run` and `sha256`" in told.err) == (1, True)

@@ -107,3 +107,36 @@ def test_the_file_is_found_beside_the_test(project: pytest.Pytester) -> None:
     run(project, "inner").assert_outcomes(passed=1)
 
     assert (inner / "cases" / "asked.run").exists()
+
+
+def test_each_set_of_parameters_has_a_file_of_its_own(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it=TEST.replace(
+            "async def test_asks(atlas_app, tmp_path):",
+            '@pytest.mark.parametrize("word", ["why/?", "how"])\n'
+            "async def test_asks(atlas_app, word):",
+        ).replace('ask("why?") == "WHY?"', "ask(word) == word.upper()")
+    )
+    run(project).assert_outcomes(passed=2)
+    run(project, "--atlas-record=none").assert_outcomes(passed=2)
+    assert {each.name for each in (project.path / "cases").iterdir()} == {
+        "asked-how.run",
+        "asked-why_.run",
+    }
+
+
+def test_a_file_is_that_of_one_test(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_it=TEST + "\n\n@pytest.mark.atlas_run('cases/asked.run', provider='scripted')\n"
+        "async def test_too(atlas_app): pass\n"
+    )
+    result = run(project)
+    result.assert_outcomes(passed=1, failed=1)
+    assert "is the file of test_it.py::test_asks" in "\n".join(result.outlines)
+
+
+def test_the_application_is_that_of_a_marked_test_only(project: pytest.Pytester) -> None:
+    project.makepyfile(test_it="def test_it(atlas_app): pass")
+    result = run(project)
+    result.assert_outcomes(errors=1)
+    assert "mark it @pytest.mark.atlas_run" in "\n".join(result.outlines)
