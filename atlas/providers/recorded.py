@@ -44,6 +44,8 @@ CONTEXT: Final = "context"
 """The kind of the effect that finds passages."""
 
 _RETRIED: Final = "Retried"
+_SEVERAL: Final = "Several"
+_SEEN: Final = (TextDelta, ThinkingDelta, Finished)
 
 _DELTAS: Final = {
     each.__name__: each
@@ -153,17 +155,22 @@ def model_stream(
     # Any: a piece is the name of what it is, and its parts
     async def outside() -> AsyncIterator[list[Any]]:
         told: list[Retry] = []
+        held: list[list[Any]] = []
         deltas = resilient_stream(
             provider, request, deadlines=deadlines, retries=retries, on_retry=told.append
         )
         async with aclosing(cast("Any", deltas)):
             async for delta in deltas:
                 for retry in told:
-                    yield [_RETRIED, retry.attempt, retry.delay, error_text(retry.error)]
+                    held.append([_RETRIED, retry.attempt, retry.delay, error_text(retry.error)])
                 told.clear()
-                yield [type(delta).__name__, *delta]
-                if held_back.wait is not None:
-                    await held_back.wait()
+                held.append([type(delta).__name__, *delta])
+                # What nobody sees as it comes costs no delivery of its own.
+                if isinstance(delta, _SEEN):
+                    yield held[0] if len(held) == 1 else [_SEVERAL, *held]
+                    held.clear()
+                    if held_back.wait is not None:
+                        await held_back.wait()
 
     # Idempotent: asked twice, a model costs twice, but nothing else happens.
     pieces = stream(Effect(MODEL_CALL, asked, declared="idempotent"), outside)
@@ -175,9 +182,10 @@ async def _inside(
     pieces: AsyncIterator[list[Any]], on_retry: Callable[[Retry], None]
 ) -> AsyncGenerator[Delta, None]:
     async with aclosing(cast("Any", pieces)):
-        async for name, *parts in pieces:
-            if name == _RETRIED:
-                attempt, delay, error = parts
-                on_retry(Retry(attempt, delay, cast("ProviderError", error_from(error))))
-            else:
-                yield _DELTAS[name](*parts)
+        async for piece in pieces:
+            for name, *parts in piece[1:] if piece[0] == _SEVERAL else (piece,):
+                if name == _RETRIED:
+                    attempt, delay, error = parts
+                    on_retry(Retry(attempt, delay, cast("ProviderError", error_from(error))))
+                else:
+                    yield _DELTAS[name](*parts)
