@@ -8,6 +8,7 @@ wrong usage exits with 2, an interrupt with 130.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line without the program's name; default: the process's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no terminal has every character
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = root.main(args=given, prog_name="atlas", standalone_mode=False)
         if sys.stdout is not None:  # None: the shell has closed it (`atlas … >&-`)

@@ -38,7 +38,12 @@ def opened(db: str, *, writable: bool = False) -> Iterator[tuple[Engine, Runs[Ch
 
 def told(data: object) -> None:
     """Print JSON."""
-    click.echo(json.dumps(data, ensure_ascii=False, indent=2))
+    text = json.dumps(data, ensure_ascii=False, indent=2)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(data, indent=2)
+    click.echo(text)
 
 
 def facts(run: Run[ChatState]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ __all__ = ["tree_lines"]
 
 _PIECES = (StreamToken, StreamThinking, EffectDelivered)
 _LONGEST = 80
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a model, or whoever asked it, could do to a terminal, and what no terminal can show."""
 
 
 @dataclass(slots=True)
@@ -81,10 +84,14 @@ def _label(node: _Node) -> str:
         name += f" ×{len(node.pieces)}"
     if OUTSIDE in event.meta.headers:
         name += " (outside)"
-    said = " ".join(_said(node).split())
+    said = _UNSEEN.sub(_escaped, " ".join(_said(node).split()))
     if len(said) > _LONGEST:
         said = f"{said[:_LONGEST]}…"
     return f"{name}  {said}" if said else name
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def _said(node: _Node) -> str:

@@ -156,3 +156,31 @@ def test_a_run_is_exported_and_imported_and_trouble_is_told(
         file.write_text(header + "\n")
         told = atlas("import", str(file), "--db", other)
         assert (told.code, "no texts `run` and `sha256`" in told.err) == (1, True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_what_a_terminal_cannot_show_is_escaped(encoding: str, tmp_path: Path) -> None:
+    db = str(tmp_path / "odd.db")
+    odd = "😀 \ud800 \x1b[31mred \u202etxt \u00e4"
+    asyncio.run(asked(odd, db))
+    for command in (["show"], ["show", "--at", "-1"], ["show", "--json", "--at", "-1"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "atlas.cli", *command, "--db", db],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert (shown.returncode, shown.stderr) == (0, b"")
+        assert b"\x1b" not in shown.stdout
+        text = shown.stdout.decode(encoding)
+        if "--at" in command:
+            state = json.loads(text[text.index("{") :])
+            (reply,) = state.get("state", state)["replies"].values()
+            assert reply["prompt"] == odd
+        else:
+            assert "\\x1b[31mred" in text
+
+
+async def asked(prompt: str, db: str) -> None:
+    async with Atlas(db, provider="scripted") as app, app.recording("odd"):
+        await app.chat(prompt)
