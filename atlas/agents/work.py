@@ -59,6 +59,7 @@ from atlas.providers.messages import (
     StreamFailed,
     StreamRetried,
     StreamStarted,
+    StreamToolCall,
     TextPart,
     ToolCallPart,
     ToolResultPart,
@@ -173,7 +174,7 @@ class Work:
     async def _ask(self) -> Completion:
         self._turn += 1
         agent, desk = self._agent, self._desk
-        if current_run() is None:
+        if self._turn % _BREATH == 0 and current_run() is None:
             await asyncio.sleep(0)  # a model that answers at once must not keep the loop to itself
         desk.touch()
         provider, model = self._chosen()
@@ -451,6 +452,7 @@ class _NotYet:
 
 _NOT_YET: Final = _NotYet()
 _SHORT: Final = 64
+_BREATH: Final = 8
 _SUMMARISE: Final = "Sum up what was said so far in a few sentences: what is wanted, what was found out, what is left."
 
 
@@ -549,8 +551,8 @@ class _Streaming:
                 desk.bus.publish(StreamCancelled(self._reply, desk.task, text, timing))
                 raise
             given = self._assembler.completion()
-            for call in self._assembler.tool_calls():
-                desk.bus.publish(call)
+            for call in given.tool_calls:
+                desk.bus.publish(StreamToolCall(self._reply, call))
             timing = self._watch.timing()
             desk.bus.publish(StreamCompleted(self._reply, desk.task, given, timing))
         return given

@@ -459,3 +459,33 @@ async def test_a_team_without_an_application_says_what_it_misses() -> None:
 
     assert "Start an application" in str(outcome.error)
     assert len(team.of(TaskCompleted)) == 0
+
+
+async def test_a_thousand_agents_each_get_their_task() -> None:
+    agents = [scripted_agent(f"a{n}", [f"{n}"], capabilities={f"c{n}"}) for n in range(1000)]
+    tasks = [Task("Go.", needs={f"c{n}"}) for n in range(1000)]
+    outcomes = await Team(*agents).controller.parallel(tasks)
+
+    assert [each.text for each in outcomes] == [str(n) for n in range(1000)]
+
+
+async def test_a_tool_that_never_returns_is_given_up_and_its_siblings_are_kept() -> None:
+    @tool(timeout=0.02)
+    async def never() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    @tool
+    async def quick() -> str:
+        return "here"
+
+    agent = scripted_agent(
+        "one", [[call("never", "a"), call("quick", "b")], "Done."], tools=[never, quick]
+    )
+    await Team(agent).controller.delegate("Go.")
+    told = agent.model.requests[-1].messages[-1].parts  # type: ignore[union-attr]
+
+    assert [each.content for each in told] == [
+        "TimeoutError: Effect 'tool.never' took longer than 0.02 seconds.",
+        "here",
+    ]
