@@ -106,7 +106,7 @@ def by_hand() -> tuple[str, Callable[[str], object]]:
 async def hand_loop(turns: int, check: Callable[[str], object]) -> str:
     messages: list[dict[str, object]] = [{"role": "user", "content": "Go."}]
     for turn in range(turns - 1):
-        call = {"id": f"c{turn}", "name": "add", "arguments": '{"one":%d,"other":2}' % turn}
+        call = {"id": f"c{turn}", "name": "add", "arguments": f'{{"one":{turn},"other":2}}'}
         messages.append({"role": "assistant", "tool_calls": [call]})
         check(call["arguments"])
         result = await add(one=turn, other=2)

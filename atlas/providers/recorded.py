@@ -161,8 +161,9 @@ def model_stream(
         )
         async with aclosing(cast("Any", deltas)):
             async for delta in deltas:
-                for retry in told:
-                    held.append([_RETRIED, retry.attempt, retry.delay, error_text(retry.error)])
+                held += [
+                    [_RETRIED, each.attempt, each.delay, error_text(each.error)] for each in told
+                ]
                 told.clear()
                 held.append([type(delta).__name__, *delta])
                 # What nobody sees as it comes costs no delivery of its own.
