@@ -491,7 +491,7 @@ class Atlas:
         self._refuse_other_loops()
         parent = self.runs[run]
         called = name or parent.name
-        kept, deliveries, last = parent.before_fork(at)
+        kept, last = parent.before_fork(at)
         started = RunStarted(
             self._run_id(called), called, "fork", run, last, program, arguments or {}
         )
@@ -501,7 +501,6 @@ class Atlas:
             started,
             mode="fork" if kept else "record",
             recorded=kept,
-            at=deliveries,
             instead=(provider, model),
             layers=layers,
             strict=strict,

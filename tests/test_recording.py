@@ -610,3 +610,70 @@ async def test_what_is_published_before_an_attempt_fails_comes_before_it_in_a_re
             assert await publishing_meanwhile(app) == "light"
 
     assert performed == ["lamp", "lamp"]
+
+
+async def test_a_fork_repeats_what_was_read_after_the_last_delivery(tmp_path: Path) -> None:
+    @effect(pure=True)
+    def reading() -> int:
+        performed.append("read")
+        return len(performed)
+
+    async def read() -> list[object]:
+        return [reading(), reading(), now(), reading()]
+
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+        async with app.recording("reads", strict=True) as run:
+            recorded_ones = await read()
+        events = app.runs[run.id].events
+        third = [n for n, e in enumerate(events, 1) if e.message_name == "effect.read"][2]
+        performed.clear()
+        async with app.forking(run.id, at=third) as fork:
+            forked = await read()
+        async with app.replaying(fork.id):
+            assert await read() == forked
+
+    assert forked[:3] == recorded_ones[:3]
+    assert performed == ["read"]
+
+
+@pytest.mark.parametrize(
+    "kind", [GeneratorExit, asyncio.CancelledError], ids=lambda kind: kind.__name__
+)
+async def test_an_effect_that_ends_in_an_odd_way_ends_all_the_same(
+    kind: type[BaseException], tmp_path: Path
+) -> None:
+    @effect(pure=True)
+    def plain() -> None:
+        raise kind("odd")
+
+    async def ask() -> str:
+        try:
+            plain()
+        except kind as error:
+            return repr(error)
+        return "nothing"
+
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+        async with app.recording("odd", strict=True) as run:
+            said = await ask()
+        async with app.replaying(run.id):
+            assert await ask() == said
+    assert said == f"{kind.__name__}('odd')"
+
+
+async def test_errors_that_hold_errors_are_kept_as_far_as_that_helps(tmp_path: Path) -> None:
+    @effect(pure=True)
+    def failing() -> None:
+        error = RuntimeError("first")
+        for number in range(40):
+            outer = RuntimeError(number)
+            outer.held = error  # type: ignore[attr-defined]
+            error = outer
+        error.myself = error  # type: ignore[attr-defined]
+        raise error
+
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+        async with app.recording("failing") as run:
+            with pytest.raises(RuntimeError, match="39"):
+                failing()
+        assert len("".join(app.runs[run.id].lines)) < 10_000

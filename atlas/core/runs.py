@@ -26,7 +26,7 @@ from atlas.core.effects import (
     EffectStarted,
     RunContinued,
     RunSeeded,
-    cut_at,
+    resume_point,
 )
 from atlas.core.log.engine import Engine, Progress
 from atlas.core.log.records import NewRecord
@@ -157,10 +157,6 @@ def holding(events: Iterable[Message]) -> list[tuple[int, Message]]:
             entries.append(len(kept))
         kept.append((number, event))
     return kept
-
-
-def _deliveries(events: Iterable[Message]) -> int:
-    return sum(isinstance(event, EffectDelivered) for event in events)
 
 
 def _breaks_off(event: Message) -> bool:
@@ -411,26 +407,20 @@ class Run(Generic[S]):
             )
         return wanted
 
-    def before_fork(self, number: int) -> tuple[list[Message], int, int]:
+    def before_fork(self, number: int) -> tuple[list[Message], int]:
         """Return what a fork at an event repeats.
 
-        It repeats up to the last thing that came in from the world, at this event or before; in the
-        middle of a stream of pieces, to before its first.
+        It repeats all that the run asked of the world, and got, up to this event; in the middle of a
+        stream of pieces, up to before its first.
 
         Returns:
-            The events that hold up to there, how many deliveries are among them, and the number of
-            the last event that is repeated.
+            The events that hold up to there, and the number of the last one.
         """
         held = holding(self.read(until=self._checked(number)))
         entries = [(place, each) for place, each in held if isinstance(each, ENTRIES)]
-        count = _deliveries(each for _, each in entries)
-        end = cut_at([each for _, each in entries], count)
-        # Before an answer that is asked for anew lies what asked for it, and that is done anew too.
-        while count != (kept := _deliveries(each for _, each in entries[:end])):
-            count = kept
-            end = cut_at([each for _, each in entries], count)
+        end = resume_point([each for _, each in entries])
         last = entries[end - 1][0] if end else 0
-        return [each for place, each in held if place <= last], count, last
+        return [each for place, each in held if place <= last], last
 
     # -- taking it elsewhere --
 

@@ -113,12 +113,14 @@ class Redactor:
 
     Attributes:
         names: As given.
+        errors_deep: How many errors, each in another, are being written.
     """
 
-    __slots__ = ("_values", "names")
+    __slots__ = ("_values", "errors_deep", "names")
 
     def __init__(self, names: Collection[str] = ()) -> None:
         self.names = names
+        self.errors_deep = 0
         self._values: list[str] = []
 
     def request(self, value: object) -> str:
@@ -450,7 +452,13 @@ def _error_text(error: BaseException, redactor: Redactor) -> str:
     except Exception as broken:  # noqa: BLE001  whatever a foreign class does
         given["text"] = f"(its text cannot be had: {type(broken).__name__})"
     else:
-        given |= _made_of(error, redactor)
+        # An error may hold another, and that one the first.
+        if redactor.errors_deep < _DEEPEST_ERROR:
+            redactor.errors_deep += 1
+            try:
+                given |= _made_of(error, redactor)
+            finally:
+                redactor.errors_deep -= 1
     # afterwards: what is hidden in the facts does not show in the text either
     return _encode(
         {key: redactor.scrub(item) if key != "type" else item for key, item in given.items()}
@@ -478,6 +486,7 @@ def _arguments(error: BaseException) -> tuple[Any, ...]:
 
 
 _PRIVATE = frozenset({"__notes__"})
+_DEEPEST_ERROR = 4
 
 
 def error_from(text: str) -> BaseException:

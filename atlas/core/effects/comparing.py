@@ -38,7 +38,7 @@ class Recording:
         run: The run's id, for people.
         mode: What is done with it: ``"replay"``, ``"fork"`` or ``"resume"``.
         recorded: The entries.
-        at: For a fork: how many deliveries to repeat.
+        at: For a fork: how many deliveries to repeat; None: all that is recorded.
 
     Attributes:
         whole: All entries.
@@ -54,9 +54,9 @@ class Recording:
         self.whole = tuple(recorded)
         self.entries = effective(self.whole)
         self.cursor = 0
-        if mode == "fork":
-            self.end = cut_at(self.entries, at or 0)
-        elif mode == "resume":
+        if mode == "fork" and at is not None:
+            self.end = cut_at(self.entries, at)
+        elif mode in ("fork", "resume"):
             self.end = resume_point(self.entries)
         else:
             self.end = len(self.entries)

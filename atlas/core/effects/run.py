@@ -74,7 +74,7 @@ class RunContext:
             then record.
         journal: Where to write. While repeating, entries are written again only if ``rewrite``.
         recorded: The entries of the run to repeat.
-        at: For a fork: how many deliveries to repeat.
+        at: For a fork: how many deliveries to repeat; None: all that is recorded.
         seed: Of random numbers and UUIDs, 32 hexadecimal digits; None: a new one.
         layers: Around all effects, the outermost first; see `atlas.core.effect_layers`.
         in_doubt: What to do, resuming, about external effects of which nobody knows if they happened.
@@ -407,10 +407,10 @@ class RunContext:
             return _given(recorded.value, recorded.failed)
         redactor = redactor or Redactor()
         call = self.call(place, kind, declared, request, redactor)
-        cause: Exception | None = None
+        cause: BaseException | None = None
         try:
             value = text_of(call, redactor, produce(call))
-        except Exception as error:  # noqa: BLE001  recorded, and raised again
+        except BaseException as error:  # noqa: BLE001  recorded, and raised again
             value, cause = redactor.error(error), error
         self._write(EffectRead(call.id, kind, digest, request, value, cause is not None))
         return _given(value, cause is not None, cause)
@@ -566,12 +566,15 @@ class RunContext:
             if pending.ended or self.inner.closed:
                 raise
             pending.give("error", pending.redactor.error(error))
-        except Exception as error:  # noqa: BLE001  the run's affair, or nobody's any more
+        # Whatever it is: the run waits for it, and would wait for ever.
+        except BaseException as error:
             text = pending.redactor.error(error)
             if pending.ended or self.inner.closed:
                 self._tell_abandoned(pending.call, text)
             else:
                 pending.give("error", text)
+            if not isinstance(error, Exception):
+                raise
         finally:
             self.inner.ended_outside()
 
@@ -589,7 +592,7 @@ class RunContext:
             )
 
 
-def _given(value: str, failed: bool, cause: Exception | None = None) -> Any:
+def _given(value: str, failed: bool, cause: BaseException | None = None) -> Any:
     if not failed:
         return from_text(value)
     raise error_from(value) from cause
