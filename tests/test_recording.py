@@ -560,7 +560,7 @@ def test_a_killed_run_is_resumed_and_nothing_finished_runs_twice(tmp_path: Path)
     killed = 0
     for number in range(CRASHES):
         db, world = tmp_path / f"{number}.db", tmp_path / f"{number}.txt"
-        output, was_killed = crash(db, world, randomness.random() * 0.4)
+        output, was_killed = crash(db, world, randomness.random() * 0.25)
         run = output.split()[1]
         if not was_killed:
             continue
@@ -573,6 +573,8 @@ def test_a_killed_run_is_resumed_and_nothing_finished_runs_twice(tmp_path: Path)
             timeout=120,
             check=False,
         )
+        if "is completed" in resumed.stderr:
+            continue  # it was killed on its way out
         assert resumed.returncode == 0, resumed.stderr[-3000:]
         marks = Counter(world.read_text().split())
         assert max(marks.values()) == 1, "a tool ran twice"
