@@ -26,7 +26,7 @@ _PATIENCE = 0.5
 
 @click.group()
 def agents() -> None:
-    """Look at what agents do in a run, and decide on what waits for a person."""
+    """Look at what agents do in a run, and decide on what waits; every command takes --json."""
 
 
 def _found(known: Runs[ChatState], run: str | None) -> Run[ChatState]:
