@@ -83,8 +83,8 @@ async def live(db: str, options: argparse.Namespace) -> None:
     """Record a run of the program, or go on with the one that died."""
     async with Atlas(db, provider=options.provider, model=options.model) as app:
         app.bus.subscribe("tool.*", watch)
-        if options.die:  # as in a power cut, when the second tool has finished
-            app.bus.subscribe(ToolFinished, kill, where=lambda event: event.tool == "clock")
+        if options.die:  # as in a power cut, when it is known what time it is
+            app.bus.subscribe(ToolFinished, kill, where=lambda event: "Tokyo" in event.content)
         session = app.resume(options.resume) if options.resume else app.recording("morning")
         async with session as run:
             answers = await morning(app)
