@@ -907,3 +907,22 @@ async def test_a_store_is_an_async_context_manager() -> None:
         cart = cart_in(store)
         await cart.append(ItemAdded("tea"))
         assert await asyncio.to_thread(cart.now) == Cart(("tea",), 1)
+
+
+def test_what_no_log_can_hold_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with TemporalStore(str(tmp_path / "t.db")) as store:
+        counted = store.timeline("a", lambda state, _event: state + 1, initial=0)
+        counted.append(1).wait()
+        cyclic: list[object] = []
+        cyclic.append(cyclic)
+
+        with pytest.raises(SchemaError, match="holds itself"):
+            counted.append(cyclic).wait()
+        with pytest.raises(UnknownVersionError, match="no log has so many"):
+            counted.at(10**30)
+        with pytest.raises(ConfigurationError, match="is a folder"):
+            store.export(str(tmp_path))
+        with pytest.raises(LogUnavailableError, match="cannot be written"):
+            store.export(str(tmp_path / "none" / "file"))
+        assert counted.now() == 1
+    assert not list(tmp_path.parent.glob("*.part"))

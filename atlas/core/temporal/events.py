@@ -107,7 +107,13 @@ class MessageEvents:
     def dump(self, event: object) -> tuple[str, JSON]:
         """Return the name and the fields of a message; with its metadata if it was published."""
         if not isinstance(event, Message):
-            _check_plain(event)
+            try:
+                _check_plain(event)
+            except RecursionError as error:
+                raise SchemaError(
+                    "An event holds itself, or is nested too deep to be stored. Store what it "
+                    "refers to by an id, or flatten it."
+                ) from error
             return PLAIN, cast("JSON", event)
         name = f"{event.message_name}@{event.message_version}"
         if event._stamp is None:

@@ -436,6 +436,8 @@ class Timeline(Generic[S]):
 def _version(value: object, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigurationError(f"{what} is {value!r}; versions are ints from 0.")
+    if value >= 2**63:
+        raise UnknownVersionError(f"{what} is {value!r}; no log has so many.", version=value)
     return value
 
 

@@ -9,6 +9,7 @@ anything else in base64.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from atlas.core.schema.canonical import canonical_text
 from atlas.core.temporal.events import ERASED
 from atlas.core.temporal.history import CHUNK, History, base_stream, facts_stream
 from atlas.core.temporal.times import Times, times_of
-from atlas.errors import ConfigurationError, LogFormatError
+from atlas.errors import ConfigurationError, LogFormatError, LogUnavailableError
 
 __all__ = ["Transfer", "export_log", "import_log"]
 
@@ -72,10 +73,19 @@ def export_log(
     if isinstance(target, (str, Path)):
         path = Path(target)
         part = path.with_name(path.name + ".part")
-        # A file of the right name is a whole one.
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            done = _write(engine, file.write, wanted, progress)
-        part.replace(path)
+        if path.is_dir():
+            raise ConfigurationError(f"{str(path)!r} is a folder. Name a file in it.")
+        try:
+            # A file of the right name is a whole one.
+            with part.open("w", encoding="utf-8", newline="\n") as file:
+                done = _write(engine, file.write, wanted, progress)
+            part.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # there may be no such folder at all
+                part.unlink()
+            if isinstance(error, LogUnavailableError):
+                raise
+            raise LogUnavailableError(f"{str(path)!r} cannot be written: {error}.") from error
         return done
     return _write(engine, target.write, wanted, progress)
 
