@@ -152,6 +152,15 @@ class AspectWeaver:
             raise ConfigurationError(
                 "There is no advice to weave. Give before, after, around or on_error."
             )
+        if not isinstance(pattern, str):
+            raise ConfigurationError(
+                f"The pattern is {pattern!r}. Write names as text, with * and ? for the rest."
+            )
+        for given in (before, after, around, on_error):
+            if given is not None and not callable(given):
+                raise ConfigurationError(
+                    f"The advice {given!r} cannot be called. Give a function of the call."
+                )
         with _weaving:
             found = _matching(target, pattern)
             for name in found:

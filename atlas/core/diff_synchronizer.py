@@ -204,9 +204,12 @@ class SyncPlan:
             side: Which of the two it is.
 
         Raises:
+            ValidationError: There is no such side.
             MergeConflictError: A conflict is unresolved; or ``value`` is no longer what the plan
                 was made for, in a place that it changes.
         """
+        if side not in ("ours", "theirs"):
+            raise ValidationError("Plan.apply", "side", side, "'ours' or 'theirs'")
         if self.unresolved:
             raise MergeConflictError(
                 "Both sides changed the same thing: "

@@ -76,11 +76,24 @@ class Perspectives:
 
         Raises:
             UnknownNameError: The class has no field of such a name.
-            ConfigurationError: A field that is granted is not secret.
+            ConfigurationError: A field that is granted is not secret; the view has no name; one path
+                is given where a list of them is expected.
             RegistrationError: The class has a view of this name already.
             SchemaError: The class is not declared.
         """
         description_of(cls)
+        if not isinstance(view, str) or not view:
+            raise ConfigurationError(f"A view is called {view!r}. Give it a name that is text.")
+        for option, given in (
+            ("only", only),
+            ("without", without),
+            ("redact", redact),
+            ("grant", grant),
+        ):
+            if isinstance(given, str):
+                raise ConfigurationError(
+                    f"{option} of the view {view!r} is the text {given!r}. Write a list: [{given!r}]."
+                )
         views = self._views.setdefault(cls, {})
         if view in views:
             raise RegistrationError(

@@ -144,11 +144,10 @@ class Registry(Generic[T]):
                 one stay open for their holders and are closed with the registry.
 
         Raises:
-            RegistrationError: The name is taken and ``replace`` is False, or the string is not of
-                the form ``"module:attribute"``.
+            RegistrationError: The name is taken and ``replace`` is False; it is no text; the factory
+                cannot be called, or its string is not of the form ``"module:attribute"``.
         """
-        if isinstance(factory, str):
-            self._check_target(name, factory)
+        self._check_claim(name, factory, depends_on, conflicts_with)
         named = depends_on if isinstance(depends_on, Mapping) else {}
         entry = _Entry(
             name=name,
@@ -253,8 +252,9 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: Nothing is registered under ``name`` or a name in ``fallback``.
-            RegistrationError: A check failed; or ``name`` and all of its fallbacks failed, then
-                ``errors`` holds what each raised.
+            RegistrationError: A check failed; or the factory takes no such configuration, which no
+                fallback hides; or ``name`` and all of its fallbacks failed, then ``errors`` holds
+                what each raised.
             Exception: Whatever the factory or a hook raised, when there is no fallback.
         """
         build = self._builds.get((name, canonical := _canonical(config)))
@@ -437,6 +437,49 @@ class Registry(Generic[T]):
                     name=name,
                 )
 
+    def _check_claim(
+        self, name: object, factory: object, depends_on: object, conflicts_with: object
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise RegistrationError(
+                f"A {self.kind} cannot be registered as {name!r}. Give it a name that is text.",
+                name=str(name),
+            )
+        if isinstance(factory, str):
+            self._check_target(name, factory)
+        elif not callable(factory):
+            raise RegistrationError(
+                f"The {self.kind} {name!r} cannot be registered as {factory!r}, which cannot be "
+                f"called. Pass a class or a function, or 'package.module:attribute'.",
+                name=name,
+            )
+        for option, given in (("depends_on", depends_on), ("conflicts_with", conflicts_with)):
+            if isinstance(given, str):
+                raise RegistrationError(
+                    f"{option} of the {self.kind} {name!r} is the text {given!r}. Write a list: "
+                    f"[{given!r}].",
+                    name=name,
+                )
+
+    def _check_configuration(
+        self, entry: _Entry, factory: Callable[..., T], config: Mapping[str, object]
+    ) -> None:
+        """Refuse what a factory does not take, before it is called: later, a TypeError may be its own."""
+        try:
+            signature = inspect.signature(factory)
+        except (TypeError, ValueError):  # some classes written in C do not tell
+            return
+        try:
+            signature.bind(**{**dict.fromkeys(entry.parameters), **config})
+        except TypeError as error:
+            own = [each for each in signature.parameters if each not in entry.parameters]
+            raise RegistrationError(
+                f"The {self.kind} {entry.name!r} cannot be built with "
+                f"{', '.join(map(repr, config)) or 'no configuration'}: {error}. "
+                f"It takes: {', '.join(own) or 'nothing'}.",
+                name=entry.name,
+            ) from error
+
     def _check_target(self, name: str, target: str) -> None:
         module, colon, attribute = target.partition(":")
         if not (module and colon and attribute) or ":" in attribute:
@@ -485,6 +528,12 @@ class Registry(Generic[T]):
         own = fallback if isinstance(fallback, Mapping) else dict.fromkeys(fallback, _NO_CONFIG)
         failures: list[tuple[str, Exception]] = []
         for candidate, settings in ((name, config), *own.items()):
+            try:
+                factory = self.load(candidate)
+            except _FALLBACK_ON as error:
+                failures.append((candidate, error))
+                continue
+            self._check_configuration(self._entry(candidate), factory, settings)
             try:
                 instance = self._create(candidate, settings, _canonical(settings))
             except _FALLBACK_ON as error:
@@ -545,6 +594,7 @@ class Registry(Generic[T]):
         for before in self._before:
             before(entry.name, MappingProxyType(dict(config)))
         factory = self.load(entry.name)
+        self._check_configuration(entry, factory, config)
         passed = {
             parameter: self._instance(name, _NO_CONFIG, _canonical(_NO_CONFIG))
             for parameter, name in entry.parameters.items()

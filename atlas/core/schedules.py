@@ -148,6 +148,7 @@ class Exponential(Schedule):
 
     def __call__(self, step: float) -> float:
         """Return the value at ``step``."""
+        step = _as_float(step)
         if not step > 0:
             return self.start
         if step >= self.steps:
@@ -268,6 +269,8 @@ def _as_float(step: float) -> float:
         return float(step)
     except OverflowError:  # a whole number beyond all floats
         return math.inf if step > 0 else -math.inf
+    except (TypeError, ValueError) as error:
+        raise ValidationError("Schedule", "step", step, "a number") from error
 
 
 def _even(part: float) -> float:
@@ -281,6 +284,7 @@ def _half_cosine(part: float) -> float:
 def _between(
     start: float, end: float, step: float, steps: float, curve: Callable[[float], float]
 ) -> float:
+    step = _as_float(step)
     if not step > 0:
         return start
     if step >= steps:

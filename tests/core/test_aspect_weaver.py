@@ -695,3 +695,25 @@ def test_weaving_from_many_threads_leaves_no_trace():
     assert {name: id(each) for name, each in vars(target).items()} == {
         name: id(each) for name, each in own.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options", "told"),
+    [
+        (5, {"before": print}, "The pattern is 5"),
+        ("*", {"before": 5}, "The advice 5 cannot be called"),
+        ("*", {"around": "no"}, "The advice 'no' cannot be called"),
+    ],
+)
+def test_what_is_no_pattern_or_no_advice_is_refused_before_anything_is_woven(
+    pattern, options, told
+):
+    class Target:
+        def run(self):
+            return 1
+
+    weaver = AspectWeaver()
+    with pytest.raises(ConfigurationError, match=told):
+        weaver.weave(Target, pattern, **options)
+
+    assert Target().run() == 1

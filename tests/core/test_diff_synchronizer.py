@@ -413,3 +413,10 @@ def test_every_container_keeps_its_kind():
     assert isinstance(merged["p"]["v"], PVector)
     assert len(merged["p"]["v"]) == 2
     assert merged["m"] == {"x": 2}
+
+
+def test_a_side_that_does_not_exist_is_refused():
+    plan = DiffSynchronizer().plan({"a": 1}, {"a": 2}, {"a": 1})
+
+    with pytest.raises(ValidationError, match="side: 'mine' was given where 'ours' or 'theirs'"):
+        plan.apply({"a": 2}, side="mine")

@@ -298,3 +298,15 @@ def test_no_secret_is_ever_in_a_view_that_was_granted_none(paid):
     perspectives.define(Paid, "internal")
 
     assert "s3cret" not in json.dumps(perspectives.show(paid, "internal"))
+
+
+@pytest.mark.parametrize("view", ["", None, 5])
+def test_a_view_needs_a_name(view):
+    with pytest.raises(ConfigurationError, match="Give it a name"):
+        Perspectives().define(Card, view)
+
+
+@pytest.mark.parametrize("option", ["only", "without", "redact", "grant"])
+def test_one_path_where_a_list_is_expected_is_refused(option):
+    with pytest.raises(ConfigurationError, match=f"{option} of the view 'v' is the text 'number'"):
+        Perspectives().define(Card, "v", **{option: "number"})

@@ -660,3 +660,52 @@ def test_an_instance_shared_by_configurations_is_closed_with_its_dependents_firs
     registry.close()
 
     assert closed == ["top", "base"]
+
+
+@pytest.mark.parametrize("name", ["", None, 5])
+def test_a_name_that_is_no_text_is_refused(name: object) -> None:
+    with pytest.raises(RegistrationError, match="Give it a name"):
+        Registry[object](kind="thing").register(name, dict)  # type: ignore[arg-type]
+
+
+def test_a_factory_that_cannot_be_called_is_refused_when_it_is_registered() -> None:
+    with pytest.raises(RegistrationError, match="'x' cannot be registered as 5"):
+        Registry[object](kind="thing").register("x", 5)  # type: ignore[arg-type]
+
+
+def test_a_list_of_names_given_as_text_is_refused() -> None:
+    things = Registry[object](kind="thing")
+
+    with pytest.raises(RegistrationError, match=r"Write a list: \['search'\]"):
+        things.register("x", dict, depends_on="search")
+
+
+def test_a_configuration_that_the_factory_does_not_take_is_told_by_name_and_without_values() -> (
+    None
+):
+    things = Registry[object](kind="thing")
+    things.register("x", lambda path: path)
+
+    with pytest.raises(RegistrationError, match="'pathh'.*It takes: path") as caught:
+        things.create("x", pathh="a secret")
+
+    assert "a secret" not in str(caught.value)
+    with pytest.raises(RegistrationError, match="no configuration: .*'path'"):
+        things.create("x")
+
+
+def test_no_fallback_hides_a_configuration_that_the_factory_does_not_take() -> None:
+    things = Registry[object](kind="thing")
+    things.register("x", lambda path: path)
+    things.register("spare", lambda: "spare")
+
+    with pytest.raises(RegistrationError, match="'pathh'"):
+        things.create("x", pathh="q", fallback=["spare"])
+
+
+def test_a_type_error_of_the_factory_itself_is_its_own() -> None:
+    things = Registry[object](kind="thing")
+    things.register("x", lambda: len(5))  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match="len"):
+        things.create("x")

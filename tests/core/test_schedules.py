@@ -193,3 +193,12 @@ def test_a_schedule_cannot_be_changed():
 
     with pytest.raises(AttributeError):
         schedule.start = 5
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Linear(0, 1, 3), Cosine(0, 1, 3), Exponential(1, 2, 3), Step(1, 2, 3), WarmUp(3, Constant(1))],
+)
+def test_a_step_that_is_no_number_is_told_as_one(schedule):
+    with pytest.raises(ValidationError, match="step: 'soon' was given where a number is expected"):
+        schedule("soon")
