@@ -82,8 +82,9 @@ class Perspectives:
             SchemaError: The class is not declared.
         """
         description_of(cls)
-        if not isinstance(view, str) or not view:
-            raise ConfigurationError(f"A view is called {view!r}. Give it a name that is text.")
+        named: object = view
+        if not isinstance(named, str) or not named:
+            raise ConfigurationError(f"A view is called {named!r}. Give it a name that is text.")
         for option, given in (
             ("only", only),
             ("without", without),
