@@ -14,7 +14,14 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from atlas.core.clock import SystemClock
-from atlas.core.log.engine import Append, Durability, Progress, Repair, Verification
+from atlas.core.log.engine import (
+    Append,
+    Durability,
+    Progress,
+    Repair,
+    Verification,
+    check_durability,
+)
 from atlas.core.log.group_commit import GroupCommit, PendingAppend
 from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.records import NewRecord, Record, Snapshot
@@ -97,6 +104,7 @@ class SqliteEngine:
         poll: float = 0.01,
         read_only: bool = False,
     ) -> None:
+        check_durability(durability)
         synchronous, grace = _DURABILITY[durability]
         self.address = str(path)
         self._clock = clock or SystemClock()
@@ -520,7 +528,7 @@ class SqliteEngine:
         The bytes are overwritten in the file, and the journal that held them is emptied.
 
         Raises:
-            ValueError: The stream is the log's own.
+            ConfigurationError: The stream is the log's own.
             LogUnavailableError: They are erased, but another process reads and keeps the journal.
                 Erase again when it has ended.
         """

@@ -255,6 +255,15 @@ class LogFile:
             return False
 
     def _check_place(self) -> None:
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # A name that is too long, a folder one may not enter.
+            raise LogUnavailableError(
+                f"The log {str(self.path)!r} cannot be opened: {error.strerror}. Choose another path."
+            ) from error
         if self.read_only and not self.path.is_file():
             raise LogUnavailableError(
                 f"There is no log at {str(self.path)!r}. Check the path, or open it for writing, "
