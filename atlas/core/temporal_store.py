@@ -68,6 +68,7 @@ class TemporalStore:
         durability: What an acknowledged append survives: ``"power"`` cuts (the default), the death of
             the ``"process"``, or, ``"lazy"``, neither for sure.
         clock: Where the log, and `keep`, take the time from.
+        read_only: Never write, not even snapshots; only for files, which must exist.
 
     Raises:
         ConfigurationError: The address makes no sense, or this process has the log open with other
@@ -92,11 +93,12 @@ class TemporalStore:
         events: EventCodec | None = None,
         durability: Durability | None = None,
         clock: Clock | None = None,
+        read_only: bool | None = None,
     ) -> None:
         self._codec: EventCodec = _checked_codec(events) or MessageEvents()
         self._is_lent = not isinstance(address, (str, PathLike))
         self._engine: Engine = (
-            LOGS.open_log(address, durability=durability, clock=clock)
+            LOGS.open_log(address, durability=durability, clock=clock, read_only=read_only)
             if isinstance(address, (str, PathLike))
             else _checked_engine(address)
         )

@@ -190,3 +190,22 @@ def test_an_address_may_be_any_path(tmp_path: Path) -> None:
 def test_a_durability_that_there_is_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="'power', 'process', 'lazy'"):
         TemporalStore(tmp_path / "log.db", durability="always")  # type: ignore[arg-type]
+
+
+def test_a_log_that_may_only_be_read_is_read_without_snapshots(tmp_path: Path) -> None:
+    with TemporalStore(tmp_path / "log.db") as store:
+        counted(store, snapshot=None).append(*range(1_000)).wait()
+    with TemporalStore(tmp_path / "log.db", read_only=True) as store:
+        count = counted(store)
+
+        assert (count.now(), count.at(64), len(count.events())) == (499_500, 2_016, 1_000)
+        for write in (
+            lambda: count.append(1),
+            count.checkpoint,
+            count.rebuild,
+            lambda: count.erase(64),
+            lambda: count.fork("other", at=64),
+        ):
+            with pytest.raises(LogUnavailableError, match="reading only"):
+                write()
+        assert store.verify().ok

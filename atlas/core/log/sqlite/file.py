@@ -105,7 +105,8 @@ def translated(error: sqlite3.Error, address: str, *, in_doubt: bool = False) ->
         if in_doubt
         else "Nothing of what failed is stored."
     )
-    return LogUnavailableError(f"The log {address} cannot be used now: {error}. {mend}. {stored}")
+    said = str(error).rstrip(".")
+    return LogUnavailableError(f"The log {address} cannot be used now: {said}. {mend}. {stored}")
 
 
 class LogFile:
