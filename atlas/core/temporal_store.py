@@ -187,11 +187,11 @@ class TemporalStore:
         Raises:
             ConfigurationError: The prefix is no text that a name may begin with.
         """
-        if not (isinstance(prefix, str) and is_storable(prefix)):
-            raise ConfigurationError(
-                f"{prefix!r} is no beginning of a name; use a text without NUL and lone surrogates."
-            )
-        return [name for name in self._engine.streams(prefix) if not name.startswith("$")]
+        return [
+            name
+            for name in self._engine.streams(_checked_prefix(prefix))
+            if not name.startswith("$")
+        ]
 
     # -- keeping --
 
@@ -283,7 +283,9 @@ class TemporalStore:
         """
         return export_log(self._engine, target, timelines, progress)
 
-    def import_(self, source: str | PathLike[str] | TextIO, *, progress: Progress | None = None) -> Transfer:
+    def import_(
+        self, source: str | PathLike[str] | TextIO, *, progress: Progress | None = None
+    ) -> Transfer:
         """Store what `export` wrote: everything, or nothing.
 
         The whole file is read and checked first; it must fit into memory. Events keep the times at
@@ -344,6 +346,14 @@ def _checked_engine(engine: Engine) -> Engine:
             f"':memory:', 'postgresql://user@host/database', or an engine."
         )
     return engine
+
+
+def _checked_prefix(prefix: object) -> str:
+    if not isinstance(prefix, str) or not is_storable(prefix):
+        raise ConfigurationError(
+            f"{prefix!r} is no beginning of a name; use a text without NUL and lone surrogates."
+        )
+    return prefix
 
 
 def _checked_codec(codec: EventCodec | None) -> EventCodec | None:

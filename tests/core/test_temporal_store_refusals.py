@@ -48,9 +48,15 @@ REFUSED: dict[str, tuple[Asked, list[Any]]] = {
     ),
     "the name of a fork": (lambda store, name: counted(store).fork(name), ["", "$x", 5, "\ud800"]),
     "a prefix": (lambda store, prefix: store.timelines(prefix), [5, None, "\ud800", "a\0"]),
-    "a version": (lambda store, version: counted(store).at(version), [-1, 1.0, "1", True, math.nan]),
+    "a version": (
+        lambda store, version: counted(store).at(version),
+        [-1, 1.0, "1", True, math.nan],
+    ),
     "a version to fork at": (lambda store, at: counted(store).fork("f", at=at), [-1, 0.5, "1"]),
-    "a version to begin after": (lambda store, after: counted(store).events(after=after), [-1, 1.5]),
+    "a version to begin after": (
+        lambda store, after: counted(store).events(after=after),
+        [-1, 1.5],
+    ),
     "a version expected": (
         lambda store, version: counted(store).append(1, expected_version=version),
         [-1, 1.0, "1", True],
@@ -142,7 +148,9 @@ def test_what_no_event_can_be_is_refused_and_nothing_is_stored(store: TemporalSt
     assert counted(store).version == 0
 
 
-def test_files_that_cannot_be_read_or_written_are_named(store: TemporalStore, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_or_written_are_named(
+    store: TemporalStore, tmp_path: Path
+) -> None:
     for path in (tmp_path / "none", tmp_path / "none" / "file", tmp_path / ("x" * 300)):
         with pytest.raises(LogUnavailableError, match="cannot be read"):
             store.import_(path)

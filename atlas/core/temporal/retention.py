@@ -76,7 +76,9 @@ def planned(
     for timeline in timelines:
         versions = []
         if days is not None:
-            versions.append(timeline._history.version_at(now_ns - int(min(days * _DAY_NS, _LONGEST_NS))))
+            versions.append(
+                timeline._history.version_at(now_ns - int(min(days * _DAY_NS, _LONGEST_NS)))
+            )
         if last is not None:
             versions.append(timeline.version - last)
         if label is not None:

@@ -41,11 +41,12 @@ class SnapshotPolicy:
     share: float = 3.0
 
     def __post_init__(self) -> None:
-        counts = (self.events, self.size)
+        numbers: tuple[object, ...] = (self.events, self.size)
+        share: object = self.share
         if not (
-            all(isinstance(count, int) and count >= 1 for count in counts)
-            and isinstance(self.share, (int, float))
-            and self.share >= 0
+            all(isinstance(number, int) and number >= 1 for number in numbers)
+            and isinstance(share, (int, float))
+            and share >= 0
         ):
             raise ConfigurationError(
                 f"{self!r} makes no sense: events and size are ints of at least 1, share is a number "

@@ -100,7 +100,7 @@ def _path(given: str | PathLike[str]) -> Path:
             f"{str(given)!r} is no path: it has NUL or lone surrogates. Name a file without."
         )
     # Not Path.is_dir, which raises for a name that is too long.
-    if not path.name or isdir(path):
+    if not path.name or isdir(path):  # noqa: PTH112
         raise ConfigurationError(f"{str(given)!r} is a folder. Name a file in it.")
     return path
 
@@ -208,7 +208,9 @@ def _timelines(streams: Iterable[str]) -> tuple[str, ...]:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def import_log(engine: Engine, source: str | PathLike[str] | TextIO, progress: Progress | None) -> Transfer:
+def import_log(
+    engine: Engine, source: str | PathLike[str] | TextIO, progress: Progress | None
+) -> Transfer:
     """Read records from a file, then append them all at once; see `TemporalStore.import_`."""
     if isinstance(source, (str, PathLike)):
         path = _path(source)
