@@ -26,25 +26,38 @@ TURNS, SAID = 400, 300
 # Any: what the keys of a state hold is of no interest here.
 def set_key(state: PMap[str, Any], event: list[Any]) -> PMap[str, Any]:
     key, value = event
-    return state.set(key, value)
+    return ALL_KEYS if key == "all" else state.set(key, value)
+
+
+ALL_KEYS = pmap({f"key {number}": 0 for number in range(KEYS)})
 
 
 def events(count: int) -> Iterator[list[Any]]:
+    """Yield one event that sets all keys, so that the state is as large early as late; then others."""
     chance = random.Random(count)
-    for number in range(count):
+    yield ["all", 0]
+    for number in range(1, count):
         yield [f"key {chance.randrange(KEYS)}", number]
 
 
 @contextmanager
-def history(path: Path, count: int) -> Iterator[TemporalStore]:
-    """Open a store with a timeline of so many events, which set one of 1,000 keys each."""
+def history(path: Path, count: int, *, together: int = 100) -> Iterator[TemporalStore]:
+    """Open a store with a timeline of so many events, which set one of 1,000 keys each.
+
+    Args:
+        path: Where to.
+        count: How many events.
+        together: How many of them are appended by one call.
+    """
     with TemporalStore(path) as store:
         timeline, waiting = fresh(store), []
-        for event in events(count):
+        for number, event in enumerate(events(count), 1):
             waiting.append(event)
-            if len(waiting) == min(100, count // 10):
-                timeline.append(*waiting).wait()
+            if len(waiting) == together:
+                timeline.append(*waiting)
                 waiting.clear()
+            if number % 1_000 == 0:
+                store.flush()
                 timeline.now()
         yield store
 

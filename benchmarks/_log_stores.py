@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,6 +67,16 @@ def installed(module: str) -> bool:
 def weight(path: Path) -> int:
     """Return the bytes of a database and what belongs to it."""
     return sum(found.stat().st_size for found in path.parent.glob(f"{path.name}*"))
+
+
+def sync_seconds(folder: Path) -> float:
+    """Return what the disk takes at the moment to sync a page that was appended to a file."""
+    with (folder / "synced").open("ab") as file:
+        file.write(bytes(4096))
+        file.flush()
+        started = time.perf_counter()
+        os.fsync(file.fileno())
+        return time.perf_counter() - started
 
 
 class RawLog:

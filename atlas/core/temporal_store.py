@@ -15,7 +15,7 @@ are no part of the truth: one that is damaged, or made by other code, is made ag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from os import PathLike
 from types import TracebackType
 
 # Any: events and states are of whatever type the caller's codec makes.
@@ -32,6 +32,7 @@ from atlas.core.temporal.retention import Erasure, Retention, planned
 from atlas.core.temporal.states import DEFAULT_SNAPSHOTS, SnapshotPolicy, StateCodec, View
 from atlas.core.temporal.timeline import Appended, Timeline
 from atlas.core.temporal.transfer import Transfer, export_log, import_log
+from atlas.core.temporal.values import is_storable
 from atlas.core.transitions import Transition
 from atlas.errors import ConfigurationError
 from atlas.typing import Clock
@@ -67,6 +68,7 @@ class TemporalStore:
         durability: What an acknowledged append survives: ``"power"`` cuts (the default), the death of
             the ``"process"``, or, ``"lazy"``, neither for sure.
         clock: Where the log, and `keep`, take the time from.
+        read_only: Never write, not even snapshots; only for files, which must exist.
 
     Raises:
         ConfigurationError: The address makes no sense, or this process has the log open with other
@@ -86,19 +88,20 @@ class TemporalStore:
 
     def __init__(
         self,
-        address: str | Path | Engine = ":memory:",
+        address: str | PathLike[str] | Engine = ":memory:",
         *,
         events: EventCodec | None = None,
         durability: Durability | None = None,
         clock: Clock | None = None,
+        read_only: bool | None = None,
     ) -> None:
-        self._is_lent = not isinstance(address, (str, Path))
+        self._codec: EventCodec = _checked_codec(events) or MessageEvents()
+        self._is_lent = not isinstance(address, (str, PathLike))
         self._engine: Engine = (
-            LOGS.open_log(address, durability=durability, clock=clock)
-            if isinstance(address, (str, Path))
-            else address
+            LOGS.open_log(address, durability=durability, clock=clock, read_only=read_only)
+            if isinstance(address, (str, PathLike))
+            else _checked_engine(address)
         )
-        self._codec: EventCodec = events or MessageEvents()
         self._clock = clock or SystemClock()
         self._bell = Bell(self._engine)
 
@@ -162,7 +165,7 @@ class TemporalStore:
             ConfigurationError: The name cannot be one, or the transition cannot be called.
             StateError: The initial state cannot be stored, and no codec was given.
         """
-        codec = events or self._codec
+        codec = _checked_codec(events) or self._codec
         history = History(self._engine, check_name(name))
         if transition is None:
             if initial is not None:
@@ -180,8 +183,15 @@ class TemporalStore:
 
         Runs recorded into the same log are streams of their own, named ``run/...``; they are listed
         too, and read with `atlas.core.runs`.
+
+        Raises:
+            ConfigurationError: The prefix is no text that a name may begin with.
         """
-        return [name for name in self._engine.streams(prefix) if not name.startswith("$")]
+        return [
+            name
+            for name in self._engine.streams(_checked_prefix(prefix))
+            if not name.startswith("$")
+        ]
 
     # -- keeping --
 
@@ -255,7 +265,7 @@ class TemporalStore:
 
     def export(
         self,
-        target: str | Path | TextIO,
+        target: str | PathLike[str] | TextIO,
         *,
         timelines: Sequence[str] | None = None,
         progress: Progress | None = None,
@@ -273,7 +283,9 @@ class TemporalStore:
         """
         return export_log(self._engine, target, timelines, progress)
 
-    def import_(self, source: str | Path | TextIO, *, progress: Progress | None = None) -> Transfer:
+    def import_(
+        self, source: str | PathLike[str] | TextIO, *, progress: Progress | None = None
+    ) -> Transfer:
         """Store what `export` wrote: everything, or nothing.
 
         The whole file is read and checked first; it must fit into memory. Events keep the times at
@@ -325,3 +337,29 @@ class TemporalStore:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _checked_engine(engine: Engine) -> Engine:
+    if not hasattr(engine, "read_all"):
+        raise ConfigurationError(
+            f"{engine!r} is no address of a log, and no open one. Give a path such as 'runs.db', "
+            f"':memory:', 'postgresql://user@host/database', or an engine."
+        )
+    return engine
+
+
+def _checked_prefix(prefix: object) -> str:
+    if not isinstance(prefix, str) or not is_storable(prefix):
+        raise ConfigurationError(
+            f"{prefix!r} is no beginning of a name; use a text without NUL and lone surrogates."
+        )
+    return prefix
+
+
+def _checked_codec(codec: EventCodec | None) -> EventCodec | None:
+    if codec is not None and not (hasattr(codec, "dump") and hasattr(codec, "load")):
+        raise ConfigurationError(
+            f"`events=` is {codec!r}; give an object with `dump` and `load`, such as "
+            f"DataclassEvents(...)."
+        )
+    return codec

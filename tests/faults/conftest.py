@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 from faults import shim as preloaded
+from faults.killing import Writers
+
+from support.postgres import postgres_server
+
+__all__ = ["postgres_server"]
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +30,11 @@ def memory() -> Iterator[Path]:
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def writers() -> Iterator[Writers]:
+    """Return who starts writers, to be killed."""
+    found = Writers()
+    yield found
+    found.close()

@@ -3,6 +3,7 @@
 All have the same few methods; `open_store` takes the name of one:
 
 - ``atlas-power``, ``atlas-process``, ``atlas-lazy``: the log on SQLite, by what an append survives;
+- ``postgres-power``, ``postgres-process``: the log on PostgreSQL;
 - ``raw-full``, ``raw-normal``, ``raw-off``: one table and one commit per append, by ``synchronous``;
 - ``early-ack``: a table, acknowledged before it is written;
 - ``trusting-next``: the same without a check of versions.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from atlas.core.log.engine import Durability
+from atlas.core.log.engine import Durability, Engine
 from atlas.core.log.records import NewRecord, Snapshot
 from atlas.core.log.sqlite import SqliteEngine
 from atlas.errors import VersionConflictError
@@ -186,10 +187,10 @@ class TrustingStore(RawStore):
 
 
 class AtlasStore:
-    """The log on SQLite."""
+    """A log."""
 
-    def __init__(self, path: Path, durability: Durability) -> None:
-        self.engine = SqliteEngine(path, durability=durability)
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
     def append(self, batch: Sequence[tuple[str, bytes]]) -> None:
         self.engine.append(new(batch)).wait()
@@ -255,12 +256,19 @@ def new(batch: Sequence[tuple[str, bytes]]) -> list[NewRecord]:
     return [NewRecord(stream, "fault.test@1", payload) for stream, payload in batch]
 
 
-def open_store(kind: str, path: Path) -> Store:
+def open_store(kind: str, place: Path | str) -> Store:
+    """Open a store of a kind, such as ``atlas-power``, in a file or, for ``postgres-…``, a database."""
     family, way = kind.split("-")
+    if family == "postgres":
+        # Here, because the package is optional.
+        from atlas.core.log.postgres import PostgresEngine
+
+        return AtlasStore(PostgresEngine(str(place), durability=cast("Durability", way)))
+    path = Path(place)
     if family == "early":
         return EarlyStore(path)
     if family == "trusting":
         return TrustingStore(path)
     if family == "raw":
         return RawStore(path, way)
-    return AtlasStore(path, cast("Durability", way))
+    return AtlasStore(SqliteEngine(path, durability=cast("Durability", way)))

@@ -52,8 +52,21 @@ def stepping() -> Callable[[], int]:
 CLOCKS = {"frozen": lambda: frozen, "running backwards": lambda: back, "stepping": stepping}
 
 
-def engine_of(kind: str, path: Path, clock: WrongClock) -> Engine:
-    return MemoryEngine(clock=clock) if kind == "memory" else SqliteEngine(path, clock=clock)
+Opened = Callable[[WrongClock], Engine]
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
+    """Return how a log is opened with a clock, the same one each time, but for the one in memory."""
+    if request.param == "memory":
+        return lambda clock: MemoryEngine(clock=clock)
+    if request.param == "sqlite":
+        return lambda clock: SqliteEngine(tmp_path / "runs.db", clock=clock)
+    # Here, because the package is optional.
+    from atlas.core.log.postgres import PostgresEngine
+
+    address = request.getfixturevalue("postgres_server").new_log()
+    return lambda clock: PostgresEngine(address, clock=clock)
 
 
 def check_order(engine: Engine) -> list[Record]:
@@ -67,13 +80,9 @@ def check_order(engine: Engine) -> list[Record]:
     return records
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @pytest.mark.parametrize("how", CLOCKS)
-def test_records_keep_their_order_whatever_the_clock_does(
-    kind: str, how: str, tmp_path: Path
-) -> None:
-    clock = WrongClock(CLOCKS[how]())
-    engine = engine_of(kind, tmp_path / "runs.db", clock)
+def test_records_keep_their_order_whatever_the_clock_does(how: str, opened: Opened) -> None:
+    engine = opened(WrongClock(CLOCKS[how]()))
     for number in range(count(100, 2_000)):
         engine.append([NewRecord("run", "tick@1", b"%d" % number)] * (1 + number % 3)).wait()
     records = check_order(engine)
@@ -87,16 +96,16 @@ def test_records_keep_their_order_whatever_the_clock_does(
     engine.close()
 
 
+@pytest.mark.parametrize("opened", ["sqlite", "postgresql"], indirect=True)
 def test_a_clock_that_went_back_between_two_starts_changes_neither_order_nor_time(
-    tmp_path: Path,
+    opened: Opened,
 ) -> None:
-    path = tmp_path / "runs.db"
     for start in (NOON, NOON - HOUR, NOON + HOUR, NOON - 24 * HOUR):
-        engine = SqliteEngine(path, clock=WrongClock(lambda: 1_000, start))
+        engine = opened(WrongClock(lambda: 1_000, start))
         for _ in range(20):
             engine.append([NewRecord("run", "tick@1", b"x")]).wait()
         engine.close()
-    engine = SqliteEngine(path, clock=WrongClock(frozen))
+    engine = opened(WrongClock(frozen))
     records = check_order(engine)
     engine.close()
 

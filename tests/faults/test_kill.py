@@ -2,75 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from faults.checks import Acknowledged, examined, judge, secret_of
 from faults.counts import SEED, count
-from faults.shim import HERE
+from faults.killing import Writers, put_down
 from faults.stores import open_store
 from faults.writer import Job
 
 KILLS_PER_FILE = 25
-
-
-class Writers:
-    """Starts writers, and kills them."""
-
-    def __init__(self) -> None:
-        self._connection, theirs = socket.socketpair()
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "faults.writer", "serve", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": str(HERE.parent), "PYTHONDONTWRITEBYTECODE": "1"},
-        )
-        theirs.close()
-
-    def close(self) -> None:
-        self._connection.close()
-        self._server.wait()
-
-    def start(self, job: Job) -> tuple[int, int]:
-        """Start a writer; return its id, and where to read what it was told is stored."""
-        told, say = os.pipe()
-        socket.send_fds(self._connection, [json.dumps(asdict(job)).encode()], [say])
-        os.close(say)
-        return int(self._connection.recv(100)), told
-
-    def start_and_kill(self, job: Job, chance: random.Random) -> bytes:
-        """Start a writer, kill it after a random number of acknowledgements; return them."""
-        writer, told = self.start(job)
-        said, enough = b"", chance.choice((0, 1, chance.randrange(20), chance.randrange(200)))
-        while said.count(b"\n") < enough and (more := os.read(told, 65536)):
-            said += more
-        if enough == 0:
-            time.sleep(chance.uniform(0, 0.05))  # anywhere: also while the file is opened or made
-        return said + kill(writer, told)
-
-
-def kill(writer: int, told: int) -> bytes:
-    """Kill a writer; return what it said last."""
-    os.kill(writer, signal.SIGKILL)
-    with open(told, "rb") as rest:  # ends when the process has
-        return rest.read()
-
-
-@pytest.fixture
-def writers() -> Iterator[Writers]:
-    found = Writers()
-    yield found
-    found.close()
 
 
 def test_a_killed_writer_loses_nothing_acknowledged_and_tears_nothing(
@@ -122,7 +67,7 @@ def test_a_killed_writer_does_not_hinder_the_others(writers: Writers, tmp_path: 
             more = os.read(told, 65536)
             assert more, "the survivor has died, too"
             said += more
-    acknowledged.read(said + kill(survivor, told))
+    acknowledged.read(said + put_down(survivor, told))
     store = open_store("atlas-power", path)
     verdict, problem = examined(store, acknowledged), store.verify()
     store.close()

@@ -16,7 +16,6 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from atlas.errors import LogUnavailableError
 from faults.checks import ERASABLE, payload_of, secret_of
@@ -29,7 +28,7 @@ class Job:
 
     Attributes:
         store: The kind of store, see `open_store`.
-        path: The file.
+        path: The file, or the address of a database.
         run: Part of the names of batches, so that several runs can write to one file.
         seed: Of the choices made.
         acks: The file that is told what was acknowledged, where the writer is not served.
@@ -139,7 +138,7 @@ def give_up(failure: threading.ExceptHookArgs) -> None:
 
 def run(job: Job, acks: int) -> None:
     for session in range(job.sessions):
-        store = open_store(job.store, Path(job.path))
+        store = open_store(job.store, job.path)
         Writer(job, session, store, acks).work()
         store.close()
 

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import product
-from typing import ClassVar, TypeAlias
+
+# Any: options of every kind.
+from typing import Any, ClassVar, TypeAlias
 
 import pytest
 from hypothesis import settings
@@ -28,7 +30,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from atlas.core.log.chain import GENESIS, link
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord, Record, Snapshot
-from atlas.errors import LogClosedError, VersionConflictError
+from atlas.errors import AtlasError, ConfigurationError, LogClosedError, VersionConflictError
 
 __all__ = ["EngineContract", "SettableClock", "model_of", "new"]
 
@@ -178,6 +180,12 @@ class EngineContract:
             (NewRecord("s", "n", b"", version=0), ValueError),
             (NewRecord("s", "n", b"", version=2**63), ValueError),
             (NewRecord("s", "n", b"", wall_ns=2**63), ValueError),
+            (NewRecord("s", "n", b"", version=1.5), ValueError),
+            (NewRecord("s", "n", b"", version=True), ValueError),
+            (NewRecord("s", "n", b"", wall_ns=0.5), ValueError),
+            (NewRecord("s", "n", b"", span="2"), ValueError),
+            (NewRecord(5, "n", b""), ValueError),
+            (NewRecord("s", None, b""), ValueError),
             (NewRecord("s", "n", "text"), TypeError),
             (NewRecord("s", "n", bytearray(b"x")), TypeError),
         ],
@@ -185,11 +193,34 @@ class EngineContract:
     def test_what_cannot_be_stored_is_refused_at_once(
         self, log: Engine, record: NewRecord, error: type[Exception]
     ):
-        with pytest.raises(error):
+        with pytest.raises(error) as refused:
             log.append([new("s"), record])
 
+        assert isinstance(refused.value, AtlasError)
         log.flush()
         assert log.last_position() is None
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"expect": {"\ud800": 0}},
+            {"expect": {"a\0b": 0}},
+            {"expect": {"a": 2**63}},
+            {"expect": {"a": "0"}},
+            {"tracking": ("\ud800", 1)},
+            {"tracking": ("reader", 2**63)},
+            {"tracking": ("reader", 1.0)},
+        ],
+    )
+    def test_what_cannot_be_compared_does_not_fail_others(
+        self, log: Engine, options: dict[str, Any]
+    ):
+        waiting = log.append([new("s")])
+        with pytest.raises(ConfigurationError):
+            log.append([new("a")], **options)
+
+        waiting.wait()
+        assert log.streams() == ["s"]
 
     def test_odd_texts_and_large_payloads_come_back(self, log: Engine):
         streams = [

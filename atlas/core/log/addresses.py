@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from os import PathLike, fspath
 from pathlib import Path
@@ -38,7 +39,7 @@ def path_of(address: str | PathLike[str]) -> Path:
     """
     text = fspath(address)
     scheme = _scheme(text)
-    if scheme is None and text:
+    if scheme is None and text and _is_path(text):
         return Path(text)
     if scheme == "sqlite":
         parts = urlsplit(text)
@@ -48,6 +49,14 @@ def path_of(address: str | PathLike[str]) -> Path:
         f"{without_password(text)!r} is no address of a log. Give the path of a file ('runs.db'), "
         f"'sqlite:///runs.db', '{MEMORY}' or 'postgresql://user@host/database'."
     )
+
+
+def _is_path(text: str) -> bool:
+    # Surrogates that stand for bytes of a path, as os.listdir gives them, are none of these.
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def without_password(address: str) -> str:

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from atlas.core.log.records import NewRecord, Record, Snapshot
+from atlas.errors import ConfigurationError
 
-__all__ = ["Append", "Durability", "Engine", "Progress", "Repair", "Verification"]
+__all__ = [
+    "Append",
+    "Durability",
+    "Engine",
+    "Progress",
+    "Repair",
+    "Verification",
+    "check_durability",
+]
 
 Durability: TypeAlias = Literal["power", "process", "lazy"]
 """What an acknowledged append survives: a power cut, the death of the process, or neither for sure
 (it is written within a second)."""
+
+
+def check_durability(durability: object) -> None:
+    """Raise `ConfigurationError` if this is not one of `Durability`."""
+    if durability not in get_args(Durability):
+        raise ConfigurationError(
+            f"durability is {durability!r}; use one of {', '.join(map(repr, get_args(Durability)))}."
+        )
+
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Told (done, all) now and then during long work."""

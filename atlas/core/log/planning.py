@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from atlas.core.log.chain import GENESIS, link
 from atlas.core.log.records import NewRecord, Record
-from atlas.errors import VersionConflictError
+from atlas.errors import ConfigurationError, SchemaError, VersionConflictError
 
 __all__ = ["START", "Planner", "Request", "Tip"]
 
@@ -67,8 +67,9 @@ class Request(NamedTuple):
         """Return the request.
 
         Raises:
-            TypeError: A payload is no bytes, or a text is none.
-            ValueError: A text is empty, holds NUL or lone surrogates; a number is out of range.
+            SchemaError: A payload is no bytes.
+            ConfigurationError: A text is none, is empty, holds NUL or lone surrogates; a number is
+                none, or out of range.
         """
         records = tuple(records)
         for record in records:
@@ -79,6 +80,8 @@ class Request(NamedTuple):
                 and version is None
                 and wall is None
                 and span == 1
+                and type(stream) is str
+                and type(name) is str
                 and stream
                 and name
                 and stream.isascii()
@@ -87,6 +90,15 @@ class Request(NamedTuple):
                 and "\0" not in name
             ):
                 _check(record)
+        # Whatever got past here and cannot be stored would fail with all that is committed with it.
+        if expect:
+            for stream, version in expect.items():
+                _check_text("stream", stream)
+                _check_number("version expected", version, -_LARGEST, _LARGEST)
+        if tracking is not None:
+            reader, position = tracking
+            _check_text("name of a reader", reader)
+            _check_number("position tracked", position, -_LARGEST, _LARGEST)
 
         fields = (records, dict(expect) if expect else _NOTHING, tracking, wall_ns)
         # Half the price of cls(...), once for each append.
@@ -101,24 +113,30 @@ class Request(NamedTuple):
 def _check(record: NewRecord) -> None:
     stream, name, payload, version, wall_ns, span = record
     if type(payload) is not bytes:
-        raise TypeError(
+        raise SchemaError(
             f"The payload of a record must be bytes, not {type(payload).__name__}. Encode it first."
         )
     _check_text("stream", stream)
-    _check_text("name", name)
-    if version is not None and not 1 <= version <= _LARGEST:
-        raise ValueError(f"A version is a number from 1 to 2**63 - 1, not {version!r}.")
-    if wall_ns is not None and not -_LARGEST <= wall_ns <= _LARGEST:
-        raise ValueError(f"A time in ns must fit into 64 bits; {wall_ns!r} does not.")
-    if not 1 <= span <= _WIDEST:
-        raise ValueError(f"A record spans from 1 to 2**31 - 1 versions, not {span!r}.")
+    _check_text("name of a record", name)
+    if version is not None:
+        _check_number("version of a record", version, 1, _LARGEST)
+    if wall_ns is not None:
+        _check_number("wall_ns of a record", wall_ns, -_LARGEST, _LARGEST)
+    _check_number("span of a record", span, 1, _WIDEST)
 
 
-def _check_text(what: str, text: str) -> None:
+def _check_number(what: str, number: object, least: int, most: int) -> None:
+    if type(number) is not int or not least <= number <= most:
+        raise ConfigurationError(
+            f"The {what} must be an int from {least} to {most}; {number!r} is not."
+        )
+
+
+def _check_text(what: str, text: object) -> None:
     # PostgreSQL cannot hold NUL; lone surrogates have no UTF-8.
-    if not text or "\0" in text or not (text.isascii() or _is_utf8(text)):
-        raise ValueError(
-            f"The {what} of a record must be a text that is not empty, without NUL and lone "
+    if not isinstance(text, str) or not text or "\0" in text or not _is_utf8(text):
+        raise ConfigurationError(
+            f"The {what} must be a text that is not empty, without NUL and lone "
             f"surrogates; {text!r} is not."
         )
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from atlas.core.log.chain import GENESIS, digest_of, link
 from atlas.core.log.records import NewRecord, Record
+from atlas.errors import ConfigurationError
 
 __all__ = ["ERASED", "LOG_STREAM", "REPAIRED", "Erasure", "StoredRow", "Verifier", "repaired_note"]
 
@@ -47,9 +48,9 @@ class Erasure:
 
     @staticmethod
     def check(stream: str) -> None:
-        """Raise ValueError for a stream whose payloads must stay."""
+        """Raise `ConfigurationError` for a stream whose payloads must stay."""
         if stream == LOG_STREAM:
-            raise ValueError(
+            raise ConfigurationError(
                 f"The log's notes about itself, in {stream!r}, cannot be erased: they say what was."
             )
 

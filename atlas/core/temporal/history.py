@@ -12,6 +12,7 @@ from atlas.core.log.records import NewRecord, Record
 from atlas.core.schema.canonical import canonical_text
 from atlas.core.temporal.events import FORK
 from atlas.core.temporal.times import Times, times_of
+from atlas.core.temporal.values import is_storable
 from atlas.errors import ConfigurationError, LogFormatError
 
 __all__ = ["CHUNK", "History", "Segment", "base_stream", "check_name", "facts_stream", "least"]
@@ -28,19 +29,12 @@ def check_name(name: object) -> str:
     Raises:
         ConfigurationError: It is no text, is empty, begins with ``$``, or cannot be stored.
     """
-    if not isinstance(name, str) or not name or name.startswith("$") or not _is_storable(name):
+    if not isinstance(name, str) or not name or name.startswith("$") or not is_storable(name):
         raise ConfigurationError(
             f"{name!r} is no name of a timeline; use a text such as 'order-A1' that does not begin "
             f"with '$' (which marks the streams of the log itself), without NUL and lone surrogates."
         )
     return name
-
-
-def _is_storable(name: str) -> bool:
-    try:
-        return b"\0" not in name.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def facts_stream(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 # Any: events are of whatever type the caller's codec makes.
@@ -18,6 +19,7 @@ from atlas.errors import (
     ConfigurationError,
     ErasedError,
     LogFormatError,
+    LogUnavailableError,
     StateError,
     TransitionError,
     UnknownVersionError,
@@ -282,7 +284,9 @@ class Projection(Generic[S]):
             return
         here.snapshot_version, here.snapshot_size = here.version, size
         here.bytes_since, here.bytes_needed = 0, min(policy.share, 1) * size
-        self._save(record, payload)
+        # It is a cache: where the log can only be read, or its disk is full, reading goes on.
+        with suppress(LogUnavailableError):
+            self._save(record, payload)
 
     def _save(self, record: Record, payload: bytes) -> None:
         self.history.engine.save_snapshot(

@@ -15,6 +15,7 @@ from atlas.errors import ConfigurationError
 __all__ = ["Erasure", "Retention", "planned"]
 
 _DAY_NS = 24 * 3600 * 10**9
+_LONGEST_NS = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +71,14 @@ def planned(
         raise ConfigurationError(
             "No rule says what to keep; give `days=`, `last=` or `label=`, or several of them."
         )
-    if (days is not None and not days >= 0) or (last is not None and last < 0):
-        raise ConfigurationError(
-            f"Nothing can be kept for days={days!r} or last={last!r}; use numbers from 0."
-        )
+    _check_rules(days, last, label)
     erasures = []
     for timeline in timelines:
         versions = []
         if days is not None:
-            versions.append(timeline._history.version_at(now_ns - int(days * _DAY_NS)))
+            versions.append(
+                timeline._history.version_at(now_ns - int(min(days * _DAY_NS, _LONGEST_NS)))
+            )
         if last is not None:
             versions.append(timeline.version - last)
         if label is not None:
@@ -88,6 +88,15 @@ def planned(
         if until > after:
             erasures.append(Erasure(timeline, after, until))
     return Retention(tuple(erasures), base)
+
+
+def _check_rules(days: object, last: object, label: object) -> None:
+    if days is not None and not (isinstance(days, (int, float)) and days >= 0):
+        raise ConfigurationError(f"days is {days!r}; give a number of days from 0.")
+    if last is not None and not (type(last) is int and last >= 0):
+        raise ConfigurationError(f"last is {last!r}; give a number of events, an int from 0.")
+    if label is not None and not (isinstance(label, str) and label):
+        raise ConfigurationError(f"{label!r} is no label; give the text of one.")
 
 
 def _first_kept(timeline: Timeline[Any], until: int) -> int:

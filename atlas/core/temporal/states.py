@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from atlas.core.persistent import PMap, PVector
 from atlas.core.schema.canonical import canonical_text
-from atlas.core.temporal.values import UNREADABLE, Values
+from atlas.core.temporal.values import UNREADABLE, Values, is_storable
 from atlas.core.transitions import Transition, Transitions
 from atlas.errors import AtlasError, ConfigurationError, StateError
 
@@ -41,10 +41,16 @@ class SnapshotPolicy:
     share: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.events < 1 or self.size < 1 or self.share < 0:
+        numbers: tuple[object, ...] = (self.events, self.size)
+        share: object = self.share
+        if not (
+            all(isinstance(number, int) and number >= 1 for number in numbers)
+            and isinstance(share, (int, float))
+            and share >= 0
+        ):
             raise ConfigurationError(
-                f"{self!r} makes no sense: events and size are at least 1, share at least 0. "
-                f"For no snapshots at all use `snapshot=None`."
+                f"{self!r} makes no sense: events and size are ints of at least 1, share is a number "
+                f"of at least 0. For no snapshots at all use `snapshot=None`."
             )
 
 
@@ -116,6 +122,7 @@ class View(Generic[S]):
                 f"The transition {transition!r} cannot be called; give a function "
                 f"`(state, event) -> state` or a `Transitions` object."
             )
+        _check_options(name, version, codec, policy)
         self.transition = transition
         self.initial = initial
         self.name = name or _name_of(transition, initial)
@@ -146,6 +153,24 @@ class View(Generic[S]):
         for kind, function in _functions(self.transition):
             digest.update(f"{kind}:{_code_text(function)}\n".encode("utf-8", "backslashreplace"))
         return f"{self.name}#{digest.hexdigest()[:16]}"
+
+
+def _check_options(name: object, version: object, codec: object, policy: object) -> None:
+    if name is not None and not (isinstance(name, str) and name and is_storable(name)):
+        raise ConfigurationError(
+            f"{name!r} is no name of a view; use a text such as 'totals', without NUL and lone "
+            f"surrogates."
+        )
+    if not isinstance(version, (int, str)):
+        raise ConfigurationError(f"The version of a view is {version!r}; use an int or a text.")
+    if codec is not None and not (hasattr(codec, "dump") and hasattr(codec, "load")):
+        raise ConfigurationError(
+            f"`state_codec=` is {codec!r}; give an object with `dump` and `load`, see StateCodec."
+        )
+    if policy is not None and not isinstance(policy, SnapshotPolicy):
+        raise ConfigurationError(
+            f"`snapshot=` is {policy!r}; give a SnapshotPolicy, or None for no snapshots."
+        )
 
 
 def _name_of(transition: object, initial: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -58,7 +59,7 @@ class Appended:
             LogUnavailableError: The log cannot be written; nothing is stored.
             TimeoutError: It took longer; they may be stored yet.
         """
-        return self._append.wait(timeout)[-1].version
+        return self._append.wait(_seconds(timeout))[-1].version
 
     def __await__(self) -> Generator[Any, Any, int]:
         records = yield from self._append.__await__()
@@ -273,7 +274,7 @@ class Timeline(Generic[S]):
             self._bell,
             after=_version(after, "after"),
             until=None if until is None else _version(until, "until"),
-            timeout=timeout,
+            timeout=_seconds(timeout),
         )
 
     @property
@@ -435,10 +436,16 @@ class Timeline(Generic[S]):
 
 def _version(value: object, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigurationError(f"{what} is {value!r}; versions are ints from 0.")
+        raise ConfigurationError(f"{what} is {value!r}; give an int from 0, versions are such.")
     if value >= 2**63:
         raise UnknownVersionError(f"{what} is {value!r}; no log has so many.", version=value)
     return value
+
+
+def _seconds(timeout: object) -> float | None:
+    if timeout is None or (isinstance(timeout, (int, float)) and not math.isnan(timeout)):
+        return timeout
+    raise ConfigurationError(f"timeout is {timeout!r}; give a number of seconds, or None.")
 
 
 def _label(label: object) -> str:

@@ -14,6 +14,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from os.path import isdir
 from pathlib import Path
 
 # Any: what a line of a file holds before it was looked at.
@@ -23,8 +25,9 @@ from atlas.core.log.engine import Engine, Progress
 from atlas.core.log.records import NewRecord, Record
 from atlas.core.schema.canonical import canonical_text
 from atlas.core.temporal.events import ERASED
-from atlas.core.temporal.history import CHUNK, History, base_stream, facts_stream
+from atlas.core.temporal.history import CHUNK, History, base_stream, check_name, facts_stream
 from atlas.core.temporal.times import Times, times_of
+from atlas.core.temporal.values import is_storable
 from atlas.errors import ConfigurationError, LogFormatError, LogUnavailableError
 
 __all__ = ["Transfer", "export_log", "import_log"]
@@ -64,17 +67,15 @@ class _Check:
 
 def export_log(
     engine: Engine,
-    target: str | Path | TextIO,
+    target: str | PathLike[str] | TextIO,
     timelines: Sequence[str] | None,
     progress: Progress | None,
 ) -> Transfer:
     """Write records to a file; see `TemporalStore.export`."""
     wanted = None if timelines is None else _streams_of(engine, timelines)
-    if isinstance(target, (str, Path)):
-        path = Path(target)
+    if isinstance(target, (str, PathLike)):
+        path = _path(target)
         part = path.with_name(path.name + ".part")
-        if path.is_dir():
-            raise ConfigurationError(f"{str(path)!r} is a folder. Name a file in it.")
         try:
             # A file of the right name is a whole one.
             with part.open("w", encoding="utf-8", newline="\n") as file:
@@ -87,14 +88,32 @@ def export_log(
                 raise
             raise LogUnavailableError(f"{str(path)!r} cannot be written: {error}.") from error
         return done
+    if not hasattr(target, "write"):
+        raise ConfigurationError(f"{target!r} is nothing to write to; give a path or a text file.")
     return _write(engine, target.write, wanted, progress)
+
+
+def _path(given: str | PathLike[str]) -> Path:
+    path = Path(given)
+    if not is_storable(str(path)):
+        raise ConfigurationError(
+            f"{str(given)!r} is no path: it has NUL or lone surrogates. Name a file without."
+        )
+    # Not Path.is_dir, which raises for a name that is too long.
+    if not path.name or isdir(path):  # noqa: PTH112
+        raise ConfigurationError(f"{str(given)!r} is a folder. Name a file in it.")
+    return path
 
 
 def _streams_of(engine: Engine, timelines: Sequence[str]) -> set[str]:
     """Return the streams of timelines, of those they were forked from, and of what belongs to them."""
+    if isinstance(timelines, str):
+        raise ConfigurationError(
+            f"timelines is {timelines!r}, a text; give a list of names, such as [{timelines!r}]."
+        )
     found: set[str] = set()
     for name in timelines:
-        if engine.head(name) is None:
+        if engine.head(check_name(name)) is None:
             raise ConfigurationError(f"There is no timeline {name!r} to be exported.")
         for segment in History(engine, name).segments:
             found |= {segment.stream, facts_stream(segment.stream)}
@@ -189,14 +208,26 @@ def _timelines(streams: Iterable[str]) -> tuple[str, ...]:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def import_log(engine: Engine, source: str | Path | TextIO, progress: Progress | None) -> Transfer:
+def import_log(
+    engine: Engine, source: str | PathLike[str] | TextIO, progress: Progress | None
+) -> Transfer:
     """Read records from a file, then append them all at once; see `TemporalStore.import_`."""
-    if isinstance(source, (str, Path)):
-        # What is no UTF-8 shows in the check of its line.
-        with Path(source).open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            reader = _Reader(str(source))
-            reader.read(file)
+    if isinstance(source, (str, PathLike)):
+        path = _path(source)
+        reader = _Reader(str(path))
+        try:
+            # What is no UTF-8 shows in the check of its line.
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+                reader.read(file)
+        except OSError as error:
+            raise LogUnavailableError(
+                f"{str(path)!r} cannot be read: {error}. Check the path; nothing was imported."
+            ) from error
     else:
+        if not hasattr(source, "read"):
+            raise ConfigurationError(
+                f"{source!r} is nothing to read from; give a path or a text file."
+            )
         reader = _Reader(str(getattr(source, "name", "the file")))
         reader.read(source)
     if progress is not None:

@@ -27,7 +27,7 @@ from atlas.core.schema.codec import dump, load
 from atlas.errors import SchemaError, StateError
 from atlas.typing import JSON
 
-__all__ = ["Values"]
+__all__ = ["UNREADABLE", "Values", "is_storable"]
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 _TEXT = frozenset({str})
@@ -248,3 +248,11 @@ _READERS: Mapping[str, Callable[[Values, Mapping[str, Any]], Any]] = {
 
 # The schema layer and the parser raise errors of their own; a reader of snapshots catches these.
 UNREADABLE = (StateError, SchemaError, ValueError, RecursionError)
+
+
+def is_storable(text: str) -> bool:
+    """Whether every engine can keep a text as a name."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

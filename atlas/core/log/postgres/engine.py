@@ -12,7 +12,14 @@ import psycopg
 
 from atlas.core.clock import SystemClock
 from atlas.core.log.chain import GENESIS, digest_of, link
-from atlas.core.log.engine import Append, Durability, Progress, Repair, Verification
+from atlas.core.log.engine import (
+    Append,
+    Durability,
+    Progress,
+    Repair,
+    Verification,
+    check_durability,
+)
 from atlas.core.log.group_commit import GroupCommit, PendingAppend
 from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.postgres.connections import (
@@ -52,6 +59,7 @@ from atlas.core.log.verification import (
     repaired_note,
 )
 from atlas.errors import (
+    ConfigurationError,
     LogCorruptedError,
     LogFormatError,
     LogUnavailableError,
@@ -107,6 +115,7 @@ class PostgresEngine:
         prefix: str | None = None,
         clock: Clock | None = None,
     ) -> None:
+        check_durability(durability)
         self._place = Place.of(address, schema, prefix)
         self._clock = clock or SystemClock()
         self._sql = Statements(self._place)
@@ -642,7 +651,7 @@ def _snapshot_digest(snapshot: Snapshot) -> bytes:
 
 def _check_length(stream: str) -> None:
     if len(stream) > _LONGEST_NAME // 4 and len(stream.encode()) > _LONGEST_NAME:
-        raise ValueError(
+        raise ConfigurationError(
             f"The name of a stream on PostgreSQL may have {_LONGEST_NAME} bytes in UTF-8; the one "
             f"that begins with {stream[:40]!r} has {len(stream.encode())}. Use a shorter one."
         )

@@ -14,7 +14,14 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from atlas.core.clock import SystemClock
-from atlas.core.log.engine import Append, Durability, Progress, Repair, Verification
+from atlas.core.log.engine import (
+    Append,
+    Durability,
+    Progress,
+    Repair,
+    Verification,
+    check_durability,
+)
 from atlas.core.log.group_commit import GroupCommit, PendingAppend
 from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.records import NewRecord, Record, Snapshot
@@ -97,6 +104,7 @@ class SqliteEngine:
         poll: float = 0.01,
         read_only: bool = False,
     ) -> None:
+        check_durability(durability)
         synchronous, grace = _DURABILITY[durability]
         self.address = str(path)
         self._clock = clock or SystemClock()
@@ -133,10 +141,7 @@ class SqliteEngine:
         tracking: tuple[str, int] | None = None,
     ) -> Append:
         """Append records; see `atlas.core.log.engine.Engine.append`."""
-        if self._file.read_only:
-            raise LogUnavailableError(
-                f"The log {self.address} is open for reading only. Open it for writing to append."
-            )
+        self._check_writable()
         request = Request.checked(records, expect, tracking, self._clock.time_ns())
         return self._commits.submit(request)
 
@@ -520,12 +525,13 @@ class SqliteEngine:
         The bytes are overwritten in the file, and the journal that held them is emptied.
 
         Raises:
-            ValueError: The stream is the log's own.
+            ConfigurationError: The stream is the log's own.
             LogUnavailableError: They are erased, but another process reads and keeps the journal.
                 Erase again when it has ended.
         """
         Erasure.check(stream)
         self._check_open()
+        self._check_writable()
         # What nobody waited for yet is erased too.
         self._commits.drain()
         first = -_LARGEST if after is None else after
@@ -570,6 +576,7 @@ class SqliteEngine:
             found = examine(self._file, progress)
             if found.bad_position is None:
                 return Repair(found.records, 0, "")
+            self._check_writable()
             aside = self._file.free_name()
             saved = salvage(self._file, aside, self._clock.time_ns(), progress)
             self._file.checkpoint()
@@ -606,6 +613,13 @@ class SqliteEngine:
         if self._closed:
             raise LogClosedError(f"The log {self.address} is closed; open it again.")
 
+    def _check_writable(self) -> None:
+        if self._file.read_only:
+            raise LogUnavailableError(
+                f"The log {self.address} is open for reading only. Open it for writing to append, "
+                f"erase or repair."
+            )
+
     def _disconnect(self) -> None:
         # Readers in use close themselves.
         self._generation += 1
@@ -641,13 +655,16 @@ class SqliteEngine:
     @contextmanager
     def _writing_relaxed(self) -> Iterator[None]:
         self._check_open()
+        self._check_writable()
         with self._writing, self._translating():
             connection = self._open_writer()
             self._file.relaxed(connection, relaxed=True)
             try:
                 yield
             finally:
-                self._file.relaxed(connection, relaxed=False)
+                # One that failed was given up; the next is made anew.
+                if connection is self._writer:
+                    self._file.relaxed(connection, relaxed=False)
 
     @contextmanager
     def _translating(self) -> Iterator[None]:

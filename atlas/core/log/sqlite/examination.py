@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from atlas.core.log.engine import Progress, Verification
@@ -23,10 +24,13 @@ _ROWS: Final = (
 
 def examine(file: LogFile, progress: Progress | None) -> Verification:
     """Return what is wrong first; see `atlas.core.log.engine.Engine.verify`."""
-    with file.readable() as connection:
+    with file.readable() as (connection, problem):
         # One view of the file, whatever is written meanwhile.
         connection.execute("BEGIN")
-        return _examine(connection, progress)
+        found = _examine(connection, progress)
+    if problem and found.ok:
+        return replace(found, bad_position=0, problem=f"Every record is right, but: {problem}")
+    return found
 
 
 def _examine(connection: sqlite3.Connection, progress: Progress | None) -> Verification:
@@ -70,12 +74,13 @@ def judged(
 def stored_rows(connection: sqlite3.Connection, after: int = 0) -> Iterator[StoredRow]:
     """Yield the records as they are stored, by position."""
     while True:
-        rows = connection.execute(_ROWS, (after, _CHUNK)).fetchall()
-        for row in rows:
+        count = 0
+        # One by one: those before a page that cannot be read are good.
+        for row in connection.execute(_ROWS, (after, _CHUNK)):
             yield StoredRow(*row)
-        if len(rows) < _CHUNK:
+            after, count = row[0], count + 1
+        if count < _CHUNK:
             return
-        after = rows[-1][0]
 
 
 def erasure_notes(connection: sqlite3.Connection) -> list[bytes]:

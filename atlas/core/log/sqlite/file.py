@@ -19,13 +19,19 @@ from time import monotonic, sleep
 from typing import Final
 
 from atlas.core.log.planning import START
+from atlas.core.log.sqlite.header import (
+    APPLICATION_ID,
+    FORMAT,
+    HEADER_SIZE,
+    PAGE_SIZE,
+    is_sound,
+    restore,
+    told_size,
+)
 from atlas.core.log.types import column
 from atlas.errors import LogCorruptedError, LogError, LogFormatError, LogUnavailableError
 
 __all__ = ["LogFile", "is_of_one", "one", "translated"]
-
-_APPLICATION_ID: Final = 0x41744C67  # "AtLg"
-_FORMAT: Final = 1
 
 
 def _columns(*names: str) -> str:
@@ -54,6 +60,7 @@ CREATE TABLE snapshots (
     id INTEGER PRIMARY KEY, {_columns("stream", "label", "version", "digest", "payload")},
     UNIQUE (stream, label, version)
 )"""
+_STATEMENTS: Final = [statement.strip() for statement in _SCHEMA.split(";")]
 
 _CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -105,7 +112,8 @@ def translated(error: sqlite3.Error, address: str, *, in_doubt: bool = False) ->
         if in_doubt
         else "Nothing of what failed is stored."
     )
-    return LogUnavailableError(f"The log {address} cannot be used now: {error}. {mend}. {stored}")
+    said = str(error).rstrip(".")
+    return LogUnavailableError(f"The log {address} cannot be used now: {said}. {mend}. {stored}")
 
 
 class LogFile:
@@ -134,10 +142,10 @@ class LogFile:
             with closing(self._connect()) as connection:
                 self._recognise(connection)
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
-                raise self._foreign("It is no SQLite file") from error
             # A damaged log can be opened, to be looked through and repaired.
-            if not self._is_truncated():
+            if not (self._is_truncated() or self._has_tables_of_a_log()):
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+                    raise self._foreign("It is no SQLite file") from error
                 raise translated(error, str(path)) from error
         self._inode = self.path.stat().st_ino
         self._looked_at = 0.0
@@ -170,47 +178,66 @@ class LogFile:
         return connection
 
     @contextmanager
-    def readable(self) -> Iterator[sqlite3.Connection]:
-        """Give an examiner that reads what there is, also of a file whose end is missing."""
+    def readable(self) -> Iterator[tuple[sqlite3.Connection, str]]:
+        """Give an examiner that reads what there is, also where the header or the end is missing.
+
+        Beside it, what is wrong with the header, in a sentence; "" for nothing.
+        """
         with closing(self.examiner()) as connection:
-            if not self._is_refused(connection):
-                yield connection
+            problem = self._problem_with_header(connection)
+            if not problem:
+                yield connection, ""
                 return
-        # SQLite reads nothing of such a file: read a copy with an empty end.
+        # SQLite reads nothing of such a file, or reads it wrongly: read a copy with a header that is
+        # right and tells the size it has.
         with TemporaryDirectory(dir=self.path.parent, prefix=f"{self.path.name}.") as folder:
             copy = Path(folder) / "copy.db"
             shutil.copy(self.path, copy)
-            os.truncate(copy, self._expected_size())
+            restore(copy)
+            with suppress(FileNotFoundError):
+                shutil.copy(f"{self.path}-wal", f"{copy}-wal")
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 connection.text_factory = bytes
-                yield connection
+                yield connection, problem
 
-    def _is_refused(self, connection: sqlite3.Connection) -> bool:
-        # A short file alone says little: its end may be in the journal, or just being written.
+    def _problem_with_header(self, connection: sqlite3.Connection) -> str:
         try:
             one(connection, "SELECT 1 FROM sqlite_master")
-        except sqlite3.DatabaseError:
-            return self._is_truncated()
-        return False
+        except sqlite3.DatabaseError as error:
+            if self._is_truncated() or self._has_tables_of_a_log():
+                return f"SQLite cannot read the file: {error}."
+        # The beginning or the end may be in the journal, or just being written.
+        if self._has_journal():
+            return ""
+        header, size = self._start(HEADER_SIZE), self.path.stat().st_size
+        if not is_sound(header):
+            return "The header of the file, its first 100 bytes, is damaged."
+        if told_size(header) < size:
+            return f"The file has {size} bytes, and its header tells {told_size(header)}."
+        return ""
+
+    def _has_journal(self) -> bool:
+        journal = self.path.with_name(f"{self.path.name}-wal")
+        return journal.exists() and journal.stat().st_size > 0
 
     def _is_truncated(self) -> bool:
-        return self._header()[68:72] == _APPLICATION_ID.to_bytes(4, "big") and (
-            self.path.stat().st_size < self._expected_size()
+        header = self._start(HEADER_SIZE)
+        return header[68:72] == APPLICATION_ID.to_bytes(4, "big") and (
+            self.path.stat().st_size < told_size(header)
         )
 
-    def _header(self) -> bytes:
+    def _has_tables_of_a_log(self) -> bool:
+        # They are described in the first page, right after the header.
+        start = self._start(PAGE_SIZE)
+        return all(statement.encode() in start for statement in _STATEMENTS)
+
+    def _start(self, size: int) -> bytes:
         try:
             with self.path.open("rb") as file:
-                return file.read(100)
+                return file.read(size)
         except OSError:
             # SQLite has said already that it cannot be opened.
             return b""
-
-    def _expected_size(self) -> int:
-        # See "The Database Header" in SQLite's description of its file format.
-        header = self._header()
-        page = int.from_bytes(header[16:18], "big")
-        return int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
 
     def free_name(self) -> Path:
         """Return the path beside it under which the file can be set aside."""
@@ -255,6 +282,15 @@ class LogFile:
             return False
 
     def _check_place(self) -> None:
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # A name that is too long, a folder one may not enter.
+            raise LogUnavailableError(
+                f"The log {str(self.path)!r} cannot be opened: {error.strerror}. Choose another path."
+            ) from error
         if self.read_only and not self.path.is_file():
             raise LogUnavailableError(
                 f"There is no log at {str(self.path)!r}. Check the path, or open it for writing, "
@@ -286,13 +322,15 @@ class LogFile:
         if found == 0 and not self.read_only:
             self._create(connection)
             found = one(connection, "PRAGMA application_id")[0]
-        if found != _APPLICATION_ID:
+        if found != APPLICATION_ID:
+            if self._has_tables_of_a_log():
+                return
             raise self._foreign("It is another program's SQLite file")
         version = one(connection, "PRAGMA user_version")[0]
-        if version != _FORMAT:
+        if version != FORMAT:
             raise LogFormatError(
                 f"{str(self.path)!r} is a log of format {version}; this Atlas knows format "
-                f"{_FORMAT}. Open it with the version that wrote it, or a newer Atlas."
+                f"{FORMAT}. Open it with the version that wrote it, or a newer Atlas."
             )
 
     def _create(self, connection: sqlite3.Connection) -> None:
@@ -300,16 +338,17 @@ class LogFile:
             if one(connection, "PRAGMA application_id")[0] == 0:
                 raise self._foreign("It is another program's SQLite file")
             return
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         self._to_wal(connection)
         connection.execute("BEGIN IMMEDIATE")
         # Another process may have been faster.
         if not one(connection, "SELECT 1 FROM sqlite_master"):
-            for statement in _SCHEMA.split(";"):
+            for statement in _STATEMENTS:
                 connection.execute(statement)
             tip = (START.position, START.time_ns, START.chain)
             connection.execute("INSERT INTO tip VALUES (1, ?, ?, ?)", tip)
-            connection.execute(f"PRAGMA user_version = {_FORMAT}")
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("COMMIT")
 
     def _to_wal(self, connection: sqlite3.Connection) -> None:

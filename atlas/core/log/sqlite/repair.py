@@ -54,7 +54,7 @@ def salvage(damaged: LogFile, aside: Path, now_ns: int, progress: Progress | Non
     for leftover in (path, _beside(path, "-wal"), _beside(path, "-shm")):
         leftover.unlink(missing_ok=True)
     new = LogFile(path, synchronous="FULL", busy_timeout=10.0, read_only=False)
-    with damaged.readable() as source, closing(new.writer()) as target:
+    with damaged.readable() as (source, _), closing(new.writer()) as target:
         verifier = Verifier(_notes(source))
         highest = _highest_position(source)
         target.execute("BEGIN IMMEDIATE")
