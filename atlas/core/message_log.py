@@ -233,27 +233,28 @@ class MessageLog:
 
     # -- waiting --
 
-    async def commit(self) -> None:
-        """Wait until everything published so far is stored, as safely as the log promises.
+    def commit(self) -> asyncio.Future[None]:
+        """Return what is awaited until everything published so far is stored as safely as promised.
 
-        Raises:
-            LogUnavailableError: It cannot be written; it is kept and tried again.
+        It ends with `LogUnavailableError` if that cannot be written; it is kept and tried again.
         """
         loop = asyncio.get_running_loop()
         stored: asyncio.Future[None] = loop.create_future()
 
         def settle() -> None:
-            if not stored.done():
+            if stored.done():
+                return
+            if mark.error is None:
                 stored.set_result(None)
+            else:
+                stored.set_exception(mark.error)
 
         def tell() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(settle)
 
         mark = self._mark(tell)
-        await stored
-        if mark.error is not None:
-            raise mark.error
+        return stored
 
     def flush(self, timeout: float | None = None) -> None:
         """Block until everything published so far is stored.

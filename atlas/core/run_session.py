@@ -8,7 +8,7 @@ what happened and a replay what to do.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias, TypedDict
@@ -291,10 +291,13 @@ class _BusJournal:
         ):
             self._effects.pop(effect, None)
 
-    async def commit(self) -> None:
-        """Wait until all that was published is stored."""
-        if self._is_durable:
-            await self._log.commit()
+    def commit(self) -> Awaitable[object]:
+        """Return what is awaited until all that was published is stored."""
+        return self._log.commit() if self._is_durable else _at_once()
+
+
+async def _at_once() -> None:
+    """Wait for nothing."""
 
 
 def _is_done_again(event: Message) -> bool:
