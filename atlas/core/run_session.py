@@ -117,7 +117,8 @@ class RunSession:
         self._on_end = on_end
         self._was_entered = False
         self._stack = ExitStack()
-        self._journal = _BusJournal(bus, log, self.id, is_durable=is_durable)
+        waits = is_durable and log.outlives_the_process
+        self._journal = _BusJournal(bus, log, self.id, is_durable=waits)
         entries = [each for each in recorded if isinstance(each, ENTRIES)]
         self._context = RunContext(
             started.parent or self.id if mode == "replay" else self.id,
