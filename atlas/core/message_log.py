@@ -203,13 +203,14 @@ class MessageLog:
         known = each._stamp
         assert known is not None
         run = known[3] if len(known) == 7 else None
-        if run is None or run not in self._gates:
+        gate = None if run is None else self._gates.get(run)
+        if run is None or gate is None:
             if self._session is None:
                 return
             run = run or self._session
             fate: Fate = "keep"
         else:
-            fate = self._gates[run](each)
+            fate = gate(each)
             if fate == "drop":
                 return
         queue = self._queue

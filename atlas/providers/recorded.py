@@ -199,7 +199,7 @@ def _read(name: str, parts: list[Any]) -> Delta:
     if name == UsageDelta.__name__:
         (usage,) = parts
         return UsageDelta(usage if isinstance(usage, Usage) else Usage(**usage))
-    return cast("Delta", _DELTAS[name](*parts))
+    return _DELTAS[name](*parts)
 
 
 # Any: see above
