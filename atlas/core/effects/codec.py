@@ -193,7 +193,7 @@ def _is_json(value: Any) -> bool:
     """Return whether a value is JSON as it stands, as most are: then nothing is to be made of it."""
     cls = type(value)
     if cls is list:
-        for item in value:  # not `all`: a generator takes as long as the looking
+        for item in value:  # noqa: SIM110 - a generator takes as long as the looking
             if not (type(item) in _PLAIN or _is_json(item)):
                 return False
         return True
