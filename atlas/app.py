@@ -119,6 +119,7 @@ class Atlas:
         container: Container | None = None,
     ) -> None:
         self.profile = chat_profile(profile)
+        self._profile_options = self.profile.chat_options()
         self.container = container or Container()
         self.bus: EventBus = bus or self.container.bus()
         self._owns_bus = bus is None and not self.container.bus.overridden
@@ -386,7 +387,7 @@ class Atlas:
             model: The provider's name of the model; None: the application's, or the provider's own.
         """
         self._running()
-        return self._chosen(_over(self.profile, {"provider": provider, "model": model}))
+        return self._chosen(_over(self._profile_options, {"provider": provider, "model": model}))
 
     async def stored_answer(self, approval: str) -> str | None:
         """Return what was decided on an approval, as JSON text, or None."""
@@ -692,7 +693,7 @@ class Atlas:
     def _ask(
         self, talk: Conversation, prompt: str | Sequence[ChatMessage], options: ChatOptions
     ) -> Reply:
-        options = _over(self.profile, options)
+        options = _over(self._profile_options, options)
         provider, model = self._chosen(options)
         if self._timer is not None:
             self._timer.time(provider)
@@ -805,10 +806,10 @@ def _fallbacks(
     return named if isinstance(named, Mapping) else {name: {} for name in named}
 
 
-def _over(profile: ChatProfile, options: ChatOptions) -> ChatOptions:
+def _over(profile: Mapping[str, object], options: ChatOptions) -> ChatOptions:
     """Return the options of a call over those of the profile; None says nothing."""
     said = {name: value for name, value in options.items() if value is not None}
-    return cast("ChatOptions", profile.chat_options() | said)
+    return cast("ChatOptions", {**profile, **said})
 
 
 def _default_model(provider: Provider) -> str:

@@ -105,6 +105,7 @@ class Work:
         "_history",
         "_ids",
         "_last_prompt",
+        "_leg",
         "_loops",
         "_options",
         "_provider",
@@ -131,6 +132,7 @@ class Work:
         # Any: fields of a ChatRequest
         self._options: dict[str, Any] = {}
         self._asked: tuple[Provider, str] | None = None
+        self._leg = 0
         self._provider = ""
         self._dialect: Dialect | None = None
         self._system: ChatMessage | None = None
@@ -190,10 +192,12 @@ class Work:
         return dialect.read(given, self._turn)
 
     def _chosen(self) -> tuple[Provider, str]:
-        """Return whom to ask: in a run, which may be forked to another model, anew for each turn."""
-        if self._asked is not None and current_run() is None:
-            return self._asked
-        self._asked = self._desk.host.choose_model(*_split(self._source))
+        """Return whom to ask: anew where a run goes on as another, which may be with another model."""
+        run = current_run()
+        leg = 0 if run is None else run.leg
+        if self._asked is None or leg != self._leg:
+            self._leg = leg
+            self._asked = self._desk.host.choose_model(*_split(self._source))
         return self._asked
 
     def _choice(self) -> str:

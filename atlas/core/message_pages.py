@@ -27,6 +27,7 @@ from atlas.core.messages import (
     spelled_out,
     stamp,
 )
+from atlas.core.page_words import WORDS
 from atlas.core.perspective import without_secrets
 from atlas.core.schema.canonical import canonical_text, quote
 from atlas.core.schema.codec import UnknownMessage, fields_text, from_fields
@@ -42,7 +43,9 @@ MARKER: Final = "[redacted]"
 
 _PLAIN: Final = b"j"
 _COMPRESSED: Final = b"z"
+_WITH_WORDS: Final = b"w"
 _WORTH_COMPRESSING: Final = 200
+_SMALL: Final = 4096
 _WORTH_COLUMNS: Final = 4
 _LINKS: Final = ("later", "longer", "cause", "correlation")
 _SCALARS: Final = frozenset({str, int, bool, type(None)})
@@ -121,7 +124,15 @@ def pack(
     data = text.encode("utf-8", "backslashreplace")
     if len(data) < _WORTH_COMPRESSING:
         return _PLAIN + data
-    return _COMPRESSED + zlib.compress(data, 6)
+    return _WITH_WORDS + _compressed(data)
+
+
+def _compressed(data: bytes) -> bytes:
+    # Half a megabyte of tables, which is the rule, is no use for a page that ends before they are filled,
+    # and costs more than the compressing.
+    window, memory = (12, 5) if len(data) <= _SMALL else (15, 8)
+    made = zlib.compressobj(6, zlib.DEFLATED, window, memory, zdict=WORDS)
+    return made.compress(data) + made.flush()
 
 
 def _known(each: Message) -> tuple[str, int]:
@@ -313,13 +324,24 @@ def _made(name: str, version: int, fields: Any) -> Message:  # Any: JSON of any 
 def _opened(data: bytes) -> dict[str, Any]:
     kind, rest = data[:1], data[1:]
     try:
-        text = zlib.decompress(rest) if kind == _COMPRESSED else rest
-        page = json.loads(text)
+        page = json.loads(_expanded(kind, rest))
     except (zlib.error, ValueError) as error:
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {error}.") from error
-    if not isinstance(page, dict) or kind not in (_PLAIN, _COMPRESSED):
+    if not isinstance(page, dict) or kind not in (_PLAIN, _COMPRESSED, _WITH_WORDS):
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {data[:40]!r}.")
     return cast("dict[str, Any]", page)
+
+
+def _expanded(kind: bytes, data: bytes) -> bytes:
+    if kind == _COMPRESSED:  # as pages were written before there were words
+        return zlib.decompress(data)
+    if kind != _WITH_WORDS:
+        return data
+    reader = zlib.decompressobj(zdict=WORDS)
+    text = reader.decompress(data) + reader.flush()
+    if not reader.eof:
+        raise ValueError("it is cut off")
+    return text
 
 
 def logical_lines(messages: Iterable[Message]) -> list[str]:

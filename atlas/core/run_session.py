@@ -8,7 +8,7 @@ what happened and a replay what to do.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias, TypedDict
@@ -117,7 +117,8 @@ class RunSession:
         self._on_end = on_end
         self._was_entered = False
         self._stack = ExitStack()
-        self._journal = _BusJournal(bus, log, self.id, is_durable=is_durable)
+        waits = is_durable and log.outlives_the_process
+        self._journal = _BusJournal(bus, log, self.id, is_durable=waits)
         entries = [each for each in recorded if isinstance(each, ENTRIES)]
         self._context = RunContext(
             started.parent or self.id if mode == "replay" else self.id,
@@ -222,14 +223,17 @@ class RunSession:
 
     def _fate(self, each: Message) -> Fate:
         """Decide what the log does with a message of this run; see `MessageLog.watch`."""
-        is_entry = type(each) in _ENTRIES  # asked for every piece of every answer
+        is_live = self._context.is_live
+        is_entry = type(each) in _ENTRIES
+        if is_entry and is_live:  # asked for every piece of every answer
+            return "keep"
         if not is_entry and is_lifecycle(each):
             if self._mode == "resume" and isinstance(each, RunStarted):
                 self._alias(each, self._recorded[0])
                 return "drop"
             return "drop" if self._mode == "replay" else "keep"
         inside = is_entry or _published_inside()
-        if self._context.is_live:
+        if is_live:
             return "keep" if inside else "outside"
         if inside and self._mode == "replay":
             self._happened.append(each)
@@ -272,12 +276,15 @@ class _BusJournal:
     def write(self, entry: Entry) -> None:
         """Publish an entry."""
         assert self._told is not None
-        if isinstance(entry, EffectStarted):
+        if isinstance(entry, EffectStarted | EffectRead):
             # In the context of the code that asked for it, which tells the cause.
-            self._effects[entry.effect] = self._bus.publish(entry, run=self._run).message
-            return
-        if isinstance(entry, EffectRead):
-            self._bus.publish(entry, run=self._run)
+            cause = CURRENT.get()
+            if type(cause) is tuple and len(cause) == 7 and cause[3] == self._run:
+                told = self._bus.publish(entry).message  # the same, at half the price
+            else:
+                told = self._bus.publish(entry, run=self._run).message
+            if isinstance(entry, EffectStarted):
+                self._effects[entry.effect] = told
             return
         effect = "" if isinstance(entry, RunSeeded | RunContinued) else entry.effect
         # These come out of any context; so the cause is said, the same in each execution.
@@ -291,10 +298,13 @@ class _BusJournal:
         ):
             self._effects.pop(effect, None)
 
-    async def commit(self) -> None:
-        """Wait until all that was published is stored."""
-        if self._is_durable:
-            await self._log.commit()
+    def commit(self) -> Awaitable[object]:
+        """Return what is awaited until all that was published is stored."""
+        return self._log.commit() if self._is_durable else _at_once()
+
+
+async def _at_once() -> None:
+    """Wait for nothing."""
 
 
 def _is_done_again(event: Message) -> bool:

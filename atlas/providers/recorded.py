@@ -6,6 +6,7 @@ them, so that a replay does the same without waiting for anything.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final, cast
@@ -27,6 +28,7 @@ from atlas.providers.base import (
     UsageDelta,
 )
 from atlas.providers.context import ContextPassage, ContextSource, PackedContext, pack_context
+from atlas.providers.messages import Usage
 from atlas.providers.resilience import (
     Deadlines,
     ResilientStream,
@@ -45,7 +47,7 @@ CONTEXT: Final = "context"
 
 _RETRIED: Final = "Retried"
 _SEVERAL: Final = "Several"
-_SEEN: Final = (TextDelta, ThinkingDelta, Finished)
+_SEEN: Final = (TextDelta, ThinkingDelta)
 
 _DELTAS: Final = {
     each.__name__: each
@@ -59,6 +61,8 @@ _DELTAS: Final = {
         Finished,
     )
 }
+
+_COUNTS: Final = tuple(spec.name for spec in dataclasses.fields(Usage))
 
 
 class HeldBack:
@@ -161,21 +165,41 @@ def model_stream(
         )
         async with aclosing(cast("Any", deltas)):
             async for delta in deltas:
-                held += [
-                    [_RETRIED, each.attempt, each.delay, error_text(each.error)] for each in told
-                ]
-                told.clear()
-                held.append([type(delta).__name__, *delta])
+                if told:
+                    held += [
+                        [_RETRIED, each.attempt, each.delay, error_text(each.error)]
+                        for each in told
+                    ]
+                    told.clear()
+                held.append(_written(delta))
                 # What nobody sees as it comes costs no delivery of its own.
                 if isinstance(delta, _SEEN):
                     yield held[0] if len(held) == 1 else [_SEVERAL, *held]
                     held.clear()
                     if held_back.wait is not None:
                         await held_back.wait()
+        if held:  # and what comes last is one with the end
+            yield held[0] if len(held) == 1 else [_SEVERAL, *held]
 
     # Idempotent: asked twice, a model costs twice, but nothing else happens.
     pieces = stream(Effect(MODEL_CALL, asked, declared="idempotent"), outside)
     return _inside(pieces, on_retry)
+
+
+# Any: see above
+def _written(delta: Delta) -> list[Any]:
+    if type(delta) is UsageDelta:
+        usage = {key: count for key in _COUNTS if (count := getattr(delta.usage, key)) is not None}
+        return [UsageDelta.__name__, usage]
+    return [type(delta).__name__, *delta]
+
+
+# Any: see above
+def _read(name: str, parts: list[Any]) -> Delta:
+    if name == UsageDelta.__name__:
+        (usage,) = parts
+        return UsageDelta(usage if isinstance(usage, Usage) else Usage(**usage))
+    return _DELTAS[name](*parts)
 
 
 # Any: see above
@@ -189,4 +213,4 @@ async def _inside(
                     attempt, delay, error = parts
                     on_retry(Retry(attempt, delay, cast("ProviderError", error_from(error))))
                 else:
-                    yield _DELTAS[name](*parts)
+                    yield _read(name, parts)

@@ -21,7 +21,7 @@ from atlas.cli.runs import opened
 from atlas.core.effects import Skip
 from atlas.core.messages import Message
 from atlas.errors import InDoubtError
-from atlas.providers.messages import ToolCallPart
+from atlas.providers.messages import StreamStarted, ToolCallPart
 from atlas.providers.scripted import ScriptedProvider, Step
 
 from support import teams
@@ -114,6 +114,27 @@ async def test_a_fork_repeats_the_tools_that_were_performed_and_goes_on_live(
     assert len(other.requests) == 1
     assert performed == ["A", "B"]
     assert len(calls) == 2
+
+
+async def test_a_fork_to_another_model_asks_it_in_the_turns_after_it_and_can_be_replayed(
+    recorded: tuple[str, str],
+) -> None:
+    db, run = recorded
+    other = ScriptedProvider(["Something else."])
+    async with Atlas(db, provider="scripted") as app:
+        events = app.runs[run].events
+        place = next(n for n, e in enumerate(events, 1) if isinstance(e, TurnEnded))
+        async with app.forking(run, at=place, model="larger") as fork:
+            await team(app, other).delegate("Book A and B.")
+        asked = [e.model for e in app.runs[fork.id].events if isinstance(e, StreamStarted)]
+        async with app.replaying(fork.id):
+            again = await team(app, ScriptedProvider([])).delegate("Book A and B.")
+
+    assert len(asked) == 2
+    assert asked[0] != "larger"
+    assert asked[1] == "larger"
+    assert again.text == "Something else."
+    assert [request.model for request in other.requests] == ["larger"]
 
 
 async def test_an_approval_is_waited_for_and_given(tmp_path: Path) -> None:

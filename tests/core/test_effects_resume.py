@@ -15,6 +15,7 @@ from atlas.core.effects import (
     RunContinued,
     Skip,
     current_effect,
+    current_run,
     effect,
     effective,
     random,
@@ -226,6 +227,30 @@ async def test_a_fork_goes_its_own_way_after_the_delivery_it_was_made_at():
     assert calls == ["put hello two"]
     assert other[0] == "put put hello two"
     assert not {str(each) for each in original} & {str(each) for each in other}
+
+
+async def test_a_run_knows_its_legs_in_a_replay_as_it_did():
+    async def legs() -> list[int]:
+        seen = [current_run().leg]
+        for word in "ab":
+            await put(word)
+            seen.append(current_run().leg)
+        return seen
+
+    journal, forked = MemoryJournal(), MemoryJournal()
+    async with RunContext("r", journal=journal):
+        assert await legs() == [1, 1, 1]
+    async with RunContext(
+        "f", mode="fork", recorded=journal.entries, at=1, journal=forked, rewrite=True
+    ):
+        assert await legs() == [1, 2, 2]
+    async with RunContext("f", mode="replay", recorded=forked.entries):
+        assert await legs() == [1, 2, 2]
+    del journal.entries[-1:]
+    async with RunContext("r", mode="resume", recorded=list(journal.entries), journal=journal):
+        assert await legs() == [1, 1, 2]
+    async with RunContext("r", mode="replay", recorded=effective(journal.entries)):
+        assert await legs() == [1, 1, 2]
 
 
 async def test_a_fork_begins_anew_what_was_under_way():

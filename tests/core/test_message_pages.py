@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from hashlib import sha256
 from typing import Annotated
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from atlas import Event, EventBus, message, value
 from atlas.core.message_pages import MARKER, OUTSIDE, logical_lines, pack, unpack
 from atlas.core.messages import Message
+from atlas.core.page_words import WORDS
 from atlas.core.schema.codec import UnknownMessage
 from atlas.errors import LogFormatError
 from atlas.typing import SECRET
@@ -154,3 +157,25 @@ def test_lines_are_the_same_for_two_runs_that_did_the_same_at_other_times() -> N
 def test_bytes_that_are_no_page_are_refused(data: bytes) -> None:
     with pytest.raises(LogFormatError, match="no page"):
         unpack(data)
+
+
+def test_what_pages_are_compressed_with_never_changes():
+    # the logs of users can only be read with it
+    digest = "50ade4fdbe95f92624641896f36e7553153cad57f8f935cc3c77ccdb391565c2"
+
+    assert sha256(WORDS).hexdigest() == digest
+
+
+def test_a_page_compressed_without_words_is_read_as_ever():
+    messages = published(*(Noted(f"text {number}") for number in range(20)))
+    text = zlib.decompressobj(zdict=WORDS).decompress(pack("r1", messages)[1:])
+
+    check_meta(unpack(b"z" + zlib.compress(text)), messages)
+
+
+@pytest.mark.parametrize("kept", [1, 20, -4])
+def test_a_page_that_is_cut_off_is_refused(kept: int):
+    data = pack("r1", published(*(Noted(f"text {number}") for number in range(20))))
+
+    with pytest.raises(LogFormatError, match="no page of messages"):
+        unpack(data[:kept])

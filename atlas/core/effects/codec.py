@@ -129,7 +129,8 @@ class Redactor:
         Raises:
             TypeError: It has no JSON form.
         """
-        return canonical_text(_plain(value, "", self, "hide"))
+        is_json = not self.names and _is_json(value)
+        return canonical_text(value if is_json else _plain(value, "", self, "hide"))
 
     def result(self, value: object) -> str:
         """Return a result, or a piece of one, as JSON text.
@@ -137,10 +138,10 @@ class Redactor:
         Raises:
             TypeError: It has no JSON form, or a secret in it.
         """
-        cls = type(value)
-        if cls is str:
-            return quote(cast("str", value))
-        return _encode(value if cls in _PLAIN else _plain(value, "", self, "refuse"))
+        if type(value) is str:
+            return quote(value)
+        is_json = not self.names and _is_json(value)
+        return _encode(value if is_json else _plain(value, "", self, "refuse"))
 
     def error(self, error: BaseException) -> str:
         """Return an error as JSON text; see `error_text`."""
@@ -185,6 +186,23 @@ class Redactor:
 
 
 # -- to JSON --------------------------------------------------------------------------------------
+
+
+# Any: whatever the effect takes or gives
+def _is_json(value: Any) -> bool:
+    """Return whether a value is JSON as it stands, as most are: then nothing is to be made of it."""
+    cls = type(value)
+    if cls is list:
+        for item in value:  # noqa: SIM110 - a generator takes as long as the looking
+            if not (type(item) in _PLAIN or _is_json(item)):
+                return False
+        return True
+    if cls is dict:
+        for key, item in value.items():
+            if type(key) is not str or not (type(item) in _PLAIN or _is_json(item)):
+                return False
+        return len(value) != 1 or not next(iter(value)).startswith("$")
+    return cls in _PLAIN or (cls is float and math.isfinite(value))
 
 
 # Any: whatever the effect takes or gives

@@ -9,7 +9,7 @@ it says that a delivery was dropped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from atlas.core.messages import Event, message
@@ -96,7 +96,8 @@ class EffectDelivered(Event):
         effect: Whose it is; for ``"cancel"``, the path of the task cancelled.
         what: A result, an error, a piece of a stream, its end, a timer that went off, or that somebody
             outside cancelled a task.
-        value: The result, piece or error as JSON text; for a timer its seconds; else "".
+        value: The result, piece or error as JSON text; of an end, the last piece, if both came at once;
+            for a timer its seconds; else "".
         moment_ns: The clock of the run at that moment, in ns; timers and `loop.time` go by it.
     """
 
@@ -167,8 +168,8 @@ class Journal(Protocol):
         """Take an entry in. In the loop's thread, in order; must not block for long."""
         ...
 
-    async def commit(self) -> object:
-        """Return when all written so far is safe. It is awaited outside of the run.
+    def commit(self) -> Awaitable[object]:
+        """Return what is awaited until all written so far is safe: outside of the run.
 
         Raises:
             Exception: It cannot be made safe; the run ends with this error.

@@ -27,10 +27,14 @@ class Completion(Delivery):
     def __init__(self, pending: Pending, what: str, value: str = "") -> None:
         # Not through the base: one is made for every piece of every stream.
         self.effect = pending.call.id
-        self.what = what
         self.value = value
-        self.durable = what != "chunk" and pending.call.declared != "pure"
         self.pending = pending
+        self.become(what)
+
+    def become(self, what: str) -> None:
+        """Say what it is. Before it is handed in."""
+        self.what = what
+        self.durable = what != "chunk" and self.pending.call.declared != "pure"
 
     @property
     def is_stale(self) -> bool:
@@ -122,10 +126,11 @@ class PendingStream(Pending):
     """An effect that gives pieces: an async iterator inside the run.
 
     The function that makes the pieces is held back when ``WINDOW`` of them wait to be read, until half
-    of those are: it is woken for many pieces, not for each.
+    of those are: it is woken for many pieces, not for each. If its end comes before its last piece was
+    handed in, the two are one delivery.
     """
 
-    __slots__ = ("_ahead", "_end", "_items", "_room", "_waiter")
+    __slots__ = ("_ahead", "_end", "_items", "_latest", "_room", "_waiter")
 
     WINDOW = 64
 
@@ -142,13 +147,15 @@ class PendingStream(Pending):
         self._end: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._ahead = 0
+        self._latest: Completion | None = None
         self._room: asyncio.Future[None] | None = None
 
     def take(self, what: str, value: str) -> None:
         """Let the run have a piece, or the end."""
-        if what == "chunk":
+        self._latest = None
+        if what != "error" and value:
             self._items.append(from_text(value))
-        else:
+        if what != "chunk":
             self.end()
             self._end = StopAsyncIteration() if what == "end" else error_from(value)
         waiter, self._waiter = self._waiter, None
@@ -184,15 +191,21 @@ class PendingStream(Pending):
         return self._items.popleft()
 
     async def pump(self, pieces: AsyncIterator[Any]) -> None:
-        """Have the pieces handed in one by one. Outside the run."""
+        """Have the pieces handed in one by one. Outside the run, in its loop's thread."""
+        inner = self.run.inner
         async with aclosing(cast("Any", pieces)):
             async for piece in pieces:
-                self.give("chunk", text_of(self.call, self.redactor, piece))
+                latest = Completion(self, "chunk", text_of(self.call, self.redactor, piece))
+                self._latest = latest
+                inner.deliver(latest)
                 self._ahead += 1
                 if self._ahead >= self.WINDOW and not self.ended:
-                    self._room = self.run.inner.loop.create_future()
+                    self._room = inner.loop.create_future()
                     await self._room
-        self.give("end")
+        if self._latest is None:
+            self.give("end")
+        else:
+            self._latest.become("end")
 
 
 async def _nothing(pending: Pending) -> None:

@@ -86,6 +86,9 @@ class RunContext:
     Attributes:
         warnings: What got in that is no declared effect, in words.
         seed: The seed in use.
+        leg: Which stretch of the run this is: 1, and one more each time it went on as a fork or was
+            resumed, in a replay at the same moment. What may be decided otherwise from there on (the
+            model to ask) is to be decided anew in each.
 
     Raises:
         EffectError: From entering, in a run; or where a run is not possible.
@@ -118,6 +121,7 @@ class RunContext:
         self.pace = pace
         self.seed = seed or secrets.token_hex(16)
         self.warnings: list[str] = []
+        self.leg = 0
         self.pending: dict[str, Pending] = {}
         self.requests = RequestStore()
         self._journal = journal if mode != "live" else None
@@ -208,6 +212,7 @@ class RunContext:
             self._error = self._recording.missing(entry)
 
     def _set_seed(self, seeded: RunSeeded) -> None:
+        self.leg += 1
         self._seeded = seeded
         self.seed = seeded.seed
         # str seeds go through SHA-512 and are the same on every Python
@@ -242,6 +247,8 @@ class RunContext:
                 self._set_seed(entry)
                 if recording.cursor == 0:
                     self.inner.moment = entry.moment_ns / 1e9
+            elif type(entry) is RunContinued:
+                self.leg += 1
             recording.cursor += 1
             if recording.cursor >= recording.end:
                 break
@@ -255,6 +262,7 @@ class RunContext:
         if self.mode == "resume":
             self._leftovers = Leftovers(self._recording, self.pending)
             self._write(RunContinued(kept=self._recording.end))
+            self.leg += 1
         else:
             seed = RunSeeded(seed=secrets.token_hex(16), moment_ns=round(self.inner.moment * 1e9))
             self._set_seed(seed)

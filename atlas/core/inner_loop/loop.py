@@ -408,7 +408,26 @@ class InnerLoop:
             self._hand_in(delivery)
             return
         self._waiting = delivery
+        if isinstance(safe, asyncio.Future):  # a task that awaits it would cost three times that
+            safe.add_done_callback(self._is_safe, context=self._context)
+            return
         self.start_outside(self._hand_in_when(safe, delivery), Context())
+
+    def _is_safe(self, safe: asyncio.Future[object]) -> None:
+        """Hand in what waited for this."""
+        delivery, self._waiting = self._waiting, None
+        if self.closed:
+            safe.exception()  # whoever waits for the journal once more is told the same
+            return
+        error = safe.exception()
+        if error is None:
+            self._safe = delivery
+        else:
+            self.supervisor.failed(cast("Exception", error))
+        if self._due:
+            return
+        self._due = True
+        self._turn()
 
     async def _hand_in_when(self, safe: Awaitable[object], delivery: Delivery) -> None:
         try:
