@@ -171,8 +171,8 @@ class Loops:
         self._again = 0
         self._turns = 0
 
-    def note(self, what: object, name: str) -> None:
-        """Take note of the next thing; ``name`` is for the error.
+    def note(self, what: object, kind: str, name: str) -> None:
+        """Take note of the next thing; its kind and name are for the error.
 
         Raises:
             LimitReachedError: It came too often.
@@ -187,13 +187,13 @@ class Loops:
         repeats, alternations = self._limits.repeats, self._limits.alternations
         if repeats is not None and self._again > repeats:
             raise LimitReachedError(
-                f"{name} came {self._again} times in a row with the same result: no progress is "
+                f"{kind} {name!r} came {self._again} times in a row with the same result: no progress is "
                 f"made. Change the instructions, or give the task Limits(repeats=...).",
                 limit="repeats",
             )
         if alternations is not None and self._turns > 2 * alternations - 2:
             raise LimitReachedError(
-                f"{name} and the one before it take turns for the {alternations}th time: no "
+                f"{kind} {name!r} and the one before it take turns for the {alternations}th time: no "
                 f"progress is made. Change the instructions, or give Limits(alternations=...).",
                 limit="alternations",
             )

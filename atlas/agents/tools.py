@@ -352,7 +352,9 @@ def _content(result: object) -> str:
     """Return a result as the text that the model reads."""
     if isinstance(result, str):
         return result
-    return json.dumps(result, ensure_ascii=False, default=_jsonable)
+    if type(result) is int:
+        return int.__repr__(result)
+    return _JSON.encode(result)
 
 
 def _jsonable(item: Any) -> JSON:
@@ -363,6 +365,9 @@ def _jsonable(item: Any) -> JSON:
     if isinstance(item, Mapping):
         return dict(item)
     return list(item) if isinstance(item, set | frozenset | tuple) else str(item)
+
+
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, default=_jsonable)  # `dumps` makes one a call
 
 
 @overload

@@ -42,6 +42,7 @@ from atlas.providers.messages import (
 __all__ = ["Assembler"]
 
 _REASONS = frozenset(get_args(FinishReason))
+_NOTHING = Usage()
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
@@ -91,7 +92,7 @@ class Assembler:
         self._model = model
         self._reply = reply
         self._response_id: str | None = None
-        self._usage = Usage()
+        self._usage = _NOTHING
         self._finished: Finished | None = None
         self._index = 0
         self._halves = 0  # how many blocks keep back a half of a character
@@ -194,7 +195,8 @@ class Assembler:
             if isinstance(delta, ToolCallDelta):
                 self._call(delta)
             elif isinstance(delta, UsageDelta):
-                self._usage = _merged(self._usage, delta.usage)
+                first = self._usage is _NOTHING and isinstance(delta.usage, Usage)
+                self._usage = delta.usage if first else _merged(self._usage, delta.usage)
             elif isinstance(delta, RefusalDelta):
                 _append(self._block(RefusalDelta, delta.block).pieces, delta.text)
             elif isinstance(delta, ResponseStarted):

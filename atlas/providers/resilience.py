@@ -234,6 +234,8 @@ class ResilientStream:
         if self._closed is not None:
             await asyncio.shield(self._closed)
             return
+        if self._call.is_over:
+            return  # read to its end, as most are
         closed = self._closed = asyncio.get_running_loop().create_future()
         try:
             if self._deltas.ag_running:
@@ -277,20 +279,55 @@ class _Call:
         self._sleep = sleep
         self._watch = watch
         self._text: list[str] = []
-        self._ended: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[None] | None = None  # made when somebody waits for the end
+        self.is_over = False
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """Yield the deltas of the first attempt that gets as far as content."""
-        self._ended = asyncio.get_running_loop().create_future()
-        self._watch.start()
+        """Yield the deltas of the first attempt that gets as far as content.
+
+        What precedes the content of an attempt is held back. All in one generator: every token
+        passes through here, and a second one around the first would double its way.
+        """
+        watch, text, held = self._watch, self._text, list[Delta]()
+        watch.start()
         delay: float | None = None
         try:
             while True:
                 try:
                     await self._pause(delay)
-                    async with contextlib.aclosing(self._attempt()) as deltas:
-                        async for delta in deltas:
+                    self.attempts += 1
+                    watch.begin_attempt()
+                    finished = False
+                    async with closing(self._opened()) as stream:
+                        receive = stream.__anext__
+                        while True:
+                            watch.begin_wait()
+                            try:
+                                delta = await receive()
+                            except StopAsyncIteration:
+                                break
+                            finally:
+                                watch.waiting = False
+                            if type(delta) is TextDelta:
+                                is_content = bool(delta.text)
+                                if type(delta.text) is str:  # else the assembler refuses it
+                                    text.append(delta.text)
+                            else:
+                                finished = finished or isinstance(delta, Finished)
+                                is_content = not isinstance(delta, _PREAMBLE)
+                            if is_content:
+                                watch.saw_content()
+                            elif watch.content:
+                                watch.saw_nothing()
+                            else:
+                                held.append(delta)
+                                continue
+                            if held:
+                                for earlier in held:
+                                    yield earlier
+                                held.clear()
                             yield delta
+                    self._expect_end(finished)
                 # Whatever a third party's provider raises is named, none of it passes as it is.
                 except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001
                     error = self._neutral(raised)
@@ -301,15 +338,21 @@ class _Call:
                 delay = self._delay_after(error)
                 if delay is None:
                     raise error from error.__cause__
+                held.clear()  # a failed attempt leaves nothing behind
                 if self._on_retry is not None:
                     self._on_retry(Retry(self.attempts, delay, error))
         finally:
-            self._watch.close()
-            self._ended.set_result(None)
+            watch.close()
+            self.is_over = True
+            if self._ended is not None:
+                self._ended.set_result(None)
 
     async def stop(self) -> None:
         """End the read that is under way in another task, and wait until it has ended."""
-        assert self._ended is not None
+        if self.is_over:
+            return
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
         self._watch.end("stop")
         await asyncio.shield(self._ended)
 
@@ -322,41 +365,7 @@ class _Call:
         finally:
             self._watch.waiting = False
 
-    async def _attempt(self) -> AsyncGenerator[Delta, None]:
-        """Yield the deltas of one attempt, holding back what precedes its content."""
-        self.attempts += 1
-        watch, text, held = self._watch, self._text, list[Delta]()
-        watch.begin_attempt()
-        finished = False
-        async with closing(self._opened()) as stream:
-            receive = stream.__anext__
-            while True:
-                watch.begin_wait()
-                try:
-                    delta = await receive()
-                except StopAsyncIteration:
-                    break
-                finally:
-                    watch.waiting = False
-                if type(delta) is TextDelta:
-                    is_content = bool(delta.text)
-                    if type(delta.text) is str:  # else the assembler refuses it
-                        text.append(delta.text)
-                else:
-                    finished = finished or isinstance(delta, Finished)
-                    is_content = not isinstance(delta, _PREAMBLE)
-                if is_content:
-                    watch.saw_content()
-                elif watch.content:
-                    watch.saw_nothing()
-                else:
-                    held.append(delta)
-                    continue
-                if held:
-                    for earlier in held:
-                        yield earlier
-                    held.clear()
-                yield delta
+    def _expect_end(self, finished: bool) -> None:  # noqa: FBT001  one of two, named by the caller
         if not finished:
             raise IncompleteStreamError(
                 f"{self._provider.name} ended its stream without an end marker; what arrived may "
@@ -448,6 +457,7 @@ class _Watch:
         "_clock",
         "_deadlines",
         "_reason",
+        "_set_for",
         "_since",
         "_stage",
         "_started",
@@ -470,12 +480,12 @@ class _Watch:
         self._cancelled = False
         self._reason: _Reason | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._set_for = math.inf
 
     # -- what the call says -----------------------------------------------------------------
 
     def start(self) -> None:
         self._started = self._clock()
-        self._enter("total")
 
     def begin_pause(self) -> None:
         self._enter("total")
@@ -540,13 +550,19 @@ class _Watch:
         self._set_timer()
 
     def _set_timer(self) -> None:
-        self.close()
+        """Let the timer fire before anything is due; it looks then, and is set anew."""
         due = min(self._end_of_call(), self._end_of_stage())
+        if self._timer is not None:
+            if self._set_for <= due:
+                return
+            self._timer.cancel()
         if due < math.inf:
+            self._set_for = due
             delay = max(0.0, due - self._clock())
             self._timer = asyncio.get_running_loop().call_later(delay, self._look)
 
     def _look(self) -> None:
+        self._timer = None
         now = self._clock()
         if now >= self._end_of_call():
             self.end("total")
