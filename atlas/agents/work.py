@@ -58,7 +58,6 @@ from atlas.providers.messages import (
     StreamFailed,
     StreamRetried,
     StreamStarted,
-    StreamToolCall,
     TextPart,
     ToolCallPart,
     ToolResultPart,
@@ -99,6 +98,7 @@ class Work:
         "_agent",
         "_asked",
         "_bus",
+        "_choice_before",
         "_desk",
         "_dialect",
         "_history",
@@ -114,6 +114,7 @@ class Work:
         "_specs",
         "_system",
         "_task",
+        "_told_options",
         "_turn",
     )
 
@@ -129,6 +130,8 @@ class Work:
         self._source: str | Provider | None = None
         # Any: fields of a ChatRequest
         self._options: dict[str, Any] = {}
+        self._told_options: dict[str, Any] = {}
+        self._choice_before = ""
         self._asked: tuple[Provider, str] | None = None
         self._provider = ""
         self._dialect: Dialect | None = None
@@ -172,28 +175,37 @@ class Work:
 
     async def _ask(self) -> Completion:
         self._turn += 1
-        agent, desk = self._agent, self._desk
-        if self._turn % _BREATH == 0 and current_run() is None:
+        recorded = current_run() is not None
+        if self._turn % _BREATH == 0 and not recorded:
             await asyncio.sleep(0)  # a model that answers at once must not keep the loop to itself
-        desk.touch()
-        provider, model = self._chosen()
+        # In a run, which may be forked to another model, whom to ask is chosen anew for each turn.
+        if recorded or self._asked is None:
+            self._asked = self._desk.host.choose_model(*_split(self._source))
+        provider, model = self._asked
         if provider.name != self._provider:
             self._settle_dialect(provider)
-        assert self._dialect is not None
-        if agent.memory is not None:
-            await self._forget(provider, model)
         dialect = self._dialect
-        options = dialect.options(agent, Ask(self._specs, self._choice()))
-        given = await self._call_model(provider, model, options)
-        desk.touch()
+        assert dialect is not None
+        if self._agent.memory is not None:
+            await self._forget(provider, model)
+        given = await self._call_model(provider, model, recorded=recorded)
+        self._desk.touch()
         return dialect.read(given, self._turn)
 
-    def _chosen(self) -> tuple[Provider, str]:
-        """Return whom to ask: in a run, which may be forked to another model, anew for each turn."""
-        if self._asked is not None and current_run() is None:
-            return self._asked
-        self._asked = self._desk.host.choose_model(*_split(self._source))
-        return self._asked
+    # Any: fields of a ChatRequest
+    def _asks_for(self) -> dict[str, Any]:
+        """Return the fields of the request that say what this turn may give: mostly as before."""
+        choice = self._choice()
+        if choice != self._choice_before:
+            assert self._dialect is not None
+            agent = self._agent
+            self._choice_before = choice
+            self._options = self._dialect.options(agent, Ask(self._specs, choice))
+            if agent.max_tokens is not None:
+                self._options["max_tokens"] = agent.max_tokens
+            if agent.temperature is not None:
+                self._options["temperature"] = agent.temperature
+        return self._options
 
     def _choice(self) -> str:
         choice = self._agent.tool_choice
@@ -208,6 +220,7 @@ class Work:
         tools, json_schema = _abilities(provider.name, provider)
         dialect = dialect_for(self._agent, tools=tools, json_schema=json_schema)
         self._dialect = dialect
+        self._choice_before = ""
         told = dialect.system(self._agent, self._agent.told(self._task))
         self._system = ChatMessage("system", (TextPart(told),)) if told else None
         self._show_again()
@@ -219,16 +232,10 @@ class Work:
         self._said = 0
         self._last_prompt = 0
 
-    # Any: fields of a ChatRequest
-    async def _call_model(
-        self, provider: Provider, model: str, options: dict[str, Any]
-    ) -> Completion:
-        agent, desk, bus = self._agent, self._desk, self._bus
+    async def _call_model(self, provider: Provider, model: str, *, recorded: bool) -> Completion:
+        agent, desk = self._agent, self._desk
+        options = self._asks_for()
         new = self._shown[self._said :]
-        if agent.max_tokens is not None:
-            options["max_tokens"] = agent.max_tokens
-        if agent.temperature is not None:
-            options["temperature"] = agent.temperature
         request = ChatRequest(
             messages=tuple(self._shown),
             model=model,
@@ -238,13 +245,13 @@ class Work:
         prompt = self._last_prompt + estimated_tokens(sum(map(_length, new)))
         reserved = desk.account.reserve(prompt, agent.max_tokens, agent.price)
         reply = f"{desk.task}/{desk.attempt}:{self._turn}"
-        bus.publish(TurnStarted(desk.task, agent.name, self._turn, reply))
+        self._bus.publish(TurnStarted(desk.task, agent.name, self._turn, reply))
         # What went before was compared when it was said; so each message is written down once.
         said: dict[str, object] | None = None
-        if current_run() is not None:
+        if recorded:
             said = {"model": model, "after": self._said, "said": _in_short(new)}
-            if options != self._options:
-                said["options"] = self._options = options
+            if options != self._told_options:
+                said["options"] = self._told_options = options
         self._said = len(self._shown)
         given: Completion | None = None
         try:
@@ -351,7 +358,6 @@ class Work:
         told = bus.publish(called).message
         token = CURRENT.set(told._stamp)
         desk.account.count_tool()
-        desk.touch()
         outcome: ToolOutcome = "cancelled"
         content = _CANCELLED
         try:
@@ -542,14 +548,14 @@ class _Streaming:
         """Return the whole answer; it is told how it ended, whatever happens."""
         desk, request, reply = self._desk, self._request, self._reply
         publish = desk.bus.publish
-        prompt = request.messages[-1].text
+        last = request.messages[-1]
+        prompt = "" if last.role == "tool" else last.text
         started = StreamStarted(reply, desk.task, self._provider.name, request.model, prompt)
         token = CURRENT.set(publish(started).message._stamp)  # as `caused_by`, at a third of it
         try:
             await self._stream(said)
+            # What tools are asked for is told by `ToolCalled`, with the ids they have here.
             given = self._assembler.completion()
-            for call in given.tool_calls:
-                publish(StreamToolCall(reply, call))
             publish(StreamCompleted(reply, desk.task, given, self._watch.timing()))
         except Exception as error:
             self._tell_failure(error)

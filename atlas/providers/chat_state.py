@@ -6,7 +6,7 @@ same state comes of the same events, live or read back from a log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -88,7 +88,7 @@ class ChatState:
         finished: How many of them are finished.
     """
 
-    replies: Mapping[str, ReplyState] = field(default_factory=lambda: MappingProxyType({}))
+    replies: MappingProxyType[str, ReplyState] = field(default_factory=lambda: MappingProxyType({}))
     finished: int = 0
 
 
@@ -200,7 +200,7 @@ def _finished(
         status,
         before.pieces,
         before.thoughts,
-        before.tool_calls,
+        before.tool_calls if completion is None else completion.tool_calls,
         before.attempts,
         completion or before.completion,
         error or before.error,

@@ -13,11 +13,12 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from types import AsyncGeneratorType
-from typing import Literal, NamedTuple, Self, TypeAlias, cast
+from typing import Literal, NamedTuple, Self, TypeAlias
 
+from atlas.core.alarms import Alarm, set_alarm
 from atlas.core.schedules import Schedule
 from atlas.errors import (
     AtlasError,
@@ -214,11 +215,11 @@ class ResilientStream:
         self._deltas: AsyncGeneratorType[Delta, None] = deltas
         self._closed: asyncio.Future[None] | None = None
 
-    def __aiter__(self) -> Self:
-        return self
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self._deltas  # no call of ours for each token
 
     def __anext__(self) -> Awaitable[Delta]:
-        return self._deltas.__anext__() if self._closed is None else _ended()
+        return self._deltas.__anext__()
 
     async def __aenter__(self) -> Self:
         return self
@@ -250,16 +251,25 @@ class ResilientStream:
         return self._call.attempts
 
 
-async def _ended() -> Delta:
-    raise StopAsyncIteration
-
-
 class _Interrupted(Exception):  # noqa: N818  (never leaves this module)
     """The watch ended the call at a moment when it was not waiting for the provider."""
 
 
 class _Call:
     """One call: its attempts and the text that has arrived."""
+
+    __slots__ = (
+        "_ended",
+        "_on_retry",
+        "_provider",
+        "_request",
+        "_retries",
+        "_sleep",
+        "_text",
+        "_watch",
+        "attempts",
+        "is_over",
+    )
 
     def __init__(
         self,
@@ -298,8 +308,9 @@ class _Call:
                     self.attempts += 1
                     watch.begin_attempt()
                     finished = False
-                    async with closing(self._opened()) as stream:
-                        receive = stream.__anext__
+                    stream = self._opened()
+                    receive = stream.__anext__
+                    try:
                         while True:
                             watch.begin_wait()
                             try:
@@ -327,6 +338,9 @@ class _Call:
                                     yield earlier
                                 held.clear()
                             yield delta
+                    finally:
+                        if isinstance(stream, AsyncGenerator):  # a third party's may not be one
+                            await stream.aclose()
                     self._expect_end(finished)
                 # Whatever a third party's provider raises is named, none of it passes as it is.
                 except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001
@@ -365,7 +379,7 @@ class _Call:
         finally:
             self._watch.waiting = False
 
-    def _expect_end(self, finished: bool) -> None:  # noqa: FBT001  one of two, named by the caller
+    def _expect_end(self, finished: bool) -> None:
         if not finished:
             raise IncompleteStreamError(
                 f"{self._provider.name} ended its stream without an end marker; what arrived may "
@@ -373,15 +387,15 @@ class _Call:
             )
 
     def _opened(self) -> AsyncIterator[Delta]:
-        stream: object = self._provider.stream(self._request)
-        if isinstance(stream, Coroutine):
+        stream = self._provider.stream(self._request)
+        if asyncio.iscoroutine(stream):
             stream.close()
             raise InvalidResponseError(
                 f"`stream` of the provider {self._provider.name!r} is a coroutine, which yields "
                 f"nothing; make it an async generator by `yield`ing each delta, or return an async "
                 f"iterator from a plain `def`."
             )
-        return cast("AsyncIterator[Delta]", stream)
+        return stream
 
     def _neutral(self, raised: BaseException) -> ProviderError | None:
         """Return the error to raise for ``raised``, None for an end by `stop`, or re-raise it."""
@@ -479,7 +493,7 @@ class _Watch:
         self._cancelling = 0
         self._cancelled = False
         self._reason: _Reason | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
         self._set_for = math.inf
 
     # -- what the call says -----------------------------------------------------------------
@@ -558,8 +572,7 @@ class _Watch:
             self._timer.cancel()
         if due < math.inf:
             self._set_for = due
-            delay = max(0.0, due - self._clock())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._look)
+            self._timer = set_alarm(max(0.0, due - self._clock()), self._look)
 
     def _look(self) -> None:
         self._timer = None
