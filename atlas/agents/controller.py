@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -40,7 +41,8 @@ from atlas.agents.messages import (
 )
 from atlas.agents.outcome import Outcome
 from atlas.agents.work import Work, is_fatal
-from atlas.core.causality import caused_by
+from atlas.core.alarms import Alarm, set_alarm
+from atlas.core.causality import CURRENT
 from atlas.core.effects import current_run, uuid
 from atlas.core.event_bus import EventBus
 from atlas.errors import (
@@ -237,12 +239,15 @@ class Controller:
             EffectError: The run that this is part of cannot go on.
         """
         asked = Task(task) if isinstance(task, str) else task
-        asked = asked if asked.id else replace(asked, id=f"t-{uuid().hex[:12]}")
+        asked = asked if asked.id else _with_id(asked)
         above = current_desk()
         queued = TaskQueued(asked, None if above is None else above.task)
-        told = self.bus.publish(queued).message
-        with caused_by(told):
+        # As `caused_by` does it, without its generator: many tasks are small.
+        token = CURRENT.set(self.bus.publish(queued).message._stamp)
+        try:
             return await self._carried_through(asked, above, to, history)
+        finally:
+            CURRENT.reset(token)
 
     async def _carried_through(
         self, task: Task, above: Desk | None, to: str | None, history: History | None
@@ -362,16 +367,16 @@ class Controller:
             team=self,
         )
         told = self.bus.publish(TaskAssigned(task.id, agent.name, trip.attempt, trip.why(seat)))
-        token = AT_DESK.set(desk)
+        at_desk, cause = AT_DESK.set(desk), CURRENT.set(told.message._stamp)
         try:
-            with caused_by(told.message):
-                self.bus.publish(TaskAccepted(task.id, agent.name, trip.attempt))
-                return await _watched(Work(agent, task, desk, history).run, desk, agent), desk
+            self.bus.publish(TaskAccepted(task.id, agent.name, trip.attempt))
+            return await _watched(Work(agent, task, desk, history).run, desk, agent), desk
         except _Stuck as stuck:
             self._tell_health(seat, "stuck", str(stuck))
             raise TaskFailedError(str(stuck), task=task.id, kind="stuck") from None
         finally:
-            AT_DESK.reset(token)
+            CURRENT.reset(cause)
+            AT_DESK.reset(at_desk)
 
     def _found_host(self) -> ModelHost:
         return self._host or host_of(self.bus) or BareHost()
@@ -710,6 +715,25 @@ class _Trip:
         return f"grade {grade:g}, load {seat.load - 1}, {seat.health}"
 
 
+def _with_id(task: Task) -> Task:
+    """Return a task with an id that no other has; in a run, it follows from its seed."""
+    # A UUID only for a run that records it, and fields named one by one: `replace`, and making a UUID,
+    # each cost more than all else that happens to a task before it is begun.
+    digits = os.urandom(6).hex() if current_run() is None else uuid().hex[:12]
+    return Task(
+        task.text,
+        task.needs,
+        task.grades,
+        task.inputs,
+        task.after,
+        task.kind,
+        task.priority,
+        task.deadline,
+        task.budget,
+        f"t-{digits}",
+    )
+
+
 def _has_room(seat: _Seat) -> bool:
     return seat.agent.capacity is None or seat.load < seat.agent.capacity
 
@@ -743,7 +767,7 @@ async def _watched(work: Callable[[], Awaitable[JSON]], desk: Desk, agent: Agent
 class _Watch:
     """Cancels a task that gives no sign of life for too long; looks seldom, so that life is cheap."""
 
-    __slots__ = ("_desk", "_loop", "_patience", "is_over", "task", "timer")
+    __slots__ = ("_call_later", "_desk", "_loop", "_patience", "is_over", "task", "timer")
 
     def __init__(self, desk: Desk, patience: float) -> None:
         self._desk = desk
@@ -754,7 +778,11 @@ class _Watch:
         self.task = task
         self.is_over = False
         desk.touch()
-        self.timer = self._loop.call_later(patience, self._look)
+        # In a run the timer is part of it; else it need not be one of the loop's own.
+        self._call_later: Callable[[float, Callable[[], object]], Alarm | asyncio.TimerHandle] = (
+            set_alarm if current_run() is None else self._loop.call_later
+        )
+        self.timer = self._call_later(patience, self._look)
 
     def _look(self) -> None:
         idle = self._loop.time() - self._desk.alive
@@ -762,7 +790,7 @@ class _Watch:
         if self.is_over:
             self.task.cancel()
         else:
-            self.timer = self._loop.call_later(self._patience - max(idle, 0.0), self._look)
+            self.timer = self._call_later(self._patience - max(idle, 0.0), self._look)
 
 
 async def _gathered(works: Iterable[Awaitable[T]]) -> list[T]:

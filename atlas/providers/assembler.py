@@ -11,7 +11,6 @@ one half of its surrogate pair: the first half then waits for the second.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import get_args
 
 from atlas.errors import IncompleteStreamError, InvalidResponseError
@@ -46,17 +45,17 @@ _NOTHING = Usage()
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
-@dataclass(slots=True, eq=False)
 class _Block:
     """What one block, or one tool call, has so far; ``kind`` is the type of its deltas."""
 
-    kind: type[Delta]
-    pieces: list[str] = field(default_factory=list)
-    signature: list[str] = field(default_factory=list)
-    redacted: list[str] = field(default_factory=list)
-    id: str = ""
-    name: str = ""
-    half: str = ""
+    __slots__ = ("half", "id", "kind", "name", "pieces", "redacted", "signature")
+
+    def __init__(self, kind: type[Delta]) -> None:
+        self.kind = kind
+        self.pieces: list[str] = []
+        self.signature: list[str] = []
+        self.redacted: list[str] = []
+        self.id = self.name = self.half = ""
 
 
 class Assembler:

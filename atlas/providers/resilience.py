@@ -561,9 +561,9 @@ class _Watch:
     def _enter(self, stage: DeadlineName) -> None:
         self._stage = stage
         self._since = self._clock()
-        self._set_timer()
+        self._set_timer(self._since)
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, now: float) -> None:
         """Let the timer fire before anything is due; it looks then, and is set anew."""
         due = min(self._end_of_call(), self._end_of_stage())
         if self._timer is not None:
@@ -572,7 +572,7 @@ class _Watch:
             self._timer.cancel()
         if due < math.inf:
             self._set_for = due
-            self._timer = set_alarm(max(0.0, due - self._clock()), self._look)
+            self._timer = set_alarm(max(0.0, due - now), self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -582,7 +582,7 @@ class _Watch:
         elif now >= self._end_of_stage():
             self.end(self._stage)
         else:
-            self._set_timer()
+            self._set_timer(now)
 
     def _end_of_call(self) -> float:
         total = self._deadlines.total
