@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from atlas.agents.messages import Limits, Spent
-from atlas.errors import LimitReachedError
+from atlas.errors import ConfigurationError, LimitReachedError
 from atlas.providers.messages import Completion
 
 __all__ = ["Account", "Loops", "Price", "Reservation", "estimated_tokens"]
@@ -20,6 +21,12 @@ class Price:
 
     input: float = 0.0
     output: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            given = getattr(self, name)
+            if not isinstance(given, int | float) or not 0 <= given < math.inf:
+                raise ConfigurationError(f"The price of {name} is {given!r}. Give 0 or more.")
 
     def of(self, input_tokens: int, output_tokens: int) -> float:
         """Return what so many tokens cost."""
@@ -139,13 +146,17 @@ class Account:
             account = account._parent
 
     def check_depth(self, depth: int) -> None:
-        """Refuse to delegate deeper.
+        """Refuse to delegate deeper than this account, or one above it, allows.
 
         Raises:
             LimitReachedError: It is too deep.
         """
-        if self.limits.depth is not None and depth > self.limits.depth:
-            raise _reached("depth", depth - 1, self.limits.depth)
+        account: Account | None = self
+        while account is not None:
+            limit = account.limits.depth
+            if limit is not None and depth > limit:
+                raise _reached("depth", depth - 1, limit)
+            account = account._parent
 
 
 def _reached(

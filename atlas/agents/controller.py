@@ -78,6 +78,12 @@ class ErrorPolicy:
     compensate: Callable[[Task, Exception], Awaitable[object] | object] | None = None
     down_after: int = 3
 
+    def __post_init__(self) -> None:
+        if self.elsewhere < 0:
+            raise ConfigurationError(f"elsewhere is {self.elsewhere}. Give 0 or more.")
+        if self.down_after < 1:
+            raise ConfigurationError(f"down_after is {self.down_after}. Give at least 1.")
+
 
 @dataclass(slots=True, eq=False)
 class _Seat:
@@ -144,6 +150,10 @@ class Controller:
         limits: Limits | None = None,
         on_error: ErrorPolicy | None = None,
     ) -> None:
+        if not isinstance(bus, EventBus):
+            raise ConfigurationError(
+                f"bus is {bus!r}. Give the bus of an application, bus=app.bus, or one of your own."
+            )
         self.bus = bus
         self.limits = limits or Limits()
         self.on_error = on_error or ErrorPolicy()
@@ -178,6 +188,8 @@ class Controller:
         self._call_next()
 
     def _add(self, agent: Agent) -> None:
+        if not isinstance(agent, Agent):
+            raise ConfigurationError(f"{agent!r} is no agent. Give Agent('name', ...).")
         known = self._agents.get(agent.name)
         if known is not None and known.version >= agent.version:
             raise ConfigurationError(
@@ -238,7 +250,7 @@ class Controller:
             NoAgentError: No agent of the team has what it needs.
             EffectError: The run that this is part of cannot go on.
         """
-        asked = Task(task) if isinstance(task, str) else task
+        asked = _task(task)
         asked = asked if asked.id else _with_id(asked)
         above = current_desk()
         queued = TaskQueued(asked, None if above is None else above.task)
@@ -351,15 +363,19 @@ class Controller:
             return None
         boss = policy.escalate_to
         if boss is not None and boss not in tried:
-            return boss
+            if boss in self._agents:
+                return boss
+            error.add_note(f"It could not be escalated: there is no agent {boss!r} in this team.")
         raise error
 
     async def _worked(self, seat: _Seat, trip: _Trip, history: History) -> tuple[JSON, Desk]:
         agent, task = seat.agent, trip.task
+        own = agent.limits
+        account = trip.account if own is None else Account(own, trip.account)
         desk = Desk(
             self.bus,
             self._found_host(),
-            trip.account,
+            account,
             task.id,
             agent.name,
             trip.depth,
@@ -370,7 +386,10 @@ class Controller:
         at_desk, cause = AT_DESK.set(desk), CURRENT.set(told.message._stamp)
         try:
             self.bus.publish(TaskAccepted(task.id, agent.name, trip.attempt))
-            return await _watched(Work(agent, task, desk, history).run, desk, agent), desk
+            work = _watched(Work(agent, task, desk, history).run, desk, agent)
+            if own is None or own.seconds is None:
+                return await work, desk
+            return await _in_time(own.seconds, work, agent), desk
         except _Stuck as stuck:
             self._tell_health(seat, "stuck", str(stuck))
             raise TaskFailedError(str(stuck), task=task.id, kind="stuck") from None
@@ -627,7 +646,9 @@ class Controller:
         Raises:
             TaskFailedError: Nobody has an answer.
         """
-        asked = Task(task) if isinstance(task, str) else task
+        asked = _task(task)
+        if not voters:
+            raise ConfigurationError("Nobody votes. Name some agents.")
         asked = replace(asked, id="")
         outcomes = await _gathered([self.delegate(asked, to=name) for name in voters])
         done = [each for each in outcomes if each.is_done]
@@ -651,8 +672,13 @@ class Controller:
             speakers: Who speaks.
             judge: Who decides, given the last answers.
             rounds: How often each speaks.
+
+        Raises:
+            ConfigurationError: Nobody speaks.
         """
-        asked = Task(task) if isinstance(task, str) else task
+        if not speakers or rounds < 1:
+            raise ConfigurationError("Nobody speaks. Name some agents, and 1 round at least.")
+        asked = _task(task)
         said: dict[str, JSON] = {}
         for _ in range(rounds):
             seen: dict[str, JSON] = {"answers": dict(said)} if said else {}
@@ -681,7 +707,7 @@ class Controller:
         Raises:
             LimitReachedError: It is not enough after so many.
         """
-        asked = Task(task) if isinstance(task, str) else task
+        asked = _task(task)
         outcomes: list[Outcome] = []
         while (following := decide(asked, tuple(outcomes))) is not None:
             if isinstance(following, Outcome):
@@ -713,6 +739,14 @@ class _Trip:
             return "asked for by name"
         grade = seat.agent.grade(self.task) or 0.0
         return f"grade {grade:g}, load {seat.load - 1}, {seat.health}"
+
+
+def _task(given: Task | str) -> Task:
+    if isinstance(given, Task):
+        return given
+    if not isinstance(given, str):
+        raise ConfigurationError(f"{given!r} is no task. Give Task('what is to be done', ...).")
+    return Task(given)
 
 
 def _with_id(task: Task) -> Task:
@@ -762,6 +796,21 @@ async def _watched(work: Callable[[], Awaitable[JSON]], desk: Desk, agent: Agent
         raise
     finally:
         watch.timer.cancel()
+
+
+async def _in_time(seconds: float, work: Awaitable[JSON], agent: Agent) -> JSON:
+    """Do the work within the time that the agent may take."""
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            return await work
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise LimitReachedError(
+            f"The limit of seconds is reached: agent {agent.name!r} may work for {seconds:g} s. Give it "
+            f"Limits(seconds=...) if it needs more.",
+            limit="seconds",
+        ) from error
 
 
 class _Watch:

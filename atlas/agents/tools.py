@@ -216,6 +216,11 @@ class Tool(Generic[P, T]):
         schema: Shape | None = None,
         is_inside: bool = False,
     ) -> None:
+        if not callable(function):
+            raise ConfigurationError(
+                f"{function!r} is no tool. Give a function whose parameters are annotated, or what "
+                f"`tool` made of one."
+            )
         self.name = _checked_name(name or str(getattr(function, "__name__", "tool")))
         if permission not in _DECLARED:
             raise ConfigurationError(
