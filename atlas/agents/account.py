@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from atlas.agents.messages import Limits, Spent
-from atlas.errors import LimitReachedError
+from atlas.errors import ConfigurationError, LimitReachedError
 from atlas.providers.messages import Completion
 
 __all__ = ["Account", "Loops", "Price", "Reservation", "estimated_tokens"]
@@ -20,6 +21,12 @@ class Price:
 
     input: float = 0.0
     output: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            given = getattr(self, name)
+            if not isinstance(given, int | float) or not 0 <= given < math.inf:
+                raise ConfigurationError(f"The price of {name} is {given!r}. Give 0 or more.")
 
     def of(self, input_tokens: int, output_tokens: int) -> float:
         """Return what so many tokens cost."""
@@ -139,13 +146,17 @@ class Account:
             account = account._parent
 
     def check_depth(self, depth: int) -> None:
-        """Refuse to delegate deeper.
+        """Refuse to delegate deeper than this account, or one above it, allows.
 
         Raises:
             LimitReachedError: It is too deep.
         """
-        if self.limits.depth is not None and depth > self.limits.depth:
-            raise _reached("depth", depth - 1, self.limits.depth)
+        account: Account | None = self
+        while account is not None:
+            limit = account.limits.depth
+            if limit is not None and depth > limit:
+                raise _reached("depth", depth - 1, limit)
+            account = account._parent
 
 
 def _reached(
@@ -171,8 +182,8 @@ class Loops:
         self._again = 0
         self._turns = 0
 
-    def note(self, what: object, name: str) -> None:
-        """Take note of the next thing; ``name`` is for the error.
+    def note(self, what: object, kind: str, name: str) -> None:
+        """Take note of the next thing; its kind and name are for the error.
 
         Raises:
             LimitReachedError: It came too often.
@@ -187,13 +198,13 @@ class Loops:
         repeats, alternations = self._limits.repeats, self._limits.alternations
         if repeats is not None and self._again > repeats:
             raise LimitReachedError(
-                f"{name} came {self._again} times in a row with the same result: no progress is "
+                f"{kind} {name!r} came {self._again} times in a row with the same result: no progress is "
                 f"made. Change the instructions, or give the task Limits(repeats=...).",
                 limit="repeats",
             )
         if alternations is not None and self._turns > 2 * alternations - 2:
             raise LimitReachedError(
-                f"{name} and the one before it take turns for the {alternations}th time: no "
+                f"{kind} {name!r} and the one before it take turns for the {alternations}th time: no "
                 f"progress is made. Change the instructions, or give Limits(alternations=...).",
                 limit="alternations",
             )

@@ -9,10 +9,10 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from atlas.agents.account import FREE, Price
-from atlas.agents.messages import Task
+from atlas.agents.messages import Limits, Task
 from atlas.agents.tools import Shape, Tool
 from atlas.errors import ConfigurationError
 from atlas.providers.base import Provider
@@ -38,8 +38,8 @@ class Memory:
     summarise: bool = False
 
     def __post_init__(self) -> None:
-        if self.window < 2:
-            raise ConfigurationError(f"window is {self.window}. Show 2 messages at least.")
+        if not _is_count(self.window) or self.window < 2:
+            raise ConfigurationError(f"window is {self.window!r}. Show 2 messages at least.")
 
 
 class History:
@@ -95,6 +95,8 @@ class Agent:
         max_tokens: Longest answer, in tokens.
         temperature: 0 for the likeliest words.
         price: What its model costs, so that limits of cost can be kept.
+        limits: What a task of it, and all below that, may use at most, within the limits of the tree;
+            None: those of the tree only.
         stuck_after: Seconds without a sign of life after which a task of it is given up; None: never.
 
     Raises:
@@ -107,6 +109,7 @@ class Agent:
         "description",
         "finish",
         "instructions",
+        "limits",
         "max_tokens",
         "memory",
         "model",
@@ -142,9 +145,10 @@ class Agent:
         max_tokens: int | None = None,
         temperature: float | None = None,
         price: Price = FREE,
+        limits: Limits | None = None,
         stuck_after: float | None = 600.0,
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise ConfigurationError(
                 f"An agent cannot be called {name!r}. Use letters, digits, _, - and . only."
             )
@@ -152,8 +156,36 @@ class Agent:
             raise ConfigurationError(
                 f"capabilities is {capabilities!r}. Give a set: {{{capabilities!r}}}."
             )
-        if capacity is not None and capacity < 1:
-            raise ConfigurationError(f"capacity is {capacity}. Give at least 1, or None.")
+        is_text = _is_text_or_function(instructions)
+        is_model = model is None or _is_text_or_function(model)
+        is_shape = output is None or dataclasses.is_dataclass(output)
+        for holds, what, given, wanted in (
+            (is_text, "instructions", instructions, "text, or a function of the task"),
+            (
+                is_model or hasattr(model, "stream"),
+                "model",
+                model,
+                "a name, a provider or a function",
+            ),
+            (is_shape, "output", output, "a frozen dataclass, or None for text"),
+            (_is_count(capacity), "capacity", capacity, "at least 1, or None"),
+            (_is_count(version) and version, "version", version, "a whole number from 1"),
+            (_is_count(max_tokens), "max_tokens", max_tokens, "at least 1, or None"),
+            (
+                _is_in(temperature, 0, 2),
+                "temperature",
+                temperature,
+                "a number from 0 to 2, or None",
+            ),
+            (_is_in(stuck_after, 1e-9), "stuck_after", stuck_after, "seconds above 0, or None"),
+            (isinstance(memory, Memory | None), "memory", memory, "a Memory, or None"),
+            (isinstance(price, Price), "price", price, "a Price"),
+            (isinstance(limits, Limits | None), "limits", limits, "Limits, or None"),
+            (tool_choice in _CHOICES, "tool_choice", tool_choice, f"one of {', '.join(_CHOICES)}"),
+            (finish in ("model", "tool"), "finish", finish, "'model' or 'tool'"),
+        ):
+            if not holds:
+                raise ConfigurationError(f"Agent {name!r}: {what} is {given!r}. Give {wanted}.")
         made = tuple(each if isinstance(each, Tool) else Tool(each) for each in tools)
         settle = object.__setattr__
         settle(self, "name", name)
@@ -173,6 +205,7 @@ class Agent:
         settle(self, "max_tokens", max_tokens)
         settle(self, "temperature", temperature)
         settle(self, "price", price)
+        settle(self, "limits", limits)
         settle(self, "stuck_after", stuck_after)
 
     name: str
@@ -192,6 +225,7 @@ class Agent:
     max_tokens: int | None
     temperature: float | None
     price: Price
+    limits: Limits | None
     stuck_after: float | None
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -228,6 +262,7 @@ class Agent:
 
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CHOICES: Final = ("auto", "required", "once")
 # Any: see Agent
 _NONE: Final[Mapping[str, Tool[..., Any]]] = MappingProxyType({})
 
@@ -244,11 +279,35 @@ def _by_name(name: str, tools: Sequence[Tool[..., Any]]) -> dict[str, Tool[..., 
     return made
 
 
+def _is_name(given: object) -> bool:
+    return isinstance(given, str) and _NAME.fullmatch(given) is not None
+
+
+def _is_word(given: object) -> bool:
+    return isinstance(given, str) and bool(given)
+
+
+def _is_text_or_function(given: object) -> bool:
+    return isinstance(given, str) or callable(given)
+
+
+def _is_count(given: object) -> bool:
+    return given is None or (type(given) is int and given >= 1)
+
+
+def _is_in(given: object, least: float, most: float = float("inf")) -> bool:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    return given is None or (is_number and least <= cast("float", given) <= most)
+
+
 def _graded(capabilities: Collection[str] | Mapping[str, float]) -> Mapping[str, float]:
+    for name in capabilities:
+        if not _is_word(name):
+            raise ConfigurationError(f"A capability is {name!r}. Give its name.")
     if not isinstance(capabilities, Mapping):
         return MappingProxyType(dict.fromkeys(sorted(capabilities), 1.0))
     for name, grade in capabilities.items():
-        if not 0 < grade <= 1:
+        if not _is_in(grade, 0, 1) or not grade:
             raise ConfigurationError(
                 f"The grade of capability {name!r} is {grade!r}. Give a number above 0, up to 1."
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -40,7 +41,8 @@ from atlas.agents.messages import (
 )
 from atlas.agents.outcome import Outcome
 from atlas.agents.work import Work, is_fatal
-from atlas.core.causality import caused_by
+from atlas.core.alarms import Alarm, set_alarm
+from atlas.core.causality import CURRENT
 from atlas.core.effects import current_run, uuid
 from atlas.core.event_bus import EventBus
 from atlas.errors import (
@@ -75,6 +77,12 @@ class ErrorPolicy:
     escalate_to: str | None = None
     compensate: Callable[[Task, Exception], Awaitable[object] | object] | None = None
     down_after: int = 3
+
+    def __post_init__(self) -> None:
+        if self.elsewhere < 0:
+            raise ConfigurationError(f"elsewhere is {self.elsewhere}. Give 0 or more.")
+        if self.down_after < 1:
+            raise ConfigurationError(f"down_after is {self.down_after}. Give at least 1.")
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +150,10 @@ class Controller:
         limits: Limits | None = None,
         on_error: ErrorPolicy | None = None,
     ) -> None:
+        if not isinstance(bus, EventBus):
+            raise ConfigurationError(
+                f"bus is {bus!r}. Give the bus of an application, bus=app.bus, or one of your own."
+            )
         self.bus = bus
         self.limits = limits or Limits()
         self.on_error = on_error or ErrorPolicy()
@@ -176,6 +188,8 @@ class Controller:
         self._call_next()
 
     def _add(self, agent: Agent) -> None:
+        if not isinstance(agent, Agent):
+            raise ConfigurationError(f"{agent!r} is no agent. Give Agent('name', ...).")
         known = self._agents.get(agent.name)
         if known is not None and known.version >= agent.version:
             raise ConfigurationError(
@@ -236,13 +250,16 @@ class Controller:
             NoAgentError: No agent of the team has what it needs.
             EffectError: The run that this is part of cannot go on.
         """
-        asked = Task(task) if isinstance(task, str) else task
-        asked = asked if asked.id else replace(asked, id=f"t-{uuid().hex[:12]}")
+        asked = _task(task)
+        asked = asked if asked.id else _with_id(asked)
         above = current_desk()
         queued = TaskQueued(asked, None if above is None else above.task)
-        told = self.bus.publish(queued).message
-        with caused_by(told):
+        # As `caused_by` does it, without its generator: many tasks are small.
+        token = CURRENT.set(self.bus.publish(queued).message._stamp)
+        try:
             return await self._carried_through(asked, above, to, history)
+        finally:
+            CURRENT.reset(token)
 
     async def _carried_through(
         self, task: Task, above: Desk | None, to: str | None, history: History | None
@@ -327,7 +344,7 @@ class Controller:
             if desk.handed_over is None:
                 return self._done(trip, agent, answer)
             to, reason = desk.handed_over
-            loops.note(agent.name, f"Handing over to {agent.name!r}")
+            loops.note(agent.name, "Handing over to", agent.name)
             self.bus.publish(TaskHandedOver(trip.task.id, agent.name, to, reason))
             self._named(to)
             trip.to, before = to, own.messages
@@ -346,15 +363,19 @@ class Controller:
             return None
         boss = policy.escalate_to
         if boss is not None and boss not in tried:
-            return boss
+            if boss in self._agents:
+                return boss
+            error.add_note(f"It could not be escalated: there is no agent {boss!r} in this team.")
         raise error
 
     async def _worked(self, seat: _Seat, trip: _Trip, history: History) -> tuple[JSON, Desk]:
         agent, task = seat.agent, trip.task
+        own = agent.limits
+        account = trip.account if own is None else Account(own, trip.account)
         desk = Desk(
             self.bus,
             self._found_host(),
-            trip.account,
+            account,
             task.id,
             agent.name,
             trip.depth,
@@ -362,16 +383,19 @@ class Controller:
             team=self,
         )
         told = self.bus.publish(TaskAssigned(task.id, agent.name, trip.attempt, trip.why(seat)))
-        token = AT_DESK.set(desk)
+        at_desk, cause = AT_DESK.set(desk), CURRENT.set(told.message._stamp)
         try:
-            with caused_by(told.message):
-                self.bus.publish(TaskAccepted(task.id, agent.name, trip.attempt))
-                return await _watched(Work(agent, task, desk, history).run, desk, agent), desk
+            self.bus.publish(TaskAccepted(task.id, agent.name, trip.attempt))
+            work = _watched(Work(agent, task, desk, history).run, desk, agent)
+            if own is None or own.seconds is None:
+                return await work, desk
+            return await _in_time(own.seconds, work, agent), desk
         except _Stuck as stuck:
             self._tell_health(seat, "stuck", str(stuck))
             raise TaskFailedError(str(stuck), task=task.id, kind="stuck") from None
         finally:
-            AT_DESK.reset(token)
+            CURRENT.reset(cause)
+            AT_DESK.reset(at_desk)
 
     def _found_host(self) -> ModelHost:
         return self._host or host_of(self.bus) or BareHost()
@@ -622,7 +646,9 @@ class Controller:
         Raises:
             TaskFailedError: Nobody has an answer.
         """
-        asked = Task(task) if isinstance(task, str) else task
+        asked = _task(task)
+        if not voters:
+            raise ConfigurationError("Nobody votes. Name some agents.")
         asked = replace(asked, id="")
         outcomes = await _gathered([self.delegate(asked, to=name) for name in voters])
         done = [each for each in outcomes if each.is_done]
@@ -646,8 +672,13 @@ class Controller:
             speakers: Who speaks.
             judge: Who decides, given the last answers.
             rounds: How often each speaks.
+
+        Raises:
+            ConfigurationError: Nobody speaks.
         """
-        asked = Task(task) if isinstance(task, str) else task
+        if not speakers or rounds < 1:
+            raise ConfigurationError("Nobody speaks. Name some agents, and 1 round at least.")
+        asked = _task(task)
         said: dict[str, JSON] = {}
         for _ in range(rounds):
             seen: dict[str, JSON] = {"answers": dict(said)} if said else {}
@@ -676,7 +707,7 @@ class Controller:
         Raises:
             LimitReachedError: It is not enough after so many.
         """
-        asked = Task(task) if isinstance(task, str) else task
+        asked = _task(task)
         outcomes: list[Outcome] = []
         while (following := decide(asked, tuple(outcomes))) is not None:
             if isinstance(following, Outcome):
@@ -710,6 +741,33 @@ class _Trip:
         return f"grade {grade:g}, load {seat.load - 1}, {seat.health}"
 
 
+def _task(given: Task | str) -> Task:
+    if isinstance(given, Task):
+        return given
+    if not isinstance(given, str):
+        raise ConfigurationError(f"{given!r} is no task. Give Task('what is to be done', ...).")
+    return Task(given)
+
+
+def _with_id(task: Task) -> Task:
+    """Return a task with an id that no other has; in a run, it follows from its seed."""
+    # A UUID only for a run that records it, and fields named one by one: `replace`, and making a UUID,
+    # each cost more than all else that happens to a task before it is begun.
+    digits = os.urandom(6).hex() if current_run() is None else uuid().hex[:12]
+    return Task(
+        task.text,
+        task.needs,
+        task.grades,
+        task.inputs,
+        task.after,
+        task.kind,
+        task.priority,
+        task.deadline,
+        task.budget,
+        f"t-{digits}",
+    )
+
+
 def _has_room(seat: _Seat) -> bool:
     return seat.agent.capacity is None or seat.load < seat.agent.capacity
 
@@ -740,10 +798,25 @@ async def _watched(work: Callable[[], Awaitable[JSON]], desk: Desk, agent: Agent
         watch.timer.cancel()
 
 
+async def _in_time(seconds: float, work: Awaitable[JSON], agent: Agent) -> JSON:
+    """Do the work within the time that the agent may take."""
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            return await work
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise LimitReachedError(
+            f"The limit of seconds is reached: agent {agent.name!r} may work for {seconds:g} s. Give it "
+            f"Limits(seconds=...) if it needs more.",
+            limit="seconds",
+        ) from error
+
+
 class _Watch:
     """Cancels a task that gives no sign of life for too long; looks seldom, so that life is cheap."""
 
-    __slots__ = ("_desk", "_loop", "_patience", "is_over", "task", "timer")
+    __slots__ = ("_call_later", "_desk", "_loop", "_patience", "is_over", "task", "timer")
 
     def __init__(self, desk: Desk, patience: float) -> None:
         self._desk = desk
@@ -754,7 +827,11 @@ class _Watch:
         self.task = task
         self.is_over = False
         desk.touch()
-        self.timer = self._loop.call_later(patience, self._look)
+        # In a run the timer is part of it; else it need not be one of the loop's own.
+        self._call_later: Callable[[float, Callable[[], object]], Alarm | asyncio.TimerHandle] = (
+            set_alarm if current_run() is None else self._loop.call_later
+        )
+        self.timer = self._call_later(patience, self._look)
 
     def _look(self) -> None:
         idle = self._loop.time() - self._desk.alive
@@ -762,7 +839,7 @@ class _Watch:
         if self.is_over:
             self.task.cancel()
         else:
-            self.timer = self._loop.call_later(self._patience - max(idle, 0.0), self._look)
+            self.timer = self._call_later(self._patience - max(idle, 0.0), self._look)
 
 
 async def _gathered(works: Iterable[Awaitable[T]]) -> list[T]:

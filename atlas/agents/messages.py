@@ -162,6 +162,9 @@ class Task:
             raise ValidationError("task", "text", self.text, "words that say what to do")
         if self.deadline is not None and self.deadline <= 0:
             raise ValidationError("task", "deadline", self.deadline, "seconds above 0")
+        for name, grade in self.grades.items():
+            if not 0 <= grade <= 1:
+                raise ValidationError("task", f"grades.{name}", grade, "a grade from 0 to 1")
 
 
 # -- what becomes of a task ---------------------------------------------------------------------
@@ -412,6 +415,15 @@ class AgentMessage(Command[None]):
     priority: int = 0
     deadline: float | None = None
     attempt: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("id", "sender", "to"):
+            if not getattr(self, name):
+                raise ValidationError("agent.message", name, "", "a name that is not empty")
+        if self.deadline is not None and self.deadline <= 0:
+            raise ValidationError("agent.message", "deadline", self.deadline, "seconds above 0")
+        if self.attempt < 1:
+            raise ValidationError("agent.message", "attempt", self.attempt, "a number from 1")
 
     @property
     def direction(self) -> Literal["request", "answer", "notice"]:

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Literal, Self, TypeAlias
 
 from atlas.agents.messages import (
     AgentMessage,
@@ -33,7 +33,7 @@ from atlas.core.subscriptions import Subscription
 from atlas.errors import ConfigurationError, UndeliverableError, nearest_name
 from atlas.typing import JSON
 
-__all__ = ["Handler", "PostOffice"]
+__all__ = ["Handler", "LetterStatus", "PostOffice"]
 
 Handler: TypeAlias = "Callable[[AgentMessage], Awaitable[JSON] | JSON]"
 """What an agent does with a letter; what it returns, but None, is answered to the sender."""
@@ -45,6 +45,20 @@ _ANSWERS: Final[dict[Kind, Kind]] = {
 }
 
 
+LetterStatus: TypeAlias = Literal["waiting", "in_hand", "handled", "dead"]
+"""How far a letter is with one of those it is for."""
+
+
+@dataclass(slots=True, eq=False)
+class _Delivery:
+    """One letter on its way to one agent; ``ended`` is whether it was handled."""
+
+    letter: AgentMessage
+    ended: asyncio.Future[bool]
+    status: LetterStatus = "waiting"
+    why: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class _Box:
     """The letters that wait for one agent."""
@@ -54,9 +68,9 @@ class _Box:
     role: str
     capabilities: frozenset[str]
     where: Callable[[AgentMessage], bool] | None
-    waiting: list[tuple[int, int, AgentMessage, asyncio.Future[bool]]] = field(default_factory=list)
+    waiting: list[tuple[int, int, _Delivery]] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    seen: OrderedDict[str, asyncio.Future[bool]] = field(default_factory=OrderedDict)
+    seen: OrderedDict[str, _Delivery] = field(default_factory=OrderedDict)
 
 
 class PostOffice:
@@ -81,6 +95,10 @@ class PostOffice:
     ) -> None:
         if attempts < 1:
             raise ConfigurationError(f"attempts is {attempts}. Give at least 1.")
+        if wait < 0:
+            raise ConfigurationError(f"wait is {wait}. Give seconds, 0 or more.")
+        if remembered < 1:
+            raise ConfigurationError(f"remembered is {remembered}. Give at least 1.")
         self._bus = bus
         self._attempts = attempts
         self._wait = wait
@@ -137,8 +155,17 @@ class PostOffice:
             at_once: How many it handles side by side.
 
         Raises:
-            ConfigurationError: The name is taken.
+            ConfigurationError: The name is taken, or means several; or the handler cannot be called.
         """
+        if not name or name == "*" or ":" in name:
+            raise ConfigurationError(
+                f"Nobody can be called {name!r}: * means all, and what stands before a colon is role or "
+                f"capability. Give a plain name."
+            )
+        if not callable(handler):
+            raise ConfigurationError(f"The handler of {name!r} is {handler!r}. Give a function.")
+        if at_once < 1:
+            raise ConfigurationError(f"at_once is {at_once}. Give at least 1.")
         if name in self._boxes:
             raise ConfigurationError(f"{name!r} gets letters already. Close its box before.")
         box = _Box(name, handler, role, frozenset(capabilities), where)
@@ -146,15 +173,26 @@ class PostOffice:
         self._workers[name] = [asyncio.create_task(self._work(box)) for _ in range(at_once)]
 
     async def close(self, name: str) -> None:
-        """Let an agent get no more letters; those that wait are dead."""
+        """Let an agent get no more letters; those that wait are dead. Idempotent."""
+        if name not in self._boxes:
+            return
         box = self._boxes.pop(name)
         workers = self._workers.pop(name)
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         while box.waiting:
-            _, _, letter, ended = heapq.heappop(box.waiting)
-            self._bury(letter, f"{name} gets no more letters", ended)
+            self._bury(heapq.heappop(box.waiting)[2], f"{name} gets no more letters")
+
+    def status(self, letter: str) -> dict[str, LetterStatus]:
+        """Return how far a letter is, by the names of those it is for; empty: nobody has heard of it.
+
+        Args:
+            letter: The letter's id.
+        """
+        return {
+            box.name: box.seen[letter].status for box in self._boxes.values() if letter in box.seen
+        }
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -173,12 +211,14 @@ class PostOffice:
         self._own.add(letter.id)
         told = self._bus.publish(letter).message
         with caused_by(told):
-            boxes = self._addressed(letter)
-            ended = [(box.name, self._put(box, letter)) for box in boxes]
-            for _, each in ended:
-                await asyncio.shield(each)
-        self._own.discard(letter.id)
-        return tuple(name for name, each in ended if each.result())
+            try:
+                boxes = self._addressed(letter)
+                deliveries = [(box.name, self._put(box, letter)) for box in boxes]
+                for _, each in deliveries:
+                    await asyncio.shield(each.ended)
+            finally:
+                self._own.discard(letter.id)
+        return tuple(name for name, each in deliveries if each.status == "handled")
 
     async def ask(
         self,
@@ -213,13 +253,22 @@ class PostOffice:
             async with asyncio.timeout(timeout):
                 handled = await self.send(letter)
                 if not answer.done():
-                    raise UndeliverableError(
-                        f"{', '.join(handled) or 'Nobody'} handled the letter to {to!r}, and nobody "
-                        f"answered it. Let the handler return something."
-                    )
-                return await answer
+                    raise UndeliverableError(self._unanswered(letter, handled))
+                return answer.result()
+        except TimeoutError as error:
+            raise TimeoutError(f"{to!r} did not answer within {timeout} s.") from error
         finally:
             del self._asked[letter.id]
+
+    def _unanswered(self, letter: AgentMessage, handled: Collection[str]) -> str:
+        if handled:
+            return (
+                f"{', '.join(handled)} handled the letter to {letter.to!r} and did not answer. Let the "
+                f"handler return something."
+            )
+        seen = [box.seen[letter.id] for box in self._boxes.values() if letter.id in box.seen]
+        why = "; ".join(each.why for each in seen if each.why) or "its box was closed"
+        return f"Nobody handled the letter to {letter.to!r}: {why}."
 
     def _addressed(self, letter: AgentMessage) -> list[_Box]:
         to = letter.to
@@ -252,36 +301,35 @@ class PostOffice:
         except UndeliverableError:
             return  # told by `MessageDead`
 
-    def _put(self, box: _Box, letter: AgentMessage) -> asyncio.Future[bool]:
+    def _put(self, box: _Box, letter: AgentMessage) -> _Delivery:
         known = box.seen.get(letter.id)
         if known is not None:
             return known
-        ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        box.seen[letter.id] = ended
+        loop = asyncio.get_running_loop()
+        made = box.seen[letter.id] = _Delivery(letter, loop.create_future())
         while len(box.seen) > self._remembered:
             box.seen.popitem(last=False)
         if box.where is not None and not box.where(letter):
-            self._bury(letter, f"{box.name} takes no such letters", ended)
-            return ended
-        heapq.heappush(box.waiting, (-letter.priority, next(self._count), letter, ended))
+            self._bury(made, f"{box.name} takes no such letters")
+            return made
+        heapq.heappush(box.waiting, (-letter.priority, next(self._count), made))
         box.news.set()
         if letter.deadline is not None:
-            asyncio.get_running_loop().call_later(
-                letter.deadline, self._drop_late, box, letter, ended
-            )
-        return ended
+            loop.call_later(letter.deadline, self._drop_late, box, made)
+        return made
 
-    def _drop_late(self, box: _Box, letter: AgentMessage, ended: asyncio.Future[bool]) -> None:
-        kept = [entry for entry in box.waiting if entry[3] is not ended]
-        if len(kept) < len(box.waiting):
-            heapq.heapify(kept)
-            box.waiting = kept
-            self._bury(letter, "it is too late", ended)
+    def _drop_late(self, box: _Box, late: _Delivery) -> None:
+        if late.status != "waiting":
+            return
+        box.waiting = [entry for entry in box.waiting if entry[2] is not late]
+        heapq.heapify(box.waiting)
+        self._bury(late, "it is too late")
 
-    def _bury(self, letter: AgentMessage, why: str, ended: asyncio.Future[bool]) -> None:
-        self._bus.publish(MessageDead(letter, why))
-        if not ended.done():
-            ended.set_result(False)
+    def _bury(self, given_up: _Delivery, why: str) -> None:
+        given_up.status, given_up.why = "dead", why
+        self._bus.publish(MessageDead(given_up.letter, why))
+        if not given_up.ended.done():
+            given_up.ended.set_result(False)
 
     # -- handling ---------------------------------------------------------------------------------
 
@@ -290,47 +338,54 @@ class PostOffice:
             while not box.waiting:
                 box.news.clear()
                 await box.news.wait()
-            _, _, letter, ended = heapq.heappop(box.waiting)
+            delivery = heapq.heappop(box.waiting)[2]
+            delivery.status = "in_hand"
             try:
-                await self._handle(box, letter, ended)
+                await self._handle(box, delivery)
             except asyncio.CancelledError:
-                self._bury(letter, f"{box.name} gets no more letters", ended)
+                self._bury(delivery, f"{box.name} gets no more letters")
                 raise
 
-    async def _handle(self, box: _Box, letter: AgentMessage, ended: asyncio.Future[bool]) -> None:
+    async def _handle(self, box: _Box, delivery: _Delivery) -> None:
+        letter = delivery.letter
         for attempt in range(1, self._attempts + 1):
             given = letter if attempt == 1 else replace(letter, attempt=attempt)
             try:
-                answer = box.handler(given)
-                if inspect.isawaitable(answer):
-                    answer = await answer
+                body = box.handler(given)
+                if inspect.isawaitable(body):
+                    body = await body
+                answer = None if body is None else self._answer_to(letter, box.name, body)
             except Exception as error:
                 if is_fatal(error):
                     raise
-                if attempt == self._attempts:
-                    self._bury(letter, f"{box.name} failed {attempt} times: {error!r}", ended)
-                    return
                 why = f"{type(error).__name__}: {error}"
+                if attempt == self._attempts:
+                    times = "once" if attempt == 1 else f"{attempt} times"
+                    self._bury(delivery, f"{box.name} failed {times}, the last time with {why}")
+                    return
                 self._bus.publish(MessageRetried(letter.id, box.name, attempt + 1, why))
                 await asyncio.sleep(self._wait * 2 ** (attempt - 1))
             else:
+                delivery.status = "handled"
                 self._bus.publish(MessageReceived(letter.id, box.name))
                 if answer is not None:
-                    self._answer(box, letter, answer)
-                if not ended.done():
-                    ended.set_result(True)
+                    self._send_back(letter, answer)
+                if not delivery.ended.done():
+                    delivery.ended.set_result(True)
                 return
 
-    def _answer(self, box: _Box, letter: AgentMessage, body: JSON) -> None:
+    @staticmethod
+    def _answer_to(letter: AgentMessage, name: str, body: JSON) -> AgentMessage:
+        """Return the letter that answers another; refuse what no letter can say, as a failure."""
         kind = _ANSWERS.get(letter.kind, "response")
-        given = AgentMessage(
-            uuid().hex, box.name, letter.sender, kind, body, letter.id, letter.priority
-        )
+        return AgentMessage(uuid().hex, name, letter.sender, kind, body, letter.id, letter.priority)
+
+    def _send_back(self, letter: AgentMessage, answer: AgentMessage) -> None:
         asked = self._asked.get(letter.id)
         if asked is not None and not asked.done():
-            asked.set_result(given)
+            asked.set_result(answer)
         if letter.sender in self._boxes:
-            self._put(self._boxes[letter.sender], given)
-        self._own.add(given.id)
-        self._bus.publish(given)
-        self._own.discard(given.id)
+            self._put(self._boxes[letter.sender], answer)
+        self._own.add(answer.id)
+        self._bus.publish(answer)
+        self._own.discard(answer.id)

@@ -216,6 +216,11 @@ class Tool(Generic[P, T]):
         schema: Shape | None = None,
         is_inside: bool = False,
     ) -> None:
+        if not callable(function):
+            raise ConfigurationError(
+                f"{function!r} is no tool. Give a function whose parameters are annotated, or what "
+                f"`tool` made of one."
+            )
         self.name = _checked_name(name or str(getattr(function, "__name__", "tool")))
         if permission not in _DECLARED:
             raise ConfigurationError(
@@ -352,7 +357,9 @@ def _content(result: object) -> str:
     """Return a result as the text that the model reads."""
     if isinstance(result, str):
         return result
-    return json.dumps(result, ensure_ascii=False, default=_jsonable)
+    if type(result) is int:
+        return int.__repr__(result)
+    return _JSON.encode(result)
 
 
 def _jsonable(item: Any) -> JSON:
@@ -363,6 +370,9 @@ def _jsonable(item: Any) -> JSON:
     if isinstance(item, Mapping):
         return dict(item)
     return list(item) if isinstance(item, set | frozenset | tuple) else str(item)
+
+
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, default=_jsonable)  # `dumps` makes one a call
 
 
 @overload

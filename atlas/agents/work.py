@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import Any, Final, cast
 
 from atlas.agents.account import Loops, estimated_tokens
@@ -32,7 +31,7 @@ from atlas.agents.messages import (
     TurnStarted,
 )
 from atlas.agents.tools import Tool
-from atlas.core.causality import CURRENT, caused_by
+from atlas.core.causality import CURRENT
 from atlas.core.effects import current_run, effect
 from atlas.core.effects.codec import plain
 from atlas.core.effects.entries import digest_of
@@ -59,7 +58,6 @@ from atlas.providers.messages import (
     StreamFailed,
     StreamRetried,
     StreamStarted,
-    StreamToolCall,
     TextPart,
     ToolCallPart,
     ToolResultPart,
@@ -100,6 +98,7 @@ class Work:
         "_agent",
         "_asked",
         "_bus",
+        "_choice_before",
         "_desk",
         "_dialect",
         "_history",
@@ -116,6 +115,7 @@ class Work:
         "_specs",
         "_system",
         "_task",
+        "_told_options",
         "_turn",
     )
 
@@ -131,6 +131,8 @@ class Work:
         self._source: str | Provider | None = None
         # Any: fields of a ChatRequest
         self._options: dict[str, Any] = {}
+        self._told_options: dict[str, Any] = {}
+        self._choice_before = ""
         self._asked: tuple[Provider, str] | None = None
         self._leg = 0
         self._provider = ""
@@ -175,30 +177,39 @@ class Work:
 
     async def _ask(self) -> Completion:
         self._turn += 1
-        agent, desk = self._agent, self._desk
-        if self._turn % _BREATH == 0 and current_run() is None:
-            await asyncio.sleep(0)  # a model that answers at once must not keep the loop to itself
-        desk.touch()
-        provider, model = self._chosen()
-        if provider.name != self._provider:
-            self._settle_dialect(provider)
-        assert self._dialect is not None
-        if agent.memory is not None:
-            await self._forget(provider, model)
-        dialect = self._dialect
-        options = dialect.options(agent, Ask(self._specs, self._choice()))
-        given = await self._call_model(provider, model, options)
-        desk.touch()
-        return dialect.read(given, self._turn)
-
-    def _chosen(self) -> tuple[Provider, str]:
-        """Return whom to ask: anew where a run goes on as another, which may be with another model."""
         run = current_run()
         leg = 0 if run is None else run.leg
+        if self._turn % _BREATH == 0 and run is None:
+            await asyncio.sleep(0)  # a model that answers at once must not keep the loop to itself
+        # Anew where a run goes on as another, which may be with another model.
         if self._asked is None or leg != self._leg:
             self._leg = leg
             self._asked = self._desk.host.choose_model(*_split(self._source))
-        return self._asked
+        provider, model = self._asked
+        if provider.name != self._provider:
+            self._settle_dialect(provider)
+        dialect = self._dialect
+        assert dialect is not None
+        if self._agent.memory is not None:
+            await self._forget(provider, model)
+        given = await self._call_model(provider, model, recorded=run is not None)
+        self._desk.touch()
+        return dialect.read(given, self._turn)
+
+    # Any: fields of a ChatRequest
+    def _asks_for(self) -> dict[str, Any]:
+        """Return the fields of the request that say what this turn may give: mostly as before."""
+        choice = self._choice()
+        if choice != self._choice_before:
+            assert self._dialect is not None
+            agent = self._agent
+            self._choice_before = choice
+            self._options = self._dialect.options(agent, Ask(self._specs, choice))
+            if agent.max_tokens is not None:
+                self._options["max_tokens"] = agent.max_tokens
+            if agent.temperature is not None:
+                self._options["temperature"] = agent.temperature
+        return self._options
 
     def _choice(self) -> str:
         choice = self._agent.tool_choice
@@ -213,6 +224,7 @@ class Work:
         tools, json_schema = _abilities(provider.name, provider)
         dialect = dialect_for(self._agent, tools=tools, json_schema=json_schema)
         self._dialect = dialect
+        self._choice_before = ""
         told = dialect.system(self._agent, self._agent.told(self._task))
         self._system = ChatMessage("system", (TextPart(told),)) if told else None
         self._show_again()
@@ -224,16 +236,10 @@ class Work:
         self._said = 0
         self._last_prompt = 0
 
-    # Any: fields of a ChatRequest
-    async def _call_model(
-        self, provider: Provider, model: str, options: dict[str, Any]
-    ) -> Completion:
-        agent, desk, bus = self._agent, self._desk, self._bus
+    async def _call_model(self, provider: Provider, model: str, *, recorded: bool) -> Completion:
+        agent, desk = self._agent, self._desk
+        options = self._asks_for()
         new = self._shown[self._said :]
-        if agent.max_tokens is not None:
-            options["max_tokens"] = agent.max_tokens
-        if agent.temperature is not None:
-            options["temperature"] = agent.temperature
         request = ChatRequest(
             messages=tuple(self._shown),
             model=model,
@@ -243,13 +249,13 @@ class Work:
         prompt = self._last_prompt + estimated_tokens(sum(map(_length, new)))
         reserved = desk.account.reserve(prompt, agent.max_tokens, agent.price)
         reply = f"{desk.task}/{desk.attempt}:{self._turn}"
-        bus.publish(TurnStarted(desk.task, agent.name, self._turn, reply))
+        self._bus.publish(TurnStarted(desk.task, agent.name, self._turn, reply))
         # What went before was compared when it was said; so each message is written down once.
         said: dict[str, object] | None = None
-        if current_run() is not None:
+        if recorded:
             said = {"model": model, "after": self._said, "said": _in_short(new)}
-            if options != self._options:
-                said["options"] = self._options = options
+            if options != self._told_options:
+                said["options"] = self._told_options = options
         self._said = len(self._shown)
         given: Completion | None = None
         try:
@@ -297,20 +303,23 @@ class Work:
     async def _tools(self, given: Completion) -> Sequence[ToolResultPart]:
         """Call all tools that the model asked for, side by side; the turn joins the history whole."""
         parts = self._told_apart(given)
-        calls = [each for each in parts if isinstance(each, ToolCallPart)]
-        results: list[ToolResultPart] = [
-            ToolResultPart(call.id, "The call was cancelled.", is_error=True) for call in calls
-        ]
+        calls = [each for each in parts if each.__class__ is ToolCallPart]
+        came: list[ToolResultPart | None] = [None] * len(calls)
+        results: tuple[ToolResultPart, ...] = ()
         try:
             if len(calls) == 1:
-                await self._call_tool(0, calls[0], results)
+                await self._call_tool(0, calls[0], came)
             else:
-                await self._side_by_side(calls, results)
+                await self._side_by_side(calls, came)
         finally:
-            self._join(ChatMessage("assistant", parts), ChatMessage("tool", tuple(results)))
+            results = tuple(
+                each or ToolResultPart(call.id, _CANCELLED, is_error=True)
+                for call, each in zip(calls, came, strict=True)
+            )
+            self._join(ChatMessage("assistant", parts), ChatMessage("tool", results))
             self._end_turn(len(calls))
         for call, result in zip(calls, results, strict=True):
-            self._loops.note((call.name, call.arguments, result.content), f"Tool {call.name!r}")
+            self._loops.note((call.name, call.arguments, result.content), "Tool", call.name)
         return results
 
     def _told_apart(self, given: Completion) -> tuple[Any, ...]:
@@ -325,7 +334,7 @@ class Work:
         return tuple(made)
 
     async def _side_by_side(
-        self, calls: Sequence[ToolCallPart], results: list[ToolResultPart]
+        self, calls: Sequence[ToolCallPart], results: list[ToolResultPart | None]
     ) -> None:
         tasks = [
             asyncio.create_task(self._call_tool(place, call, results))
@@ -344,7 +353,7 @@ class Work:
             task.result()
 
     async def _call_tool(
-        self, place: int, part: ToolCallPart, results: list[ToolResultPart]
+        self, place: int, part: ToolCallPart, results: list[ToolResultPart | None]
     ) -> None:
         desk, bus = self._desk, self._bus
         key = f"{desk.task}/{desk.attempt}:{self._turn}.{place}"
@@ -353,9 +362,8 @@ class Work:
         told = bus.publish(called).message
         token = CURRENT.set(told._stamp)
         desk.account.count_tool()
-        desk.touch()
         outcome: ToolOutcome = "cancelled"
-        content = "The call was cancelled."
+        content = _CANCELLED
         try:
             outcome, content = await self._outcome(key, part)
         except Exception as error:
@@ -455,6 +463,7 @@ class _NotYet:
 
 
 _NOT_YET: Final = _NotYet()
+_CANCELLED: Final = "The call was cancelled."
 _SHORT: Final = 64
 _BREATH: Final = 8
 _SUMMARISE: Final = "Sum up what was said so far in a few sentences: what is wanted, what was found out, what is left."
@@ -541,24 +550,26 @@ class _Streaming:
 
     async def complete(self, said: object) -> Completion:
         """Return the whole answer; it is told how it ended, whatever happens."""
-        desk, request = self._desk, self._request
-        prompt = request.messages[-1].text
-        started = StreamStarted(self._reply, desk.task, self._provider.name, request.model, prompt)
-        with caused_by(desk.bus.publish(started).message):
-            try:
-                await self._stream(said)
-            except Exception as error:
-                self._tell_failure(error)
-                raise
-            except BaseException:
-                text, timing = self._assembler.text, self._watch.timing()
-                desk.bus.publish(StreamCancelled(self._reply, desk.task, text, timing))
-                raise
+        desk, request, reply = self._desk, self._request, self._reply
+        publish = desk.bus.publish
+        last = request.messages[-1]
+        prompt = "" if last.role == "tool" else last.text
+        started = StreamStarted(reply, desk.task, self._provider.name, request.model, prompt)
+        token = CURRENT.set(publish(started).message._stamp)  # as `caused_by`, at a third of it
+        try:
+            await self._stream(said)
+            # What tools are asked for is told by `ToolCalled`, with the ids they have here.
             given = self._assembler.completion()
-            for call in given.tool_calls:
-                desk.bus.publish(StreamToolCall(self._reply, call))
-            timing = self._watch.timing()
-            desk.bus.publish(StreamCompleted(self._reply, desk.task, given, timing))
+            publish(StreamCompleted(reply, desk.task, given, self._watch.timing()))
+        except Exception as error:
+            self._tell_failure(error)
+            raise
+        except BaseException:
+            text, timing = self._assembler.text, self._watch.timing()
+            publish(StreamCancelled(reply, desk.task, text, timing))
+            raise
+        finally:
+            CURRENT.reset(token)
         return given
 
     async def _stream(self, said: object) -> None:
@@ -573,7 +584,7 @@ class _Streaming:
             held_back=self._held_back,
             said=said,
         )
-        async with aclosing(cast("Any", deltas)):
+        try:
             async for delta in deltas:
                 event = feed(delta)
                 if event is None:
@@ -583,6 +594,8 @@ class _Streaming:
                 receipt: Receipt[Any] = publish(event)
                 if not receipt.done:
                     await self._handled(receipt)
+        finally:
+            await deltas.aclose()
 
     # Any: whatever was published
     async def _handled(self, receipt: Receipt[Any]) -> None:

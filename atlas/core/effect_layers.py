@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal, TypeAlias, cast
 
+from atlas.core.alarms import Patience
 from atlas.errors import BudgetExceededError, ConfigurationError, EffectDeniedError
 
 __all__ = [
@@ -201,7 +202,7 @@ class Timeout(Layer):
     async def call(self, call: EffectCall, proceed: Proceed) -> Any:
         """Perform the effect, for so long at most."""
         try:
-            async with asyncio.timeout(self.seconds):
+            with Patience(self.seconds):
                 return await proceed()
         except TimeoutError as error:
             raise self._too_late(call) from error
@@ -211,7 +212,7 @@ class Timeout(Layer):
         async with aclosing(cast("Any", proceed())) as pieces:
             while True:
                 try:
-                    async with asyncio.timeout(self.seconds):
+                    with Patience(self.seconds):
                         piece = await anext(pieces)
                 except StopAsyncIteration:
                     return

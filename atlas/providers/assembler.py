@@ -11,7 +11,6 @@ one half of its surrogate pair: the first half then waits for the second.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import get_args
 
 from atlas.errors import IncompleteStreamError, InvalidResponseError
@@ -42,20 +41,21 @@ from atlas.providers.messages import (
 __all__ = ["Assembler"]
 
 _REASONS = frozenset(get_args(FinishReason))
+_NOTHING = Usage()
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
-@dataclass(slots=True, eq=False)
 class _Block:
     """What one block, or one tool call, has so far; ``kind`` is the type of its deltas."""
 
-    kind: type[Delta]
-    pieces: list[str] = field(default_factory=list)
-    signature: list[str] = field(default_factory=list)
-    redacted: list[str] = field(default_factory=list)
-    id: str = ""
-    name: str = ""
-    half: str = ""
+    __slots__ = ("half", "id", "kind", "name", "pieces", "redacted", "signature")
+
+    def __init__(self, kind: type[Delta]) -> None:
+        self.kind = kind
+        self.pieces: list[str] = []
+        self.signature: list[str] = []
+        self.redacted: list[str] = []
+        self.id = self.name = self.half = ""
 
 
 class Assembler:
@@ -91,7 +91,7 @@ class Assembler:
         self._model = model
         self._reply = reply
         self._response_id: str | None = None
-        self._usage = Usage()
+        self._usage = _NOTHING
         self._finished: Finished | None = None
         self._index = 0
         self._halves = 0  # how many blocks keep back a half of a character
@@ -194,7 +194,8 @@ class Assembler:
             if isinstance(delta, ToolCallDelta):
                 self._call(delta)
             elif isinstance(delta, UsageDelta):
-                self._usage = _merged(self._usage, delta.usage)
+                first = self._usage is _NOTHING and isinstance(delta.usage, Usage)
+                self._usage = delta.usage if first else _merged(self._usage, delta.usage)
             elif isinstance(delta, RefusalDelta):
                 _append(self._block(RefusalDelta, delta.block).pieces, delta.text)
             elif isinstance(delta, ResponseStarted):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from atlas.core.messages import value
 from atlas.errors import ValidationError
@@ -58,22 +58,28 @@ class ChatRequest:
     extra: Mapping[str, JSON] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._expect("max_tokens", "an int of at least 1", lambda n: n >= 1)
-        self._expect("thinking_tokens", "an int of at least 1", lambda n: n >= 1)
-        self._expect("temperature", "a number from 0 to 2", lambda t: 0 <= t <= 2)
-        self._expect("top_p", "a number above 0, up to 1", lambda p: 0 < p <= 1)
-        self._expect("connect_timeout", "a number of seconds above 0", lambda s: s > 0)
-        self._expect("json_schema", "a JSON object as text", _is_json_object)
+        # One is made for each model call, mostly with nothing but messages and tools.
+        tokens, thinking = self.max_tokens, self.thinking_tokens
+        if tokens is not None and tokens < 1:
+            raise self._misfit("max_tokens", "an int of at least 1")
+        if thinking is not None and thinking < 1:
+            raise self._misfit("thinking_tokens", "an int of at least 1")
+        if self.temperature is not None and not 0 <= self.temperature <= 2:
+            raise self._misfit("temperature", "a number from 0 to 2")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise self._misfit("top_p", "a number above 0, up to 1")
+        if self.connect_timeout is not None and not self.connect_timeout > 0:
+            raise self._misfit("connect_timeout", "a number of seconds above 0")
+        if self.json_schema is not None and not _is_json_object(self.json_schema):
+            raise self._misfit("json_schema", "a JSON object as text")
         for tool in self.tools:
             if not _is_json_object(tool.parameters):
                 raise ValidationError(
                     f"tool {tool.name!r}", "parameters", tool.parameters, "a JSON object as text"
                 )
 
-    def _expect(self, name: str, rule: str, holds: Callable[[Any], bool]) -> None:
-        given = getattr(self, name)
-        if given is not None and not holds(given):
-            raise ValidationError("chat_request", name, given, rule)
+    def _misfit(self, name: str, rule: str) -> ValidationError:
+        return ValidationError("chat_request", name, getattr(self, name), rule)
 
 
 @functools.lru_cache(maxsize=256)  # the same few tools come with each request

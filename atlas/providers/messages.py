@@ -156,7 +156,7 @@ class Completion:
     @property
     def tool_calls(self) -> tuple[ToolCallPart, ...]:
         """The tool calls, in order."""
-        return tuple(part for part in self.parts if isinstance(part, ToolCallPart))
+        return tuple([part for part in self.parts if isinstance(part, ToolCallPart)])
 
 
 # -- what happens ---------------------------------------------------------------------------------

@@ -13,11 +13,12 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from types import AsyncGeneratorType
-from typing import Literal, NamedTuple, Self, TypeAlias, cast
+from typing import Literal, NamedTuple, Self, TypeAlias
 
+from atlas.core.alarms import Alarm, set_alarm
 from atlas.core.schedules import Schedule
 from atlas.errors import (
     AtlasError,
@@ -214,11 +215,11 @@ class ResilientStream:
         self._deltas: AsyncGeneratorType[Delta, None] = deltas
         self._closed: asyncio.Future[None] | None = None
 
-    def __aiter__(self) -> Self:
-        return self
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self._deltas  # no call of ours for each token
 
     def __anext__(self) -> Awaitable[Delta]:
-        return self._deltas.__anext__() if self._closed is None else _ended()
+        return self._deltas.__anext__()
 
     async def __aenter__(self) -> Self:
         return self
@@ -234,6 +235,8 @@ class ResilientStream:
         if self._closed is not None:
             await asyncio.shield(self._closed)
             return
+        if self._call.is_over:
+            return  # read to its end, as most are
         closed = self._closed = asyncio.get_running_loop().create_future()
         try:
             if self._deltas.ag_running:
@@ -248,16 +251,25 @@ class ResilientStream:
         return self._call.attempts
 
 
-async def _ended() -> Delta:
-    raise StopAsyncIteration
-
-
 class _Interrupted(Exception):  # noqa: N818  (never leaves this module)
     """The watch ended the call at a moment when it was not waiting for the provider."""
 
 
 class _Call:
     """One call: its attempts and the text that has arrived."""
+
+    __slots__ = (
+        "_ended",
+        "_on_retry",
+        "_provider",
+        "_request",
+        "_retries",
+        "_sleep",
+        "_text",
+        "_watch",
+        "attempts",
+        "is_over",
+    )
 
     def __init__(
         self,
@@ -277,20 +289,59 @@ class _Call:
         self._sleep = sleep
         self._watch = watch
         self._text: list[str] = []
-        self._ended: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[None] | None = None  # made when somebody waits for the end
+        self.is_over = False
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """Yield the deltas of the first attempt that gets as far as content."""
-        self._ended = asyncio.get_running_loop().create_future()
-        self._watch.start()
+        """Yield the deltas of the first attempt that gets as far as content.
+
+        What precedes the content of an attempt is held back. All in one generator: every token
+        passes through here, and a second one around the first would double its way.
+        """
+        watch, text, held = self._watch, self._text, list[Delta]()
+        watch.start()
         delay: float | None = None
         try:
             while True:
                 try:
                     await self._pause(delay)
-                    async with contextlib.aclosing(self._attempt()) as deltas:
-                        async for delta in deltas:
+                    self.attempts += 1
+                    watch.begin_attempt()
+                    finished = False
+                    stream = self._opened()
+                    receive = stream.__anext__
+                    try:
+                        while True:
+                            watch.begin_wait()
+                            try:
+                                delta = await receive()
+                            except StopAsyncIteration:
+                                break
+                            finally:
+                                watch.waiting = False
+                            if type(delta) is TextDelta:
+                                is_content = bool(delta.text)
+                                if type(delta.text) is str:  # else the assembler refuses it
+                                    text.append(delta.text)
+                            else:
+                                finished = finished or isinstance(delta, Finished)
+                                is_content = not isinstance(delta, _PREAMBLE)
+                            if is_content:
+                                watch.saw_content()
+                            elif watch.content:
+                                watch.saw_nothing()
+                            else:
+                                held.append(delta)
+                                continue
+                            if held:
+                                for earlier in held:
+                                    yield earlier
+                                held.clear()
                             yield delta
+                    finally:
+                        if isinstance(stream, AsyncGenerator):  # a third party's may not be one
+                            await stream.aclose()
+                    self._expect_end(finished)
                 # Whatever a third party's provider raises is named, none of it passes as it is.
                 except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001
                     error = self._neutral(raised)
@@ -301,15 +352,21 @@ class _Call:
                 delay = self._delay_after(error)
                 if delay is None:
                     raise error from error.__cause__
+                held.clear()  # a failed attempt leaves nothing behind
                 if self._on_retry is not None:
                     self._on_retry(Retry(self.attempts, delay, error))
         finally:
-            self._watch.close()
-            self._ended.set_result(None)
+            watch.close()
+            self.is_over = True
+            if self._ended is not None:
+                self._ended.set_result(None)
 
     async def stop(self) -> None:
         """End the read that is under way in another task, and wait until it has ended."""
-        assert self._ended is not None
+        if self.is_over:
+            return
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
         self._watch.end("stop")
         await asyncio.shield(self._ended)
 
@@ -322,41 +379,7 @@ class _Call:
         finally:
             self._watch.waiting = False
 
-    async def _attempt(self) -> AsyncGenerator[Delta, None]:
-        """Yield the deltas of one attempt, holding back what precedes its content."""
-        self.attempts += 1
-        watch, text, held = self._watch, self._text, list[Delta]()
-        watch.begin_attempt()
-        finished = False
-        async with closing(self._opened()) as stream:
-            receive = stream.__anext__
-            while True:
-                watch.begin_wait()
-                try:
-                    delta = await receive()
-                except StopAsyncIteration:
-                    break
-                finally:
-                    watch.waiting = False
-                if type(delta) is TextDelta:
-                    is_content = bool(delta.text)
-                    if type(delta.text) is str:  # else the assembler refuses it
-                        text.append(delta.text)
-                else:
-                    finished = finished or isinstance(delta, Finished)
-                    is_content = not isinstance(delta, _PREAMBLE)
-                if is_content:
-                    watch.saw_content()
-                elif watch.content:
-                    watch.saw_nothing()
-                else:
-                    held.append(delta)
-                    continue
-                if held:
-                    for earlier in held:
-                        yield earlier
-                    held.clear()
-                yield delta
+    def _expect_end(self, finished: bool) -> None:
         if not finished:
             raise IncompleteStreamError(
                 f"{self._provider.name} ended its stream without an end marker; what arrived may "
@@ -364,15 +387,15 @@ class _Call:
             )
 
     def _opened(self) -> AsyncIterator[Delta]:
-        stream: object = self._provider.stream(self._request)
-        if isinstance(stream, Coroutine):
+        stream = self._provider.stream(self._request)
+        if asyncio.iscoroutine(stream):
             stream.close()
             raise InvalidResponseError(
                 f"`stream` of the provider {self._provider.name!r} is a coroutine, which yields "
                 f"nothing; make it an async generator by `yield`ing each delta, or return an async "
                 f"iterator from a plain `def`."
             )
-        return cast("AsyncIterator[Delta]", stream)
+        return stream
 
     def _neutral(self, raised: BaseException) -> ProviderError | None:
         """Return the error to raise for ``raised``, None for an end by `stop`, or re-raise it."""
@@ -448,6 +471,7 @@ class _Watch:
         "_clock",
         "_deadlines",
         "_reason",
+        "_set_for",
         "_since",
         "_stage",
         "_started",
@@ -469,13 +493,13 @@ class _Watch:
         self._cancelling = 0
         self._cancelled = False
         self._reason: _Reason | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
+        self._set_for = math.inf
 
     # -- what the call says -----------------------------------------------------------------
 
     def start(self) -> None:
         self._started = self._clock()
-        self._enter("total")
 
     def begin_pause(self) -> None:
         self._enter("total")
@@ -537,23 +561,28 @@ class _Watch:
     def _enter(self, stage: DeadlineName) -> None:
         self._stage = stage
         self._since = self._clock()
-        self._set_timer()
+        self._set_timer(self._since)
 
-    def _set_timer(self) -> None:
-        self.close()
+    def _set_timer(self, now: float) -> None:
+        """Let the timer fire before anything is due; it looks then, and is set anew."""
         due = min(self._end_of_call(), self._end_of_stage())
+        if self._timer is not None:
+            if self._set_for <= due:
+                return
+            self._timer.cancel()
         if due < math.inf:
-            delay = max(0.0, due - self._clock())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._look)
+            self._set_for = due
+            self._timer = set_alarm(max(0.0, due - now), self._look)
 
     def _look(self) -> None:
+        self._timer = None
         now = self._clock()
         if now >= self._end_of_call():
             self.end("total")
         elif now >= self._end_of_stage():
             self.end(self._stage)
         else:
-            self._set_timer()
+            self._set_timer(now)
 
     def _end_of_call(self) -> float:
         total = self._deadlines.total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from atlas.agents import (
     History,
     Limits,
     Outcome,
+    Price,
     Task,
     checked_transition,
     delegation,
@@ -76,6 +78,66 @@ def gate() -> tuple[Callable[[], Any], asyncio.Event, list[str]]:
         return who
 
     return wait, go, came
+
+
+# -- what makes no sense ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"name": "a b"}, "'a b'"),
+        ({"name": 5}, "5"),
+        ({"instructions": 5}, "instructions is 5"),
+        ({"tools": ["x"]}, "'x' is no tool"),
+        ({"capabilities": "x"}, "capabilities is 'x'"),
+        ({"capabilities": [1]}, "A capability is 1"),
+        ({"capabilities": {"x": 3}}, "capability 'x' is 3"),
+        ({"model": 5}, "model is 5"),
+        ({"output": int}, "output is <class 'int'>"),
+        ({"version": 0}, "version is 0"),
+        ({"capacity": 0}, "capacity is 0"),
+        ({"memory": 40}, "memory is 40"),
+        ({"tool_choice": "maybe"}, "tool_choice is 'maybe'"),
+        ({"finish": "x"}, "finish is 'x'"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": 9}, "temperature is 9"),
+        ({"price": 5}, "price is 5"),
+        ({"limits": 5}, "limits is 5"),
+        ({"stuck_after": 0}, "stuck_after is 0"),
+    ],
+)
+def test_what_is_no_agent_is_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(named)):
+        Agent(**{"name": "a", **options})
+
+
+async def test_what_is_no_team_and_no_task_is_refused() -> None:
+    bus = EventBus()
+    with pytest.raises(ConfigurationError, match="Give the bus"):
+        Controller([Agent("a")], bus=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="'a' is no agent"):
+        Controller(["a"], bus=bus)  # type: ignore[list-item]
+    team = Controller([scripted_agent("a", [FAIL])], bus=bus)
+    with pytest.raises(ConfigurationError, match="5 is no task"):
+        await team.delegate(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="Nobody votes"):
+        await team.vote("x", [])
+    with pytest.raises(ConfigurationError, match="Nobody speaks"):
+        await team.debate("x", ["a"], judge="a", rounds=0)
+    for wrong in ({"elsewhere": -1}, {"down_after": 0}):
+        with pytest.raises(ConfigurationError):
+            ErrorPolicy(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="price of input is -1"):
+        Price(-1)
+
+
+async def test_who_is_not_there_cannot_be_escalated_to_and_the_first_error_stays() -> None:
+    team = Team(scripted_agent("a", [FAIL]), on_error=ErrorPolicy(escalate_to="boss"))
+    outcome = await team.controller.delegate("Go.")
+
+    assert isinstance(outcome.error, BadRequestError)
+    assert "no agent 'boss'" in outcome.error.__notes__[0]
 
 
 # -- who gets it --------------------------------------------------------------------------------
@@ -318,6 +380,35 @@ async def test_the_depth_of_the_tree_is_limited() -> None:
 
     assert len(team.of(TaskQueued)) == 4
     assert [each.kind for each in team.of(TaskFailed)][:1] == ["LimitReachedError"]
+
+
+async def test_a_budget_of_its_own_does_not_let_a_task_delegate_deeper_than_the_tree_may() -> None:
+    me = scripted_agent(
+        "me", [[call("delegate", task="x", to="me")]] * 3 + ["end"] * 3, tools=[delegation("me")]
+    )
+    team = Team(me.changed(limits=Limits(depth=None)), limits=Limits(depth=3))
+    await team.controller.delegate("Go.")
+
+    assert len(team.of(TaskQueued)) == 4
+
+
+async def test_an_agent_has_limits_of_its_own_within_those_of_the_tree() -> None:
+    look = tool(name="look")(lambda: "nothing")
+    calls = [[call("look", f"c{n}")] for n in range(9)]
+    eager = scripted_agent("eager", calls, tools=[look], limits=Limits(turns=2, repeats=None))
+    team = Team(eager)
+    outcome = await team.controller.delegate("Go.")
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert (outcome.error.limit, outcome.spent.turns) == ("turns", 2)
+
+
+async def test_an_agent_may_work_for_so_long_only() -> None:
+    slow = scripted_agent("slow", [[asyncio.Event(), "late"]], limits=Limits(seconds=0.01))
+    outcome = await Team(slow).controller.delegate("Go.")
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert outcome.error.limit == "seconds"
 
 
 async def test_a_budget_exhausted_in_the_middle_of_a_tree_ends_the_tree() -> None:

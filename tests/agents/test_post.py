@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ from atlas import Atlas, EventBus
 from atlas.agents import AgentMessage, PostOffice
 from atlas.agents.messages import MessageDead, MessageReceived, MessageRetried
 from atlas.core.effects import current_run
-from atlas.errors import ConfigurationError, UndeliverableError
+from atlas.errors import ConfigurationError, UndeliverableError, ValidationError
 
 
 def letter(letter_id: str, to: str = "fx", **fields: Any) -> AgentMessage:
-    return AgentMessage(letter_id, "me", to, "query", **fields)
+    return AgentMessage(letter_id, "me", to, **{"kind": "query", **fields})
 
 
 class Desk:
@@ -116,6 +117,99 @@ async def test_urgent_letters_are_handled_first_and_late_ones_not_at_all() -> No
     assert got == ["first", "p3", "p2", "p1"]
 
 
+async def test_how_far_a_letter_is_can_be_asked() -> None:
+    go = asyncio.Event()
+
+    async def slow(given: AgentMessage) -> None:
+        await go.wait()
+
+    async with PostOffice(EventBus(), attempts=1) as post:
+        post.open("slow", slow)
+        post.open("poor", Desk(fails=9))
+        sent = [asyncio.create_task(post.send(letter(each, "*"))) for each in ("1", "2")]
+        while "in_hand" not in post.status("1").values():
+            await asyncio.sleep(0)
+        underway = post.status("2")
+        go.set()
+        await asyncio.gather(*sent)
+
+        assert underway["slow"] == "waiting"
+        assert post.status("1") == post.status("2") == {"slow": "handled", "poor": "dead"}
+        assert post.status("3") == {}
+
+
+async def test_letters_in_any_order_and_twice_end_the_same() -> None:
+    randomness = random.Random(3)
+    letters = [letter(f"l{n}", randomness.choice(["a", "b", "*"])) for n in range(50)]
+    seen: list[set[str]] = []
+    for _ in range(5):
+        a, b, bus = Desk(), Desk(), EventBus()
+        wire = letters * 3
+        randomness.shuffle(wire)
+        async with PostOffice(bus) as post:
+            post.open("a", a)
+            post.open("b", b)
+            for each in wire:
+                bus.publish(each)
+            await asyncio.gather(*(post.send(each) for each in letters))
+
+        assert len(a.got) == len(set(a.got))
+        seen += [{*a.got}, {*b.got}]
+
+    assert seen[::2] == [seen[0]] * 5
+    assert seen[1::2] == [seen[1]] * 5
+
+
+async def test_an_answer_that_no_letter_can_say_is_a_failure_and_the_box_goes_on() -> None:
+    async with PostOffice(EventBus(), attempts=1) as post:
+        post.open("odd", lambda given: object() if given.body == "odd" else "fine")
+        with pytest.raises(UndeliverableError, match="odd failed once.*JSON value"):
+            await post.ask("me", "odd", "odd")
+
+        assert (await post.ask("me", "odd", "even")).body == "fine"
+
+
+async def test_who_asks_is_told_why_nobody_handled_it_or_that_it_took_too_long() -> None:
+    never = asyncio.Event()
+
+    async def mute(given: AgentMessage) -> None:
+        await never.wait()
+
+    async with PostOffice(EventBus(), attempts=2, wait=0) as post:
+        post.open("poor", Desk(fails=9))
+        post.open("mute", mute)
+        with pytest.raises(UndeliverableError, match="poor failed 2 times.*ValueError: attempt 2"):
+            await post.ask("me", "poor")
+        with pytest.raises(TimeoutError, match="'mute' did not answer within 0.01 s"):
+            await post.ask("me", "mute", timeout=0.01)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"letter_id": ""}, "id"),
+        ({"to": ""}, "to"),
+        ({"deadline": 0.0}, "deadline"),
+        ({"attempt": 0}, "attempt"),
+        ({"kind": "shout"}, "kind"),
+        ({"priority": "high"}, "priority"),
+    ],
+)
+def test_what_is_no_letter_is_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=rf"agent\.message\.{named}"):
+        letter(**{"letter_id": "1", **fields})
+
+
+async def test_what_is_no_box_is_refused() -> None:
+    async with PostOffice(EventBus()) as post:
+        for name in ("", "*", "role:x"):
+            with pytest.raises(ConfigurationError, match="Give a plain name"):
+                post.open(name, print)
+        with pytest.raises(ConfigurationError, match="Give a function"):
+            post.open("a", 5)  # type: ignore[arg-type]
+        await post.close("nobody")
+
+
 async def test_what_a_box_does_not_take_is_dead() -> None:
     bus, dead = EventBus(), []
     bus.subscribe(MessageDead, dead.append)
@@ -137,7 +231,7 @@ async def test_a_question_gets_its_own_answer() -> None:
         post.open("fx", double, at_once=5)
         answers = await asyncio.gather(*(post.ask("me", "fx", n) for n in range(5)))
         post.open("mute", Desk())
-        with pytest.raises(UndeliverableError, match="nobody answered"):
+        with pytest.raises(UndeliverableError, match="did not answer"):
             await post.ask("me", "mute")
 
     assert [each.body for each in answers] == [0, 2, 4, 6, 8]

@@ -333,13 +333,14 @@ async def test_the_connect_deadline_is_handed_to_the_adapter() -> None:
     assert [asked.connect_timeout for asked in provider.requests] == [3.0, None]
 
 
-async def test_no_timer_is_left_behind() -> None:
+async def test_streams_leave_no_timers_behind_but_the_one_that_they_share() -> None:
     loop = asyncio.get_running_loop()
     # The loop's own heap of timers has no public face.
     before = len([handle for handle in loop._scheduled if not handle.cancelled()])
-    await collect(resilient_stream(scripted("Hello"), request()))
+    for _ in range(5):
+        await collect(resilient_stream(scripted("Hello"), request()))
 
-    assert len([handle for handle in loop._scheduled if not handle.cancelled()]) == before
+    assert len([handle for handle in loop._scheduled if not handle.cancelled()]) <= before + 1
 
 
 # -- naming ---------------------------------------------------------------------------------------
