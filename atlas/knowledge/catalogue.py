@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from atlas.knowledge.documents import Chunk, Field
 from atlas.knowledge.filters import All, AnyOf, Compare, Filter, Not
-from atlas.knowledge.keyword import KeywordIndex
+from atlas.knowledge.keyword import KeywordIndex, Statistics
 from atlas.knowledge.records import StoredDocument
 
 __all__ = ["Catalogue", "Change", "Version", "keyword_texts"]
@@ -161,7 +161,7 @@ class Catalogue:
     @cached_property
     def version_of_row(self) -> NDArray[np.int32]:
         """For each row, the index of its version."""
-        return np.repeat(np.arange(self.size, dtype=np.int32), np.diff(self.first_rows))
+        return np.repeat(np.arange(self.size, dtype=np.int32), self.passages)
 
     @cached_property
     def alive(self) -> Mask:
@@ -174,9 +174,24 @@ class Catalogue:
             return self.alive
         return self.rows_of((self.born <= position) & (self.died > position))
 
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Those of the words of all rows that are alive."""
+        return self.words.statistics(self.alive)
+
+    def statistics_at(self, position: int | None) -> Statistics:
+        """Return those of the words of the rows that were current at a position; None: now."""
+        alive = self.alive_at(position)
+        return self.statistics if alive is self.alive else self.words.statistics(alive)
+
+    @cached_property
+    def passages(self) -> NDArray[np.int64]:
+        """For each version, how many passages it has."""
+        return np.diff(self.first_rows)
+
     def rows_of(self, versions: Mask) -> Mask:
         """Return for each row whether its version is marked."""
-        return np.repeat(versions, np.diff(self.first_rows))
+        return np.repeat(versions, self.passages)
 
     def filtered(self, condition: Filter) -> Mask:
         """Return for each row whether the metadata of its document meet a condition."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ __all__ = [
 TokenStarts = Callable[[str], NDArray[np.int64]]
 """Returns where in a text each of its tokens begins, in characters, ascending."""
 
+SIZE: Final = 240
+"""How long a passage may be by default: with a title before it, what the local model takes in."""
+
 Span = tuple[int, int]
 
 
@@ -57,7 +60,33 @@ class Chunker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StructureChunker:
+class _Sized:
+    """What chunkers by size have in common.
+
+    Args:
+        size: Longest passage, in tokens.
+        overlap: Tokens of the passage before that a passage repeats.
+
+    Raises:
+        ConfigurationError: A size below 8, or an overlap that is not below the size.
+    """
+
+    kind: ClassVar[str]
+
+    size: int = SIZE
+    overlap: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.size, self.overlap)
+
+    @property
+    def name(self) -> str:
+        """What it is, its size and its overlap: ``structure/240/0``."""
+        return f"{self.kind}/{self.size}/{self.overlap}"
+
+
+@dataclass(frozen=True, slots=True)
+class StructureChunker(_Sized):
     """Cuts at the coarsest places that make passages fit: headings first, then paragraphs and so on.
 
     Neighbouring pieces are put together again as long as they fit, so that passages are nearly as
@@ -71,25 +100,16 @@ class StructureChunker:
         ConfigurationError: A size below 8, or an overlap that is not below the size.
     """
 
-    size: int = 200
-    overlap: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.size, self.overlap)
-
-    @property
-    def name(self) -> str:
-        """``structure/<size>/<overlap>``."""
-        return f"structure/{self.size}/{self.overlap}"
+    kind: ClassVar[str] = "structure"
 
     def chunk(self, document: Document, token_starts: TokenStarts) -> list[Chunk]:
         """Return the passages, in order."""
-        kind = _CODE_CUTS if document.kind == "code" else _PROSE_CUTS
-        return _cut(document, token_starts, self.size, self.overlap, kind)
+        cuts = _CODE_CUTS if document.kind == "code" else _PROSE_CUTS
+        return _cut(document, token_starts, self.size, self.overlap, cuts)
 
 
 @dataclass(frozen=True, slots=True)
-class CodeChunker:
+class CodeChunker(_Sized):
     """Cuts source code at the definitions that are least indented, and those in them when needed.
 
     Args:
@@ -100,16 +120,7 @@ class CodeChunker:
         ConfigurationError: A size below 8, or an overlap that is not below the size.
     """
 
-    size: int = 200
-    overlap: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.size, self.overlap)
-
-    @property
-    def name(self) -> str:
-        """``code/<size>/<overlap>``."""
-        return f"code/{self.size}/{self.overlap}"
+    kind: ClassVar[str] = "code"
 
     def chunk(self, document: Document, token_starts: TokenStarts) -> list[Chunk]:
         """Return the passages, in order."""
@@ -117,7 +128,7 @@ class CodeChunker:
 
 
 @dataclass(frozen=True, slots=True)
-class SentenceChunker:
+class SentenceChunker(_Sized):
     """Fills passages with whole sentences; only a sentence longer than a passage is cut.
 
     Args:
@@ -128,16 +139,7 @@ class SentenceChunker:
         ConfigurationError: A size below 8, or an overlap that is not below the size.
     """
 
-    size: int = 200
-    overlap: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.size, self.overlap)
-
-    @property
-    def name(self) -> str:
-        """``sentence/<size>/<overlap>``."""
-        return f"sentence/{self.size}/{self.overlap}"
+    kind: ClassVar[str] = "sentence"
 
     def chunk(self, document: Document, token_starts: TokenStarts) -> list[Chunk]:
         """Return the passages, in order."""
@@ -145,7 +147,7 @@ class SentenceChunker:
 
 
 @dataclass(frozen=True, slots=True)
-class FixedChunker:
+class FixedChunker(_Sized):
     """Cuts windows of equal length, wherever they end.
 
     Args:
@@ -156,16 +158,7 @@ class FixedChunker:
         ConfigurationError: A size below 8, or an overlap that is not below the size.
     """
 
-    size: int = 200
-    overlap: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.size, self.overlap)
-
-    @property
-    def name(self) -> str:
-        """``fixed/<size>/<overlap>``."""
-        return f"fixed/{self.size}/{self.overlap}"
+    kind: ClassVar[str] = "fixed"
 
     def chunk(self, document: Document, token_starts: TokenStarts) -> list[Chunk]:
         """Return the passages, in order."""
@@ -190,7 +183,7 @@ class SemanticChunker:
 
     embed: Callable[[Sequence[str]], NDArray[np.float32]]
     drop: float = 0.2
-    size: int = 200
+    size: int = SIZE
 
     def __post_init__(self) -> None:
         _check(self.size, 0)

@@ -27,6 +27,7 @@ from atlas.knowledge.keyword import KeywordIndex
 from atlas.knowledge.records import (
     DOCUMENT,
     REMOVED,
+    StoredDocument,
     digest_of,
     document_prefix,
     document_stream,
@@ -106,7 +107,8 @@ class Collection:
         key = (version.source, version.number)
         text = self._texts.get(key)
         if text is None:
-            text = self._read_text(version.source, version.number)
+            assert version.stored is not None
+            text = self._read_text(version.source, version.number, version.stored)
             with self._lock:
                 self._texts[key] = text
                 while len(self._texts) > _TEXTS_KEPT:
@@ -283,7 +285,7 @@ class Collection:
             stored = change.stored
             if stored is None or (self._cache.places(stored.keys) >= 0).all():
                 continue
-            text = self._read_text(change.source, change.number)
+            text = self._read_text(change.source, change.number, stored)
             self.embed(
                 [embedded_text(stored.document, text[c.start : c.end]) for c in stored.chunks]
             )
@@ -296,13 +298,13 @@ class Collection:
         for version in catalogue.versions[: catalogue.size]:
             if version.stored is None or version.first_row < words.size:
                 continue
-            text = self._read_text(version.source, version.number)
+            text = self._read_text(version.source, version.number, version.stored)
             passages.extend(keyword_texts(version.source, version.stored, text))
             if len(passages) >= _PAGE:
                 words, passages = words.extended(passages), []
         return words.extended(passages)
 
-    def _read_text(self, source: str, number: int) -> str:
+    def _read_text(self, source: str, number: int, stored: StoredDocument) -> str:
         stream = document_stream(self.info.name, source)
         (record,) = self._engine.read(stream, after=number - 1, until=number)
         if record.payload is None:
@@ -310,7 +312,7 @@ class Collection:
                 f"The text of version {number} of {source!r} was erased.",
                 position=record.position,
             )
-        return unpack_text(source, record.payload)
+        return unpack_text(source, record.payload, len(stored.chunks))
 
     def _kept_words(self) -> tuple[KeywordIndex, bytes] | None:
         return KeywordIndex.load(self._words_file) if self._words_file is not None else None

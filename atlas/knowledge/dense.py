@@ -8,6 +8,7 @@ only slower.
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,6 @@ from atlas.knowledge.vectors import VectorCache
 __all__ = ["DenseIndex", "entry_id", "row_of"]
 
 Rows = NDArray[np.int64]
-Similarities = NDArray[np.float32]
 
 # Up to this many rows, looking at each is as fast as asking a store.
 _FEW: Final = 3_000
@@ -57,7 +57,7 @@ class DenseIndex:
     def search(
         self, vector: NDArray[np.float32], catalogue: Catalogue, counts: NDArray[np.bool_], k: int
     ) -> Rows:
-        """Return the rows most similar to a vector, among those that count.
+        """Return the rows most similar to a vector, among those that count; in no order.
 
         Args:
             vector: The question's.
@@ -71,16 +71,6 @@ class DenseIndex:
             if found is not None:
                 return found
         return self._best(vector, catalogue, np.flatnonzero(counts), k)
-
-    def similarities(
-        self, vector: NDArray[np.float32], catalogue: Catalogue, rows: Rows
-    ) -> Similarities:
-        """Return the cosine between a unit vector and those of rows, which are unit vectors too."""
-        result = np.empty(len(rows), np.float32)
-        for begin in range(0, len(rows), _BLOCK):
-            block = slice(begin, begin + _BLOCK)
-            result[block] = self._cache.take(catalogue.places[rows[block]]) @ vector
-        return result
 
     def vectors(self, catalogue: Catalogue, rows: Rows) -> NDArray[np.float32]:
         """Return the vectors of rows."""
@@ -114,27 +104,32 @@ class DenseIndex:
         matches = store.query(self.collection, vector, wanted)
         rows = np.fromiter((row_of(match.id) for match in matches), np.int64, len(matches))
         rows = rows[rows < catalogue.rows]
-        rows = rows[counts[rows]]
+        rows = rows[counts[rows]][:k]
         if len(rows) < min(k, inside):
             return None
+        if inside == np.count_nonzero(counts):
+            return rows
         outside = counts.copy()
         outside[:covered] &= ~catalogue.alive[:covered]
         others = np.flatnonzero(outside)
         return self._best(vector, catalogue, np.union1d(rows, others), k)
 
     def _best(self, vector: NDArray[np.float32], catalogue: Catalogue, rows: Rows, k: int) -> Rows:
-        similarities = self.similarities(vector, catalogue, rows)
-        if len(rows) > k:
-            best = np.argpartition(-similarities, k)[:k]
-            rows, similarities = rows[best], similarities[best]
-        return rows[np.argsort(-similarities, kind="stable")]
+        if len(rows) <= k:
+            return rows
+        similarities = np.empty(len(rows), np.float32)
+        for begin in range(0, len(rows), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            similarities[block] = self.vectors(catalogue, rows[block]) @ vector
+        return rows[np.argpartition(similarities, -k)[-k:]]
 
 
 def entry_id(catalogue: Catalogue, row: int) -> str:
     """Return the id of a row in a store; it tells the row and, in part, what it holds."""
     version, number, _ = catalogue.chunk(row)
     assert version.stored is not None
-    return f"{row}.{version.stored.keys[number].hex()[:12]}"
+    # Short, for a store may keep it several times.
+    return f"{row}.{urlsafe_b64encode(version.stored.keys[number])[:6].decode()}"
 
 
 def row_of(id: str) -> int:  # noqa: A002 - it is one

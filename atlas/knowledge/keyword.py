@@ -12,7 +12,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -32,10 +32,11 @@ except ImportError as error:
         extra="knowledge",
     ) from error
 
-__all__ = ["KeywordIndex", "TermScore", "terms"]
+__all__ = ["KeywordIndex", "Statistics", "TermScore", "terms"]
 
 Scores = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Rows = NDArray[np.int64]
 
 # How much the repetition of a word counts, and how much the length of a text.
 _K1: Final = 1.2
@@ -43,6 +44,13 @@ _B: Final = 0.75
 # A word in more than this share of the texts says next to nothing, and costs the most.
 _COMMON: Final = 0.35
 _COMMON_FROM: Final = 1_000
+# Up to this many rows, each is looked at.
+_FEW: Final = 2_000
+# Looking a row up in the postings of a word takes about as long as going over so many of them.
+_LOOK_UP: Final = 8
+# Scores are sums of rounded numbers; what is left is taken for a little more than it is.
+_ROUNDING: Final = 1.001
+_LEAST: Final = float(np.finfo(np.float32).tiny)
 _FORMAT: Final = b"atlas keyword index 1\n"
 
 _WORD: Final = re.compile(r"[^\W_]+")
@@ -162,6 +170,11 @@ class _Segment:
             counts=np.concatenate([self.counts, after.counts]),
         )
 
+    @property
+    def span(self) -> slice:
+        """Its rows among all."""
+        return slice(self.first, self.first + len(self.lengths))
+
     def postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.uint16]] | None:
         number = self.vocabulary.get(term)
         if number is None:
@@ -197,81 +210,139 @@ class KeywordIndex:
             segments.append(segments.pop().joined(after))
         return KeywordIndex(tuple(segments))
 
-    def scores(self, query: str, alive: Mask) -> Scores:
-        """Return the score of each row for a query; 0 where none of its words occurs.
+    def statistics(self, alive: Mask) -> Statistics:
+        """Return what scores depend on beside the words of a row: which rows count.
+
+        Args:
+            alive: For each row whether it counts.
+        """
+        texts = int(np.count_nonzero(alive))
+        words = sum(int(each.lengths[alive[each.span]].sum()) for each in self.segments)
+        average = max(words / texts, 1.0) if texts else 1.0
+        slope, least = np.float32(_K1 * _B / average), np.float32(_K1 * (1 - _B))
+        return Statistics(
+            alive, texts, tuple(each.lengths * slope + least for each in self.segments)
+        )
+
+    def best(
+        self, query: str, statistics: Statistics, k: int, *, among: Mask | None = None
+    ) -> Rows:
+        """Return the rows with the k best scores for a query, in no order; those of score 0 never.
+
+        Words are taken in the order of what they can add to a score. As soon as those that are left
+        cannot bring a row among the k best that has none of the others, only rows near the k best
+        are looked at: common words, of which most rows have some, cost next to nothing.
 
         Args:
             query: Any text.
-            alive: For each row whether it counts, in scores and in statistics.
+            statistics: Those of the rows that are alive.
+            k: How many to return, if there are as many.
+            among: For each row whether it may be returned; of those that are alive. None: all.
         """
-        total = np.zeros(len(alive), np.float32)
-        statistics = self._statistics(alive)
-        wanted = Counter(terms(query))
-        frequencies = {term: self._texts_with(term, alive) for term in wanted}
-        for term in _telling(frequencies, statistics.texts):
-            weight = statistics.weight(frequencies[term]) * wanted[term]
-            for segment in self.segments:
-                self._add(total, segment, term, weight, statistics)
-        total[~alive] = 0
-        return total
+        if among is None:
+            among = None if statistics.every else statistics.alive
+        elif np.count_nonzero(among) <= _FEW:
+            rows = np.flatnonzero(among)
+            return _largest(rows, self.scores(query, statistics, rows), k)
+        words = self._telling(query, statistics)
+        total = np.zeros(len(statistics.alive), np.float32)
+        rest, left = sum(word.most for word in words), sum(word.texts for word in words)
+        for number, word in enumerate(words):
+            # Finding out takes about as long as going over so many postings.
+            if number and left * 4 > len(total):
+                shown = total if among is None else total * among
+                near = _floor(shown, k) - rest * _ROUNDING
+                if near > 0 and np.count_nonzero(shown >= near) * _LOOK_UP < left:
+                    rows = np.flatnonzero(shown >= near)
+                    scores = shown[rows]
+                    for each in words[number:]:
+                        self._look_up(scores, rows, each, statistics)
+                    return _largest(rows, scores, k)
+            self._add(total, word, statistics)
+            rest -= word.most
+            left -= word.texts
+        shown = total if among is None else total * among
+        rows = np.flatnonzero(shown >= max(_floor(shown, k), _LEAST))
+        return _largest(rows, shown[rows], k)
 
-    def explain(self, query: str, row: int, alive: Mask) -> list[TermScore]:
+    def scores(self, query: str, statistics: Statistics, rows: Rows) -> Scores:
+        """Return the scores of rows for a query; 0 where none of its words occurs.
+
+        Args:
+            query: Any text.
+            statistics: Those of the rows that are alive.
+            rows: Some of these, ascending.
+        """
+        scores = np.zeros(len(rows), np.float32)
+        for word in self._telling(query, statistics):
+            self._look_up(scores, rows, word, statistics)
+        return scores
+
+    def explain(self, query: str, statistics: Statistics, row: int) -> list[TermScore]:
         """Return what each word of a query adds to the score of one row; they sum up to it."""
-        statistics = self._statistics(alive)
-        wanted = Counter(terms(query))
-        frequencies = {term: self._texts_with(term, alive) for term in wanted}
         told = []
-        for term in _telling(frequencies, statistics.texts):
-            weight = statistics.weight(frequencies[term]) * wanted[term]
-            single = np.zeros(len(alive), np.float32)
-            for segment in self.segments:
-                if segment.first <= row < segment.first + len(segment.lengths):
-                    self._add(single, segment, term, weight, statistics)
-            if single[row]:
-                told.append(TermScore(term, frequencies[term], weight, float(single[row])))
+        for word in self._telling(query, statistics):
+            score = np.zeros(1, np.float32)
+            self._look_up(score, np.array([row]), word, statistics)
+            if score[0]:
+                told.append(TermScore(word.term, word.texts, word.weight, float(score[0])))
         return told
 
-    def _add(
-        self, total: Scores, segment: _Segment, term: str, weight: float, statistics: _Statistics
-    ) -> None:
-        found = segment.postings(term)
-        if found is None:
-            return
-        rows, counts = found
-        within = len(total) - segment.first
-        if within < len(segment.lengths):  # the segment has grown since these rows were counted
-            kept = rows < within
-            rows, counts = rows[kept], counts[kept]
-        often = counts.astype(np.float32)
-        length = segment.lengths[rows].astype(np.float32)
-        length *= _K1 * _B / statistics.average
-        length += _K1 * (1 - _B)
-        length += often
-        often *= weight * (_K1 + 1)
-        often /= length
-        # Each row occurs once among the postings of a term, so nothing is added twice.
-        total[rows + segment.first] += often
+    def _add(self, total: Scores, word: _Word, statistics: Statistics) -> None:
+        """Add what a word gives to the scores of all rows."""
+        for segment, damping in zip(self.segments, statistics.damping, strict=True):
+            found = segment.postings(word.term)
+            if found is not None:
+                # Adding in place by an index array would take three times as long.
+                np.add.at(total[segment.span], found[0], _gains(word, *found, damping))
 
-    def _texts_with(self, term: str, alive: Mask) -> int:
-        count = 0
-        # Mostly all rows are alive, and then counting them is all it takes.
-        every = len(alive) == self.size and bool(alive.all())
-        for segment in self.segments:
-            found = segment.postings(term)
-            if found is not None and every:
-                count += len(found[0])
-            elif found is not None:
-                rows = found[0] + segment.first
-                count += int(np.count_nonzero(alive[rows[rows < len(alive)]]))
+    def _look_up(self, scores: Scores, rows: Rows, word: _Word, statistics: Statistics) -> None:
+        """Add what a word gives to the scores of a few rows."""
+        for segment, damping in zip(self.segments, statistics.damping, strict=True):
+            found = segment.postings(word.term)
+            if found is None:
+                continue
+            texts, counts = found
+            here = slice(*np.searchsorted(rows, (segment.span.start, segment.span.stop)))
+            wanted = (rows[here] - segment.first).astype(np.int32)
+            places = np.searchsorted(texts, wanted)
+            np.minimum(places, len(texts) - 1, out=places)
+            held = texts[places] == wanted
+            places = places[held]
+            scores[here][held] += _gains(word, texts[places], counts[places], damping)
+
+    def _telling(self, query: str, statistics: Statistics) -> list[_Word]:
+        """Return the words worth looking at, those that can give most first.
+
+        Not those that are in most texts, unless there are no others.
+        """
+        wanted = Counter(terms(query))
+        occurring = {
+            term: texts for term in wanted if (texts := self._texts_with(term, statistics))
+        }
+        if statistics.texts >= _COMMON_FROM:
+            most = _COMMON * statistics.texts
+            occurring = {t: texts for t, texts in occurring.items() if texts <= most} or occurring
+        words = [
+            _Word(term, texts, statistics.weight(texts) * wanted[term])
+            for term, texts in occurring.items()
+        ]
+        return sorted(words, key=lambda word: -word.weight)
+
+    def _texts_with(self, term: str, statistics: Statistics) -> int:
+        count = statistics.counted.get(term)
+        if count is None:
+            found = [(each, each.postings(term)) for each in self.segments]
+            count = sum(
+                len(postings[0])
+                # Mostly all rows are alive, and then counting them is all it takes.
+                if statistics.every
+                else int(np.count_nonzero(statistics.alive[segment.span][postings[0]]))
+                for segment, postings in found
+                if postings is not None
+            )
+            statistics.counted[term] = count
         return count
-
-    def _statistics(self, alive: Mask) -> _Statistics:
-        texts = int(np.count_nonzero(alive))
-        words = 0
-        for segment in self.segments:
-            part = alive[segment.first : segment.first + len(segment.lengths)]
-            words += int(segment.lengths[: len(part)][part].sum())
-        return _Statistics(texts, max(words / texts, 1.0) if texts else 1.0)
 
     # -- keeping it, to save the time of making it again --
 
@@ -337,20 +408,74 @@ class KeywordIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class _Statistics:
-    """How many texts count, and how many words one of them has on average."""
+class Statistics:
+    """What the score of a row depends on beside its own words; made by `KeywordIndex.statistics`.
 
+    Attributes:
+        alive: For each row whether it counts.
+        texts: How many do.
+        damping: For each row of each segment, what keeps long texts from gaining by their length.
+        counted: By word, in how many texts it is, as far as it was counted.
+    """
+
+    alive: Mask
     texts: int
-    average: float
+    damping: tuple[Scores, ...]
+    counted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def every(self) -> bool:
+        """Whether all rows count."""
+        return self.texts == len(self.alive)
 
     def weight(self, frequency: int) -> float:
+        """Return how telling a word is that so many texts have."""
         return float(np.log1p((self.texts - frequency + 0.5) / (frequency + 0.5)))
 
 
-def _telling(frequencies: Mapping[str, int], texts: int) -> list[str]:
-    """Return the terms worth looking at: not those in most texts, unless there are no others."""
-    occurring = [term for term, frequency in frequencies.items() if frequency]
-    if texts < _COMMON_FROM:
-        return occurring
-    rare = [term for term in occurring if frequencies[term] <= _COMMON * texts]
-    return rare or occurring
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word of a query: its stem, how many texts have it, and what its occurrence is worth."""
+
+    term: str
+    texts: int
+    weight: float
+
+    @property
+    def most(self) -> float:
+        """What it adds to a score at most."""
+        return self.weight * (_K1 + 1)
+
+
+def _gains(
+    word: _Word, rows: NDArray[np.int32], counts: NDArray[np.uint16], damping: Scores
+) -> Scores:
+    """Return what a word adds to the scores of rows that have it so often."""
+    often = counts.astype(np.float32)
+    damped = damping.take(rows)
+    damped += often
+    often *= np.float32(word.most)
+    often /= damped
+    return often
+
+
+def _floor(scores: Scores, k: int) -> float:
+    """Return a number that at least k of the scores reach, and not many more; 0 for fewer scores.
+
+    The k-th largest of the largest scores of many groups: some ten times faster than the k-th
+    largest of all.
+    """
+    groups = 8 * k
+    if len(scores) < 4 * groups:
+        return float(np.partition(scores, -k)[-k]) if len(scores) > k else 0.0
+    whole = len(scores) - len(scores) % groups
+    largest = scores[:whole].reshape(-1, groups).max(axis=0)
+    return float(np.partition(largest, -k)[-k])
+
+
+def _largest(rows: Rows, scores: Scores, k: int) -> Rows:
+    """Return those of the rows that have the k largest scores above 0."""
+    if len(rows) > k:
+        chosen = np.argpartition(scores, -k)[-k:]
+        rows, scores = rows[chosen], scores[chosen]
+    return rows[scores > 0]

@@ -177,7 +177,7 @@ class Knowledge:
         path: The folder to keep it in; made when it is missing. None keeps everything in memory.
         bus: Where to publish what happens; default: nowhere.
         embedder: The embedding model; default: the local one, loaded when it is first needed.
-        chunker: How documents are cut; default: at their structure, 200 tokens at most.
+        chunker: How documents are cut; default: at their structure, 240 tokens at most.
         loader: How sources are read.
         store: Where vectors are searched; default: Chroma in the folder, none in memory.
         timeout: Seconds to wait for another process that writes.
@@ -639,7 +639,7 @@ class Knowledge:
         key = (info.model, info.dimension)
         if key not in self._caches:
             slug = re.sub(r"[^\w.-]+", "_", info.model)
-            name = f"vectors-{slug}-{info.dimension}.cache"
+            name = f"vectors-{slug}-{info.dimension}.int8"
             path = None if self.path is None else self.path / name
             self._caches[key] = VectorCache(path, info.dimension)
         return self._caches[key]

@@ -6,8 +6,9 @@ A record is the whole of a version or nothing, so no crash leaves half a documen
     document/<name>/<source>      knowledge.document@1     a version of a document
                                   knowledge.removed@1      from here on it is not found
 
-The payload of a document is a header in JSON, the keys of its chunks' vectors, and its text,
-compressed. Opening a knowledge base reads headers only; a text is unpacked when a passage is shown.
+The payload of a document is a header in JSON, its digest, the keys of its chunks' vectors, and its
+text; header and text are compressed each for itself. Opening a knowledge base reads headers only; a
+text is unpacked when a passage is shown.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b
+from itertools import accumulate, chain, pairwise
 from typing import Any, Final
 
 from atlas.errors import LogCorruptedError
@@ -43,6 +45,7 @@ COLLECTION: Final = "knowledge.collection@1"
 DOCUMENT: Final = "knowledge.document@1"
 REMOVED: Final = "knowledge.removed@1"
 _KEY: Final = 16
+_DIGEST: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def digest_of(document: Document, chunker: str) -> str:
         sort_keys=True,
     )
     text = document.text.encode("utf-8", "surrogatepass")
-    return sha256(facts.encode() + b"\0" + text).hexdigest()
+    return blake2b(facts.encode() + b"\0" + text, digest_size=_DIGEST).hexdigest()
 
 
 def embedded_text(document: Document, passage: str) -> str:
@@ -94,20 +97,25 @@ def embedded_text(document: Document, passage: str) -> str:
 
 def pack_document(document: Document, digest: str, chunks: list[Chunk], keys: list[bytes]) -> bytes:
     """Return the payload of a document's version."""
-    header = json.dumps(
-        {
-            "title": document.title,
-            "kind": document.kind,
-            "metadata": dict(document.metadata),
-            "headings": _headings(document),
-            "digest": digest,
-            "chunks": [[chunk.start, chunk.end, chunk.tokens] for chunk in chunks],
-        },
-        ensure_ascii=False,
-        separators=(",", ":"),
-    ).encode("utf-8", "surrogatepass")
-    text = zlib.compress(document.text.encode("utf-8", "surrogatepass"), 6)
-    return len(header).to_bytes(4, "little") + header + b"".join(keys) + text
+    facts = {
+        "title": document.title,
+        "kind": document.kind,
+        "metadata": dict(document.metadata),
+        "headings": _headings(document),
+        # Each place as its distance from the one before: small numbers take little room.
+        "spans": _distances([place for chunk in chunks for place in (chunk.start, chunk.end)]),
+        "tokens": [chunk.tokens for chunk in chunks],
+    }
+    header = _packed(json.dumps(facts, ensure_ascii=False, separators=(",", ":")))
+    return b"".join(
+        (
+            len(header).to_bytes(4, "little"),
+            header,
+            bytes.fromhex(digest),
+            *keys,
+            _packed(document.text),
+        )
+    )
 
 
 def unpack_document(source: str, payload: bytes) -> StoredDocument:
@@ -116,12 +124,15 @@ def unpack_document(source: str, payload: bytes) -> StoredDocument:
     Raises:
         LogCorruptedError: The payload is none of a document.
     """
-    header, keys_at = _header(source, payload)
-    chunks = tuple(Chunk(start, end, tokens) for start, end, tokens in header["chunks"])
-    keys = tuple(
-        payload[keys_at + index * _KEY : keys_at + (index + 1) * _KEY]
-        for index in range(len(chunks))
-    )
+    end = 4 + int.from_bytes(payload[:4], "little")
+    try:
+        # Any: the header is JSON, whose form only this module knows.
+        header: dict[str, Any] = json.loads(_unpacked(source, payload[4:end]))
+    except ValueError as error:
+        raise _corrupted(source) from error
+    places = list(accumulate(header["spans"]))
+    chunks = tuple(map(Chunk, places[::2], places[1::2], header["tokens"]))
+    keys_at = end + _DIGEST
     document = Document(
         source=source,
         text="",
@@ -130,21 +141,27 @@ def unpack_document(source: str, payload: bytes) -> StoredDocument:
         headings=tuple(Heading(*each) for each in header["headings"]),
         metadata=header["metadata"],
     )
-    return StoredDocument(document, header["digest"], chunks, keys)
+    return StoredDocument(
+        document,
+        payload[end:keys_at].hex(),
+        chunks,
+        tuple(payload[at : at + _KEY] for at in range(keys_at, keys_at + _KEY * len(chunks), _KEY)),
+    )
 
 
-def unpack_text(source: str, payload: bytes) -> str:
+def unpack_text(source: str, payload: bytes, chunks: int) -> str:
     """Return the text of a document's version.
+
+    Args:
+        source: What it is known by.
+        payload: That of its record.
+        chunks: How many passages it has.
 
     Raises:
         LogCorruptedError: The payload is none of a document.
     """
-    header, keys_at = _header(source, payload)
-    packed = payload[keys_at + len(header["chunks"]) * _KEY :]
-    try:
-        return zlib.decompress(packed).decode("utf-8", "surrogatepass")
-    except (zlib.error, UnicodeDecodeError) as error:
-        raise _corrupted(source) from error
+    begin = 4 + int.from_bytes(payload[:4], "little") + _DIGEST + chunks * _KEY
+    return _unpacked(source, payload[begin:])
 
 
 def pack_collection(collection: CollectionInfo, chunker: str) -> bytes:
@@ -166,14 +183,19 @@ def unpack_collection(name: str, payload: bytes) -> tuple[CollectionInfo, str]:
         raise _corrupted(name) from error
 
 
-# Any: the header is JSON, whose form only this module knows.
-def _header(source: str, payload: bytes) -> tuple[dict[str, Any], int]:
-    length = int.from_bytes(payload[:4], "little")
+def _packed(text: str) -> bytes:
+    return zlib.compress(text.encode("utf-8", "surrogatepass"), 9)
+
+
+def _unpacked(source: str, content: bytes) -> str:
     try:
-        header = json.loads(payload[4 : 4 + length].decode("utf-8", "surrogatepass"))
-    except ValueError as error:
+        return zlib.decompress(content).decode("utf-8", "surrogatepass")
+    except (zlib.error, UnicodeDecodeError) as error:
         raise _corrupted(source) from error
-    return header, 4 + length
+
+
+def _distances(places: list[int]) -> list[int]:
+    return [place - before for before, place in pairwise(chain((0,), places))]
 
 
 def _headings(document: Document) -> list[tuple[int, int, str]]:

@@ -30,9 +30,6 @@ __all__ = ["Question", "search"]
 Numbers = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
-# So many of the best candidates may gain by their headings.
-_BOOSTED = 40
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -125,65 +122,79 @@ class _Search:
         self.catalogue: Catalogue = collection.catalogue
         self.dense = collection.dense
         # Statistics of words are those of all that is alive; the filter does not change them.
-        self.alive = self.catalogue.alive_at(question.at)
-        where = question.where
-        self.counts = self.alive if where is None else self.alive & self.catalogue.filtered(where)
+        self.statistics = self.catalogue.statistics_at(question.at)
+        self.counts = self.statistics.alive
+        if question.where is not None:
+            self.counts = self.counts & self.catalogue.filtered(question.where)
+
+        # A reranker looks at more than are asked for, and what differs is chosen among more.
+        self._shown = question.k if question.reranker is None else max(4 * question.k, 20)
+        self._wanted = max(50, 4 * self._shown) if question.diversity else self._shown
 
     def hits(self) -> list[Hit]:
         if not self.counts.any():
             return []
-        rows, words = self._candidates()
+        rows = self._candidates()
         if not len(rows):
             return []
-        measured = self._measured(rows, words)
+        measured = self._measured(rows)
         found = [self._hit(index, measured) for index in self._ordered(measured)]
         if self.question.reranker is not None:
             found = _reranked(self.question, found)
         return found[: self.question.k]
 
-    def _candidates(self) -> tuple[Rows, Numbers | None]:
-        """Return the rows worth a closer look, and the scores of all rows by words."""
+    def _candidates(self) -> Rows:
+        """Return the rows worth a closer look, ascending."""
         question = self.question
         enough = max(question.ranking.candidates, 4 * question.k)
         found: list[Rows] = []
-        words: Numbers | None = None
-        if question.mode != "dense":
-            for wording in (question.query, *question.wordings):
-                scores = self.catalogue.words.scores(wording, self.alive)
-                words = scores if words is None else np.maximum(words, scores)
-            assert words is not None
-            among = words if question.where is None else np.where(self.counts, words, 0)
-            found.append(_largest(among, enough))
         if question.mode != "keyword":
             found += [
                 self.dense.search(vector, self.catalogue, self.counts, enough)
                 for vector in question.vectors
             ]
-        return np.unique(np.concatenate(found)), words
+        if question.mode != "dense":
+            among = None if question.where is None else self.counts
+            found += [
+                self.catalogue.words.best(wording, self.statistics, enough, among=among)
+                for wording in (question.query, *question.wordings)
+            ]
+        return np.unique(np.concatenate(found))
 
-    def _measured(self, rows: Rows, words: Numbers | None) -> _Measured:
+    def _measured(self, rows: Rows) -> _Measured:
         """Return the score of each candidate, and what it is made of."""
-        question, ranking = self.question, self.question.ranking
-        similarity = None
+        question, ranking, catalogue = self.question, self.question.ranking, self.catalogue
+        similarity = by_words = None
         if question.mode != "keyword":
-            similarity = np.maximum.reduce(
-                [self.dense.similarities(v, self.catalogue, rows) for v in question.vectors], axis=0
+            vectors = self.dense.vectors(catalogue, rows)
+            similarity = (vectors @ question.vectors.T).max(axis=1)
+        if question.mode != "dense":
+            by_words = np.maximum.reduce(
+                [
+                    catalogue.words.scores(wording, self.statistics, rows)
+                    for wording in (question.query, *question.wordings)
+                ]
             )
-        by_words = words[rows] if words is not None else None
         together: Numbers = fused(similarity, by_words, question.mode, ranking)
-        lengths = np.diff(self.catalogue.first_rows)[self.catalogue.version_of_row[rows]]
+        lengths = catalogue.passages[catalogue.version_of_row[rows]]
         penalties = np.float32(ranking.length_penalty) * np.log(lengths.astype(np.float32))
         scores = together - penalties
+        boosts = self._boosts(rows, scores)
+        return _Measured(rows, scores + boosts, similarity, by_words, together, penalties, boosts)
+
+    def _boosts(self, rows: Rows, scores: Numbers) -> Numbers:
+        """Return what candidates gain by their headings."""
+        question, boost = self.question, np.float32(self.question.ranking.heading_boost)
         boosts = np.zeros(len(rows), np.float32)
-        if ranking.heading_boost:
-            # Of those that may come to the front by it; reading headings takes time.
-            near = np.argsort(-scores, kind="stable")[: max(_BOOSTED, 4 * question.k)]
-            paths = [self._headings(int(row)) for row in rows[near]]
-            boosts[near] = ranking.heading_boost * heading_matches(question.query, paths)
-        scores = (scores + boosts).astype(np.float32)
-        return _Measured(
-            rows, scores, similarity, by_words, together, penalties.astype(np.float32), boosts
-        )
+        if not boost:
+            return boosts
+        # Of those that may come to the front by it; reading headings takes time.
+        front = self._wanted if question.per_document is None else max(50, 4 * self._wanted)
+        least = np.partition(scores, -front)[-front] if len(rows) > front else scores.min()
+        near = np.flatnonzero(scores >= least - boost)
+        paths = [self._headings(int(row)) for row in rows[near]]
+        boosts[near] = boost * heading_matches(question.query, paths)
+        return boosts
 
     def _ordered(self, measured: _Measured) -> list[int]:
         """Return which candidates to show, in order."""
@@ -194,13 +205,12 @@ class _Search:
             order = [
                 order[i] for i in spread([int(versions[j]) for j in order], question.per_document)
             ]
-        wanted = question.k if question.reranker is None else max(4 * question.k, 20)
+        order = order[: self._wanted]
         if question.diversity:
-            order = order[: max(50, 4 * wanted)]
             vectors = self.dense.vectors(self.catalogue, rows[order])
-            chosen = diverse(scores[order], vectors, wanted, question.diversity)
+            chosen = diverse(scores[order], vectors, self._shown, question.diversity)
             return [order[index] for index in chosen]
-        return order[:wanted]
+        return order
 
     def _headings(self, row: int) -> tuple[str, ...]:
         version, _, chunk = self.catalogue.chunk(row)
@@ -220,7 +230,7 @@ class _Search:
             end = stored.chunks[min(len(stored.chunks) - 1, number + around)].end
         text = self.collection.text_of(version)
         if self.question.explain and self.question.mode != "dense":
-            told = self.catalogue.words.explain(self.question.query, row, self.alive)
+            told = self.catalogue.words.explain(self.question.query, self.statistics, row)
             why = replace(why, terms=tuple(told))
         line = text.count("\n", 0, start) + 1
         return Hit(
@@ -238,14 +248,6 @@ class _Search:
             metadata=stored.document.metadata,
             explanation=why,
         )
-
-
-def _largest(scores: Numbers, k: int) -> Rows:
-    """Return the rows with the k largest scores above 0."""
-    if len(scores) > k:
-        rows = np.argpartition(-scores, k)[:k]
-        return rows[scores[rows] > 0]
-    return np.flatnonzero(scores > 0)
 
 
 def _reranked(question: Question, hits: Sequence[Hit]) -> list[Hit]:

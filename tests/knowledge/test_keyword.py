@@ -47,20 +47,51 @@ def test_scores_are_those_of_bm25(given: list[str], cuts: list[int], query: str,
     for begin, end in pairwise(edges):
         index = index.extended(given[begin:end])
 
-    scores = index.scores(query, np.array(alive, bool))
+    statistics = index.statistics(np.array(alive, bool))
+    rows = np.flatnonzero(statistics.alive)
+    scores = index.scores(query, statistics, rows)
 
-    assert scores == pytest.approx(by_definition(query, given, alive), rel=1e-4)
+    expected = np.array(by_definition(query, given, alive))
+    assert scores == pytest.approx(expected[rows], rel=1e-4)
+    assert sorted(index.best(query, statistics, 25)) == np.flatnonzero(expected).tolist()
+
+
+def test_the_best_are_those_of_looking_at_each_row() -> None:
+    random = np.random.default_rng(1)
+    # Rare words and common ones, as in texts: word n is in a share of 1 / (n + 2) of them.
+    held = [
+        [f"w{word}" for word in range(60) if random.random() < 1 / (word + 2)] * (1 + row % 3)
+        for row in range(6_000)
+    ]
+    index = KeywordIndex().extended(" ".join(words) for words in held)
+    alive = random.random(6_000) < 0.9
+    few, many = alive & (random.random(6_000) < 0.05), alive & (random.random(6_000) < 0.6)
+    every = index.statistics(np.ones(6_000, bool))
+    some = index.statistics(alive)
+
+    for words in ("w50 w2", "w40 w3 w4 w5 w2", "w3 w4", "w58 w59", "w2", "none"):
+        for statistics, among in ((every, None), (some, None), (some, few), (some, many)):
+            best = index.best(words, statistics, 50, among=among)
+            rows = np.flatnonzero(statistics.alive if among is None else among)
+            scores = index.scores(words, statistics, rows)
+            expected = np.sort(scores[scores > 0])[-50:]
+
+            assert set(best) <= set(rows)
+            assert np.sort(index.scores(words, statistics, np.sort(best))) == pytest.approx(
+                expected
+            )
 
 
 def test_an_explanation_adds_up_to_the_score() -> None:
     index = KeywordIndex().extended(["a cat", "a dog and a cat", "ships"])
     alive = np.ones(3, bool)
 
-    told = index.explain("cat dog", 1, alive)
+    statistics = index.statistics(alive)
+    told = index.explain("cat dog", statistics, 1)
 
     assert {each.term for each in told} == {"cat", "dog"}
     assert sum(each.score for each in told) == pytest.approx(
-        float(index.scores("cat dog", alive)[1])
+        float(index.scores("cat dog", statistics, np.array([1]))[0])
     )
 
 
@@ -70,7 +101,7 @@ def test_an_index_does_not_change_when_another_is_made_from_it() -> None:
     second = first.extended(["cat", "dog"])
 
     assert (first.size, second.size) == (1, 3)
-    assert len(first.scores("cat", np.ones(1, bool))) == 1
+    assert len(first.best("cat", first.statistics(np.ones(1, bool)), 5)) == 1
 
 
 @pytest.mark.parametrize(
@@ -92,7 +123,8 @@ def test_terms(text: str, expected: list[str]) -> None:
 def test_an_index_comes_back_as_it_was_kept(tmp_path_factory, given: list[str]) -> None:
     path = tmp_path_factory.mktemp("words") / "index"
     index = KeywordIndex().extended(given[:3]).extended(given[3:])
-    alive = np.ones(len(given), bool)
+    rows = np.arange(len(given))
+    statistics = index.statistics(np.ones(len(given), bool))
 
     index.save(path, b"mark")
     loaded = KeywordIndex.load(path)
@@ -101,7 +133,8 @@ def test_an_index_comes_back_as_it_was_kept(tmp_path_factory, given: list[str]) 
     assert loaded[1] == b"mark"
     assert loaded[0].size == index.size
     for word in WORDS:
-        assert loaded[0].scores(word, alive) == pytest.approx(index.scores(word, alive))
+        again = loaded[0].scores(word, loaded[0].statistics(statistics.alive), rows)
+        assert again == pytest.approx(index.scores(word, statistics, rows))
 
 
 def test_a_damaged_file_is_no_index(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +18,55 @@ from atlas.knowledge import (
     ChromaStore,
     CollectionInfo,
     Entry,
+    Knowledge,
     KnowledgeStore,
     MemoryStore,
     parse_filter,
 )
 from atlas.knowledge.chroma import probe
 
+from support.knowledge import note, small_model
+
 INFO = CollectionInfo("notes", "model", 3)
 
 
-@pytest.fixture(params=["memory", "chroma"])
-def store(request, tmp_path: Path) -> Iterator[KnowledgeStore]:
-    made: KnowledgeStore = (
-        MemoryStore() if request.param == "memory" else ChromaStore(tmp_path / "c")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[int]:
+    """The port of a Chroma server, which runs for as long as this module is tested."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = "import sys; from chromadb.cli.cli import app; sys.exit(app())"
+    folder = str(tmp_path_factory.mktemp("server"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", run, "run", "--path", folder, "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
+    with process:
+        assert process.stdout is not None
+        assert any(b"listening" in line for line in process.stdout), "the server did not start"
+        # It would stop when nobody read what it says.
+        reader = threading.Thread(target=process.stdout.read)
+        reader.start()
+        yield port
+        process.kill()
+        reader.join()
+
+
+@pytest.fixture(params=["memory", "folder", "server"])
+def store(request, tmp_path: Path) -> Iterator[KnowledgeStore]:
+    made: KnowledgeStore
+    if request.param == "memory":
+        made = MemoryStore()
+    elif request.param == "folder":
+        made = ChromaStore(tmp_path / "c")
+    else:
+        made = ChromaStore(host="127.0.0.1", port=request.getfixturevalue("server"))
     made.create(INFO)
     yield made
+    for info in made.collections():
+        made.drop(info.name)
     made.close()
 
 
@@ -188,30 +223,20 @@ def test_a_probe_tells_a_sound_folder_from_a_damaged_one(tmp_path: Path) -> None
     assert probe(tmp_path / "c") == "damaged"
 
 
-def test_a_store_on_a_server(tmp_path: Path, unused_port: int) -> None:
-    command = "import sys; from chromadb.cli.cli import app; sys.exit(app())"
-    server = subprocess.Popen(
-        [sys.executable, "-c", command, "run", "--path", str(tmp_path), "--port", str(unused_port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        store = reached(unused_port)
-        store.create(INFO)
-        store.put("notes", [entry("a", 1, 0, 0, year=2020), entry("b", 0, 1, 0)])
+def test_a_knowledge_base_on_a_server(tmp_path: Path, server: int) -> None:
+    with (
+        closing(ChromaStore(host="127.0.0.1", port=server)) as store,
+        Knowledge(tmp_path, embedder=small_model(), store=store) as kb,
+    ):
+        kb.ingest_sync(note("ships", "Ships sail the sea."), note("bread", "Bread is baked."))
+        (hit,) = kb.search_sync("the sea", k=1)
+        kb.ingest_sync(note("bread", "Bread is baked in an oven."))
 
-        assert found(store, 1, 0, 0) == ["a", "b"]
-        assert found(store, 0, 1, 0, where="year == 2020") == ["a"]
-        store.close()
-    finally:
-        server.kill()
-        server.wait()
+        assert hit.source == "ships"
+        assert len(store.ids("main")) == 2
+        store.drop("main")
 
 
-def reached(port: int) -> ChromaStore:
-    """Return a store on a server as soon as it listens."""
-    for _ in range(100_000):
-        with socket.socket() as knock:
-            if knock.connect_ex(("127.0.0.1", port)) == 0:
-                return ChromaStore(host="127.0.0.1", port=port)
-    raise AssertionError("the server did not start")
+def test_a_server_that_is_not_there_is_told(unused_port: int) -> None:
+    with pytest.raises(StoreError, match=f"127.0.0.1:{unused_port}"):
+        ChromaStore(host="127.0.0.1", port=unused_port)

@@ -14,6 +14,16 @@ def numbers(texts):
     return np.array([[len(text), ord(text[0]), 1.0] for text in texts], np.float32)
 
 
+def alike(vectors, texts):
+    """Whether vectors are those of texts, but for the rounding to 8 bits."""
+    expected = numbers(texts)
+    lengths = np.linalg.norm(expected, axis=1)
+    return (
+        np.allclose(np.linalg.norm(vectors, axis=1), lengths)
+        and (np.abs(vectors - expected).max(axis=1) <= lengths / 127).all()
+    )
+
+
 def test_a_text_is_embedded_once(tmp_path: Path) -> None:
     asked = []
 
@@ -30,7 +40,7 @@ def test_a_text_is_embedded_once(tmp_path: Path) -> None:
     assert again.embed(["bb", "a", "ccc"], embed)[1] == 1
     again.close()
     assert asked == ["a", "bb", "ccc"]
-    assert cache.take(places).tolist() == numbers(["a", "bb", "a"]).tolist()
+    assert alike(cache.take(places), ["a", "bb", "a"])
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 5])
@@ -45,7 +55,7 @@ def test_an_unfinished_entry_is_overwritten(tmp_path: Path, damage: bytes) -> No
     again = VectorCache(path, 3)
     places, _ = again.embed(["a", "bb", "ccc"], numbers)
 
-    assert again.take(places).tolist() == numbers(["a", "bb", "ccc"]).tolist()
+    assert alike(again.take(places), ["a", "bb", "ccc"])
     again.close()
     assert len(VectorCache(path, 3)) == 3
 
@@ -72,7 +82,7 @@ def test_another_reader_sees_more_after_a_refresh(tmp_path: Path) -> None:
 
     assert len(reader) == 1
     reader.refresh()
-    assert reader.take(reader.places([key_of("bb")])).tolist() == numbers(["bb"]).tolist()
+    assert alike(reader.take(reader.places([key_of("bb")])), ["bb"])
     writer.close()
 
 
@@ -82,7 +92,4 @@ def test_many_small_additions_stay_in_place() -> None:
     for text in texts:
         cache.embed([text], numbers)
 
-    assert (
-        cache.take(cache.places([key_of(text) for text in texts])).tolist()
-        == numbers(texts).tolist()
-    )
+    assert alike(cache.take(cache.places([key_of(text) for text in texts])), texts)
