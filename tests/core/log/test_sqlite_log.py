@@ -113,6 +113,31 @@ def test_a_file_that_was_replaced_takes_no_appends(path):
             log.append([new("a")]).wait()
 
 
+def test_a_relative_path_stays_the_same_file_wherever_the_process_goes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with closing(SqliteEngine("runs.db")) as log:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        log.append([new("a")]).wait()
+
+        assert log.head("a") == 1
+        assert log.verify().ok
+        assert log.address == "runs.db"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_file_that_is_gone_is_not_made_again(path):
+    with closing(SqliteEngine(path)) as log:
+        log.append([new("a")]).wait()
+        path.unlink()
+        log._file._looked_at = 0.0
+        for use in (lambda: log.read("a"), lambda: log.append([new("a")]).wait()):
+            with pytest.raises(LogUnavailableError, match="moved, replaced or deleted"):
+                use()
+
+    assert not path.exists()
+
+
 def test_a_lock_held_too_long_is_named(path):
     with closing(SqliteEngine(path, busy_timeout=0.01)) as log:
         log.append([new("a")]).wait()

@@ -32,7 +32,7 @@ class Writer:
     """
 
     def __init__(self, file: LogFile, streams: Streams, grown: Callable[[int], None]) -> None:
-        self._address = str(file.path)
+        self._address = file.address
         self._file = file
         self._streams = streams
         self._grown = grown
@@ -151,11 +151,7 @@ class Writer:
     def _opened(self) -> sqlite3.Connection:
         if self._closed:
             raise LogClosedError(f"The log {self._address} is closed; open it again.")
-        if not self._file.seems_in_place():
-            raise LogUnavailableError(
-                f"The log {self._address} was moved, replaced or deleted while it was open. Close it "
-                f"and open it again; what was appended before went with the old file."
-            )
+        self._file.check_in_place()
         if self._connection is None:
             self._connection = self._file.writer()
             self._planner = None
