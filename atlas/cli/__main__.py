@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "providers:providers",
         "Show every provider: is it configured, does it answer, which models has it.",
     ),
+    "repair": ("repair:repair", "Keep what is good of a damaged log."),
     "replay": ("replay:replay", "Repeat a run without asking a model or touching the world."),
     "resume": ("replay:resume", "Go on with a run whose process died."),
     "runs": ("runs:runs", "List the runs in a log."),

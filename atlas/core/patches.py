@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from enum import Enum
+from math import isfinite
 
 # The operands are whatever a program keeps in its state; only JSON leaves this module.
 from typing import Any, TypeAlias, TypeVar, cast
@@ -49,7 +50,7 @@ def plain(value: object) -> JSON:
     """
     if isinstance(value, Enum):
         return plain(value.value)
-    if isinstance(value, _SCALARS):
+    if isinstance(value, _SCALARS) and (type(value) is not float or isfinite(value)):
         return value
     if _is_object(value):
         return {key: plain(item) for key, item in _members(value).items()}
@@ -58,7 +59,7 @@ def plain(value: object) -> JSON:
     if isinstance(value, AbstractSet):
         return cast("JSON", sorted((plain(item) for item in value), key=repr))
     raise PatchError(
-        f"{value!r} has no JSON form. Keep scalars, enums, dataclasses, maps, sequences and sets "
+        f"{value!r} has no JSON form. Keep finite scalars, enums, dataclasses, maps, sequences and sets "
         f"in a state of which you want patches."
     )
 
@@ -73,7 +74,13 @@ def diff(before: object, after: object) -> Patch:
         PatchError: If something that changed has no JSON form; see `plain`.
     """
     operations: list[Operation] = []
-    _diff(before, after, "", operations)
+    try:
+        _diff(before, after, "", operations)
+    except RecursionError as error:
+        raise PatchError(
+            "A value holds itself, or is nested too deep for a patch. Refer to things by an id, or "
+            "flatten it."
+        ) from error
     return tuple(operations)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -257,7 +258,22 @@ def test_a_patch_that_does_not_fit_is_refused_with_its_place(document, operation
     assert isinstance(caught.value, StateError)
 
 
-@pytest.mark.parametrize("value", [object(), {1: "a"}, {"a": b"bytes"}])
+@pytest.mark.parametrize(
+    "value", [object(), {1: "a"}, {"a": b"bytes"}, math.nan, [math.inf], {"a": -math.inf}]
+)
 def test_what_has_no_json_form_is_refused(value):
     with pytest.raises(PatchError):
         plain(value)
+    with pytest.raises(PatchError):
+        diff({"of": 1}, {"of": value})
+
+
+def test_what_holds_itself_has_no_patch():
+    one, other = [], []
+    one.append(one)
+    other.append(other)
+
+    with pytest.raises(PatchError, match="holds itself"):
+        diff(one, other)
+    with pytest.raises(PatchError, match="holds itself"):
+        diff(1, one)

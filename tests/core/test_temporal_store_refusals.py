@@ -198,6 +198,8 @@ def test_an_address_may_be_any_path(tmp_path: Path) -> None:
 def test_a_durability_that_there_is_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="'power', 'process', 'lazy'"):
         TemporalStore(tmp_path / "log.db", durability="always")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="clock is 5"):
+        TemporalStore(tmp_path / "log.db", clock=5)  # type: ignore[arg-type]
 
 
 def test_a_log_that_may_only_be_read_is_read_without_snapshots(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ class RawStore:
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(
-                "INSERT INTO records (stream, version, payload) SELECT ?1,"
-                " (SELECT coalesce(max(version), 0) + 1 FROM records WHERE stream = ?1), ?2",
-                batch,
+                "INSERT INTO records (stream, version, payload) SELECT ?,"
+                " (SELECT coalesce(max(version), 0) + 1 FROM records WHERE stream = ?), ?",
+                [(stream, stream, payload) for stream, payload in batch],
             )
             self._connection.execute("COMMIT")
 

@@ -44,7 +44,7 @@ def test_a_killed_server_and_killed_writers_lose_nothing_acknowledged_and_tear_n
     writers: Writers, postgres_server: PostgresServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chance, acks, records = random.Random(SEED), 0, 0
-    kills = count(KILLS_PER_LOG, 200)
+    kills = count(KILLS_PER_LOG, 100)
     for kill in range(kills):
         if kill % KILLS_PER_LOG == 0:
             address, acknowledged = postgres_server.new_log(), Acknowledged()

@@ -63,6 +63,10 @@ class LogController:
             MissingDependencyError: The package for such a log is not installed.
             LogError: It cannot be opened.
         """
+        if clock is not None and not hasattr(clock, "time_ns"):
+            raise ConfigurationError(
+                f"clock is {clock!r}; give an object with `time_ns`, such as SystemClock()."
+            )
         options: dict[str, object] = {}
         if durability is not None:
             options["durability"] = durability

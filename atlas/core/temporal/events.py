@@ -366,7 +366,7 @@ def events_in(record: Record, codec: EventCodec) -> list[Any]:
         ) from error
     except (AtlasError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise LogFormatError(
-            f"{_place(record)} cannot be read: {error} Read it with the codec it was written with, "
+            f"{_place(record)} cannot be read: {str(error).rstrip('.')}. Read it with the codec it was written with, "
             f"and register upcasters for what has changed since."
         ) from error
 

@@ -142,7 +142,7 @@ class View(Generic[S]):
             return self.codec.dump(state)
         except (AtlasError, TypeError, ValueError, RecursionError) as error:
             raise StateError(
-                f"{what} cannot be stored: {error} Give the timeline a `state_codec=` that can, or "
+                f"{what} cannot be stored: {str(error).rstrip('.')}. Give the timeline a `state_codec=` that can, or "
                 f"`snapshot=None` for no snapshots."
             ) from error
 

@@ -127,6 +127,12 @@ class Processes(OverALog, cases.ProcessRecorderTestCase):
         return ProcessRecorder(self.engine)
 
 
+@on_every_engine
+class TrackingsOfProcesses(OverALog, cases.TrackingRecorderTestCase):
+    def create_recorder(self) -> ProcessRecorder:
+        return ProcessRecorder(self.engine)
+
+
 class OwnTracking(TrackingRecorder):
     """A recorder that a user derived."""
 

@@ -1,3 +1,4 @@
+import errno
 import random
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from atlas.core.log.records import NewRecord, Snapshot
 from atlas.core.log.sqlite import SqliteEngine
 from atlas.errors import (
+    ConfigurationError,
     LogCorruptedError,
     LogError,
     LogFormatError,
@@ -109,6 +111,31 @@ def test_a_file_that_was_replaced_takes_no_appends(path):
         path.rename(path.with_suffix(".old"))
         with pytest.raises(LogUnavailableError, match="moved, replaced or deleted"):
             log.append([new("a")]).wait()
+
+
+def test_a_relative_path_stays_the_same_file_wherever_the_process_goes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with closing(SqliteEngine("runs.db")) as log:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        log.append([new("a")]).wait()
+
+        assert log.head("a") == 1
+        assert log.verify().ok
+        assert log.address == "runs.db"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_file_that_is_gone_is_not_made_again(path):
+    with closing(SqliteEngine(path)) as log:
+        log.append([new("a")]).wait()
+        path.unlink()
+        log._file._looked_at = 0.0
+        for use in (lambda: log.read("a"), lambda: log.append([new("a")]).wait()):
+            with pytest.raises(LogUnavailableError, match="moved, replaced or deleted"):
+                use()
+
+    assert not path.exists()
 
 
 def test_a_lock_held_too_long_is_named(path):
@@ -447,6 +474,35 @@ def test_a_header_that_is_damaged_does_not_hide_what_is_in_the_journal(path):
 
 def _flipped(header, at, bits):
     return header[:at] + bytes([header[at] ^ bits]) + header[at + 1 :]
+
+
+def test_what_no_log_can_hold_is_not_looked_for(path):
+    filled(path, 3)
+    with closing(SqliteEngine(path)) as log:
+        for ask in (
+            lambda: log.read("\ud800"),
+            lambda: log.streams("\ud800"),
+            lambda: log.read_all(after=2**63),
+        ):
+            with pytest.raises(ConfigurationError, match="can be found by that"):
+                ask()
+
+
+def test_a_log_beside_which_nothing_can_be_written_says_so(path, monkeypatch):
+    filled(path, 3)
+    path.write_bytes(bytes(100) + path.read_bytes()[100:])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with closing(SqliteEngine(path)) as log:
+        monkeypatch.setattr("shutil.copy", full)
+        for look in (log.verify, log.repair):
+            with pytest.raises(LogUnavailableError, match="No space left"):
+                look()
+        monkeypatch.undo()
+
+        assert log.repair().kept == 3
 
 
 # -- erasing --

@@ -133,8 +133,11 @@ class LogFile:
     def __init__(
         self, path: Path, *, synchronous: str, busy_timeout: float, read_only: bool
     ) -> None:
-        self.path = path
+        # Absolute, so that it stays the same file wherever the process goes.
+        self.path = path.absolute()
+        self.address = str(path)
         self.read_only = read_only
+        self._mode = "ro" if read_only else "rwc"
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._check_place()
@@ -146,9 +149,12 @@ class LogFile:
             if not (self._is_truncated() or self._has_tables_of_a_log()):
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
                     raise self._foreign("It is no SQLite file") from error
-                raise translated(error, str(path)) from error
+                raise translated(error, self.address) from error
         self._inode = self.path.stat().st_ino
         self._looked_at = 0.0
+        if not read_only:
+            # Should it be gone one day, no empty one is made in its place.
+            self._mode = "rw"
 
     def writer(self) -> sqlite3.Connection:
         """Return a connection for the one who writes."""
@@ -161,6 +167,7 @@ class LogFile:
         return self._prepared("PRAGMA query_only = ON")
 
     def _prepared(self, *statements: str) -> sqlite3.Connection:
+        self.check_in_place()
         connection = self._connect()
         try:
             for statement in statements:
@@ -270,16 +277,24 @@ class LogFile:
         """Take note that another file was put in its place."""
         self._inode = self.path.stat().st_ino
 
-    def seems_in_place(self) -> bool:
-        """Whether the file opened was still the one of this name, a tenth of a second ago or less."""
+    def check_in_place(self) -> None:
+        """Raise `LogUnavailableError` if another file has this name now, or none.
+
+        Looks ten times a second at most.
+        """
         now = monotonic()
         if now < self._looked_at + 0.1:
-            return True
-        self._looked_at = now
+            return
         try:
-            return self.path.stat().st_ino == self._inode
+            found = self.path.stat().st_ino
         except OSError:
-            return False
+            found = None
+        if found != self._inode:
+            raise LogUnavailableError(
+                f"The log {self.address} was moved, replaced or deleted while it was open. Close it "
+                f"and open it again; what was appended before went with the old file."
+            )
+        self._looked_at = now
 
     def _check_place(self) -> None:
         try:
@@ -289,28 +304,27 @@ class LogFile:
         except OSError as error:
             # A name that is too long, a folder one may not enter.
             raise LogUnavailableError(
-                f"The log {str(self.path)!r} cannot be opened: {error.strerror}. Choose another path."
+                f"The log {self.address!r} cannot be opened: {error.strerror}. Choose another path."
             ) from error
         if self.read_only and not self.path.is_file():
             raise LogUnavailableError(
-                f"There is no log at {str(self.path)!r}. Check the path, or open it for writing, "
+                f"There is no log at {self.address!r}. Check the path, or open it for writing, "
                 f"which creates it."
             )
         if not self.path.parent.is_dir():
             raise LogUnavailableError(
-                f"The log {str(self.path)!r} cannot be created: there is no directory "
+                f"The log {self.address!r} cannot be created: there is no directory "
                 f"{str(self.path.parent)!r}. Create it first."
             )
         if self.path.is_dir():
             raise LogFormatError(
-                f"{str(self.path)!r} is a directory; name a file in it, such as "
+                f"{self.address!r} is a directory; name a file in it, such as "
                 f"{str(self.path / 'runs.db')!r}."
             )
 
     def _connect(self) -> sqlite3.Connection:
-        mode = "ro" if self.read_only else "rwc"
         return sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}",
+            f"{self.path.as_uri()}?mode={self._mode}",
             uri=True,
             timeout=self._busy_timeout,
             isolation_level=None,
@@ -329,7 +343,7 @@ class LogFile:
         version = one(connection, "PRAGMA user_version")[0]
         if version != FORMAT:
             raise LogFormatError(
-                f"{str(self.path)!r} is a log of format {version}; this Atlas knows format "
+                f"{self.address!r} is a log of format {version}; this Atlas knows format "
                 f"{FORMAT}. Open it with the version that wrote it, or a newer Atlas."
             )
 
@@ -365,13 +379,13 @@ class LogFile:
                 continue
             if mode != "wal":
                 raise LogUnavailableError(
-                    f"The file system of {str(self.path)!r} does not support SQLite's WAL mode "
+                    f"The file system of {self.address!r} does not support SQLite's WAL mode "
                     f"(a network share?). Put the log on a local disk."
                 )
             return
 
     def _foreign(self, what: str) -> LogFormatError:
         return LogFormatError(
-            f"{str(self.path)!r} is no Atlas log. {what}; nothing was changed in it. Choose another "
+            f"{self.address!r} is no Atlas log. {what}; nothing was changed in it. Choose another "
             f"path."
         )

@@ -1,0 +1,291 @@
+"""Writing into the file of a log, one transaction after the other."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
+from typing import TypeVar
+
+from atlas.core.log.planning import Planner, Request, Tip
+from atlas.core.log.records import NewRecord, Record
+from atlas.core.log.sqlite.file import LogFile, one, translated
+from atlas.core.log.sqlite.reading import tracked
+from atlas.core.log.sqlite.rows import Streams, blob, whole
+from atlas.core.log.sqlite.statements import INSERT, INSERT_ROWS, MOVE_TIP, ROWS_AT_ONCE
+from atlas.errors import LogClosedError, LogCorruptedError, LogError, LogUnavailableError
+
+__all__ = ["Writer"]
+
+T = TypeVar("T")
+
+
+class Writer:
+    """The one who writes for a process. Whoever holds it (`held`) may call the other methods.
+
+    Args:
+        file: The file.
+        streams: The numbers of streams; told of new ones.
+        grown: Told the last position that is stored.
+    """
+
+    def __init__(self, file: LogFile, streams: Streams, grown: Callable[[int], None]) -> None:
+        self._address = file.address
+        self._file = file
+        self._streams = streams
+        self._grown = grown
+        self._lock = threading.RLock()
+        self._closed = False
+        self._connection: sqlite3.Connection | None = None
+        self._planner: Planner | None = None
+        self._name_ids: dict[str, int] = {}
+        # Of the transaction, which may come to nothing.
+        self._fresh_ids: dict[str, int] = {}
+        self._data_version: object = None
+        self._in_doubt = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other threads from writing; tell errors of SQLite as those of a log."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise self.translated(error) from error
+
+    @contextmanager
+    def held_relaxed(self) -> Iterator[None]:
+        """The same, for what may be lost in a power cut."""
+        with self.held():
+            connection = self._opened()
+            self._file.relaxed(connection, relaxed=True)
+            try:
+                yield
+            finally:
+                # One that failed was given up; the next is made anew.
+                if connection is self._connection:
+                    self._file.relaxed(connection, relaxed=False)
+
+    def translated(self, error: sqlite3.Error | LogError) -> LogError:
+        """Return what an error means for the log."""
+        if isinstance(error, LogError):
+            return error
+        known = translated(error, self._address, in_doubt=self._in_doubt)
+        known.__cause__ = error
+        return known
+
+    def forget_file(self) -> None:
+        """Let go of a file that another one takes the place of."""
+        self._planner = None
+        self._disconnect()
+
+    def close(self) -> None:
+        """Let go of the file, and write no more."""
+        with self._lock:
+            self._closed = True
+            if self._in_doubt and self._connection is not None:
+                self._settle(self._connection)
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # -- transactions --
+
+    def transact(
+        self,
+        write: Callable[[sqlite3.Connection, Planner], T],
+        acknowledge: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Do something in one transaction; acknowledge it exactly when it is stored."""
+        connection = self._opened()
+        if self._in_doubt:
+            self._settle(connection)
+        committing = False
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            result = write(connection, self._current_planner(connection))
+            committing = True
+            connection.execute("COMMIT")
+            self._announce()
+            acknowledge()
+        except BaseException as error:
+            # An interrupt may come when the commit is done already: then it must be acknowledged,
+            # or it would be tried again.
+            failed = isinstance(error, sqlite3.Error) or connection.in_transaction
+            if committing and not failed:
+                self._announce()
+                acknowledge()
+            else:
+                self._planner = None
+                self._roll_back(connection)
+                if committing and isinstance(error, sqlite3.Error):
+                    self._settle(connection)
+                if _is_read_only(error):
+                    # SQLite opens a file for reading that it cannot open for writing, also if merely
+                    # too many files were open just then: the next time may be better.
+                    self._give_up(connection)
+            raise
+        return result
+
+    def _settle(self, connection: sqlite3.Connection) -> None:
+        """Write over what a failed commit may have left in the journal.
+
+        SQLite has forgotten it. Whoever opens the file after a crash would find it whole, as what
+        was refused is in the journal when all of it was written, and merely the sync failed.
+        """
+        self._in_doubt = True
+        with suppress(sqlite3.Error):
+            connection.execute("BEGIN IMMEDIATE")
+            # Changed and changed back, else SQLite writes nothing.
+            connection.execute("UPDATE tip SET position = position + 1")
+            connection.execute("UPDATE tip SET position = position - 1")
+            connection.execute("COMMIT")
+            self._in_doubt = False
+        self._roll_back(connection)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._closed:
+            raise LogClosedError(f"The log {self._address} is closed; open it again.")
+        self._file.check_in_place()
+        if self._connection is None:
+            self._connection = self._file.writer()
+            self._planner = None
+        return self._connection
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._give_up(connection)
+
+    def _give_up(self, connection: sqlite3.Connection) -> None:
+        # It is of no use any more; the next transaction gets a new one.
+        self._connection = None
+        with suppress(sqlite3.Error):
+            connection.close()
+
+    def _current_planner(self, connection: sqlite3.Connection) -> Planner:
+        """Return the planner, a new one if somebody else has written."""
+        version = one(connection, "PRAGMA data_version")[0]
+        if self._planner is None or version != self._data_version or self._planner.is_large:
+            self._planner = Planner(
+                self._read_tip(connection),
+                lambda stream: self._streams.head(connection, stream) or 0,
+                lambda reader: tracked(connection, reader) or 0,
+            )
+            self._name_ids.clear()
+            self._fresh_ids.clear()
+            self._data_version = version
+        return self._planner
+
+    def _read_tip(self, connection: sqlite3.Connection) -> Tip:
+        tip = one(connection, "SELECT position, chain, time_ns FROM tip")
+        last = one(
+            connection,
+            "SELECT position, chain, time_ns FROM events ORDER BY position DESC LIMIT 1",
+        )
+        if not tip or (last or (0, tip[1], 0)) != tip:
+            raise LogCorruptedError(
+                f"The end of the log {self._address} is not what was appended there: its last record "
+                f"is {last[:1] or 'none'}, it should be {tip[:1]}. `repair` keeps what is good.",
+                position=whole(last[0]) + 1 if last else 1,
+            )
+        return Tip(whole(tip[0]), whole(tip[2]), bytes(blob(tip[1])))
+
+    def insert(self, connection: sqlite3.Connection, records: Sequence[Record]) -> None:
+        """Store records, and where the log stands after them."""
+        if not records:
+            return
+        stream_ids, fresh, name_ids = self._streams.known, self._fresh_ids, self._name_ids
+        rows: list[tuple[object, ...]] = []
+        for position, stream, version, name, time_ns, wall_ns, payload, digest, link in records:
+            stream_id = (
+                stream_ids.get(stream)
+                or fresh.get(stream)
+                or self._intern_stream(connection, stream)
+            )
+            name_id = name_ids.get(name) or self._intern_name(connection, name)
+            rows.append(
+                (
+                    position,
+                    stream_id,
+                    version,
+                    name_id,
+                    time_ns,
+                    wall_ns,
+                    # Python looks for an adapter of each bytes object, which takes as long as storing
+                    # it; a bytearray goes straight to SQLite.
+                    bytearray(digest),
+                    bytearray(link),
+                    bytearray(payload or b""),
+                )
+            )
+        single = len(rows) % ROWS_AT_ONCE
+        for first in range(0, len(rows) - single, ROWS_AT_ONCE):
+            connection.execute(
+                INSERT_ROWS, [*chain.from_iterable(rows[first : first + ROWS_AT_ONCE])]
+            )
+        if single:
+            connection.executemany(INSERT, rows[len(rows) - single :])
+        last = records[-1]
+        connection.execute(MOVE_TIP, (last.position, last.time_ns, bytearray(last.chain)))
+
+    def _intern_stream(self, connection: sqlite3.Connection, stream: str) -> int:
+        found = self._streams.id_of(connection, stream)
+        if found is None:
+            insert = "INSERT INTO streams (stream) VALUES (?)"
+            found = connection.execute(insert, (stream,)).lastrowid
+            assert found is not None
+        self._fresh_ids[stream] = found
+        return found
+
+    def _intern_name(self, connection: sqlite3.Connection, name: str) -> int:
+        connection.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
+        found = whole(one(connection, "SELECT id FROM names WHERE name = ?", name)[0])
+        self._name_ids[name] = found
+        return found
+
+    def _announce(self) -> None:
+        assert self._planner is not None
+        for stream, stream_id in self._fresh_ids.items():
+            self._streams.remember(stream, stream_id)
+        self._fresh_ids.clear()
+        self._grown(self._planner.tip.position)
+
+    def note(
+        self, connection: sqlite3.Connection, planner: Planner, note: NewRecord, now_ns: int
+    ) -> None:
+        """Store a note of the log about itself."""
+        self.insert(connection, planner.plan(Request((note,), {}, None, now_ns), now_ns))
+
+    def empty_journal(self) -> None:
+        """Bring everything into the file, and leave nothing in the journal.
+
+        Raises:
+            LogUnavailableError: Another process reads what is in it, or the disk does not confirm.
+        """
+        assert self._connection is not None
+        busy = one(self._connection, "PRAGMA wal_checkpoint(TRUNCATE)")[0]
+        if busy:
+            raise LogUnavailableError(
+                f"The payloads are erased from the log {self._address}, but another process reads it "
+                f"and keeps old pages in the -wal file. End that, then erase again."
+            )
+        try:
+            self._file.sync_journal()
+        except OSError as error:
+            raise LogUnavailableError(
+                f"The payloads are erased from the log {self._address}, but the disk did not confirm "
+                f"that its journal is empty: {error}. Look at the disk, then erase again."
+            ) from error
+
+
+def _is_read_only(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_READONLY
