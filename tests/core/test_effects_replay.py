@@ -80,7 +80,9 @@ def test_concurrent_agents_replay_byte_for_byte_in_fresh_processes(version: str,
         assert answer == {"same": RUNS, "performed": 0, "connections": 0}
 
 
-@pytest.mark.parametrize(("before", "after"), [("3.11", "3.13"), ("3.12", "3.11"), ("3.13", "3.12")])
+@pytest.mark.parametrize(
+    ("before", "after"), [("3.11", "3.13"), ("3.12", "3.11"), ("3.13", "3.12")]
+)
 def test_what_one_python_recorded_another_replays(before: str, after: str, tmp_path: Path):
     recorder, other = python_of(before), python_of(after)
     file = str(tmp_path / "runs.jsonl")
