@@ -30,6 +30,7 @@ __all__ = [
     "RunSeeded",
     "cut_at",
     "effective",
+    "left_by",
     "rebuild_requests",
     "resume_point",
 ]
@@ -141,7 +142,7 @@ class EffectNoted(Event):
 
     Attributes:
         effect: Its id; "" if it is about none.
-        what: ``"attempt"``, ``"decision"``, ``"dropped"``, ``"undeclared"``, …
+        what: ``"attempt"``, ``"decision"``, ``"dropped"``, ``"left"``, ``"undeclared"``, …
         text: In words.
     """
 
@@ -326,6 +327,11 @@ def cut_at(entries: Sequence[Entry], deliveries: int) -> int:
     return _before_open_streams(entries, places[deliveries - 1] + 1)
 
 
+def left_by(entry: Entry) -> str:
+    """Return the stream that nobody can read any more, if an entry says so; else ""."""
+    return entry.effect if isinstance(entry, EffectNoted) and entry.what == "left" else ""
+
+
 def _before_open_streams(entries: Sequence[Entry], end: int) -> int:
     while True:
         first: dict[str, int] = {}
@@ -333,6 +339,8 @@ def _before_open_streams(entries: Sequence[Entry], end: int) -> int:
             entry = entries[at]
             if isinstance(entry, EffectCancelled):
                 first.pop(entry.effect, None)
+            elif isinstance(entry, EffectNoted):
+                first.pop(left_by(entry), None)
             elif isinstance(entry, EffectDelivered):
                 if entry.what == "chunk":
                     first.setdefault(entry.effect, at)
