@@ -28,6 +28,7 @@ __all__ = [
     "RequestStore",
     "RunContinued",
     "RunSeeded",
+    "before_pending",
     "cut_at",
     "effective",
     "left_by",
@@ -325,6 +326,23 @@ def cut_at(entries: Sequence[Entry], deliveries: int) -> int:
             f"The recording has {len(places)} deliveries, so it cannot be forked at {deliveries}."
         )
     return _before_open_streams(entries, places[deliveries - 1] + 1)
+
+
+def before_pending(entries: Sequence[Entry], kind: str) -> int:
+    """Return how many entries lie before what leads to the first effect of a kind that has not ended.
+
+    That is: up to the delivery before its start. If there is no such effect: all of them.
+    """
+    pending: dict[str, int] = {}
+    for at, entry in enumerate(entries):
+        if isinstance(entry, EffectStarted) and entry.kind == kind:
+            pending[entry.effect] = at
+        elif isinstance(entry, EffectDelivered | EffectCancelled):
+            pending.pop(entry.effect, None)
+    if not pending:
+        return len(entries)
+    before = entries[: min(pending.values())]
+    return cut_at(before, sum(isinstance(entry, EffectDelivered) for entry in before))
 
 
 def left_by(entry: Entry) -> str:
