@@ -24,7 +24,7 @@ from atlas.core.log.engine import Durability, Engine
 from atlas.core.loop_thread import LoopThread
 from atlas.core.message_log import MessageLog
 from atlas.core.patches import plain
-from atlas.core.programs import program_of
+from atlas.core.programs import check_arguments, program_of
 from atlas.core.registry import FallbackTaken, Registry
 from atlas.core.run_session import RunSession, SessionOptions
 from atlas.core.runs import Comparison, Runs, RunStarted
@@ -36,7 +36,7 @@ from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.hosting import offer_host, withdraw_host
 from atlas.providers.messages import ChatMessage, ProviderFallbackTaken, TextPart
 from atlas.providers.profile import ChatProfile, chat_profile
-from atlas.providers.recorded import Deferred, find_context
+from atlas.providers.recorded import MODEL_CALL, Deferred, find_context
 from atlas.providers.reply import Reply, StreamOptions, SyncReply
 from atlas.providers.resilience import Deadlines, RetryPolicy
 from atlas.providers.selection import Choice, choose
@@ -475,7 +475,8 @@ class Atlas:
         Args:
             run: Id of the run.
             at: Number of the event; see `Run.events`. What the world gave up to there is repeated; 0
-                repeats nothing. In the middle of a model's answer, it is asked anew.
+                repeats nothing. In the middle of a model's answer, the model is asked anew, the one
+                given here if one is.
             provider: Whom to ask from there on, whatever the code says.
             model: Which model to ask from there on, whatever the code says.
             name: What to call the new run; default: as the one it is forked from.
@@ -488,11 +489,15 @@ class Atlas:
         Raises:
             UnknownRunError: The log has no such run.
             UnknownVersionError: The run has no such event.
+            UnknownNameError: No provider has this name.
         """
         self._refuse_other_loops()
         parent = self.runs[run]
         called = name or parent.name
-        kept, last = parent.before_fork(at)
+        if provider is not None and not self._is_default(provider):
+            self._registry.source(provider)  # refuses what is unknown, before anything is repeated
+        # An answer in the making is another one if another model is to give it.
+        kept, last = parent.before_fork(at, anew=MODEL_CALL if provider or model else "")
         started = RunStarted(
             self._run_id(called), called, "fork", run, last, program, arguments or {}
         )
@@ -622,6 +627,7 @@ class Atlas:
         """
         function, recorded = self.runs[run].program(program)
         given = {**recorded, **cast("dict[str, Any]", plain(arguments))}
+        check_arguments(function, given)
         where = program or self.runs[run].origin.program
         async with self.forking(
             run, at=at, provider=provider, model=model, program=where, arguments=given
@@ -750,15 +756,18 @@ class Atlas:
     ) -> tuple[str, str]:
         """Return the names of whom to ask and of the model, when that is settled now."""
         other, other_model = instead
-        chosen = self._provider(other or provider) if other or given is None else given
         if other:
-            model = None  # it is the other one's
+            chosen, model = self._by_name(other), None  # the model named was another one's
+        else:
+            chosen = self._provider(provider) if given is None else given
         return chosen.name, other_model or model or self._model(chosen)
 
     def _by_name(self, name: str) -> Provider:
         # one that was given as an object is registered nowhere
-        is_default = self._default is not None and self._default.name == name
-        return self._provider(None if is_default else name)
+        return self._provider(None if self._is_default(name) else name)
+
+    def _is_default(self, name: str) -> bool:
+        return self._default is not None and self._default.name == name
 
     def _provider(self, wanted: str | Provider | None) -> Provider:
         if wanted is None:

@@ -29,6 +29,7 @@ from atlas.errors import (
     EffectError,
     ServerError,
     UndeclaredEffectError,
+    UnknownNameError,
     UnknownRunError,
     UnknownVersionError,
 )
@@ -251,6 +252,37 @@ async def test_a_fork_at_any_event_can_be_replayed(recorded: tuple[str, str, str
             assert (app.runs[fork.id].forked_at or 0) <= at
 
 
+async def test_a_fork_in_the_middle_of_an_answer_has_another_model_give_it(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, _ = recorded
+    provider = ListProvider([["No, ", "grey."]])
+    async with Atlas(db, provider=provider) as app:
+        events = app.runs[run].events
+        tokens = [n for n, event in enumerate(events, 1) if isinstance(event, StreamToken)]
+        async with app.forking(run, at=tokens[-1], model="bigger") as fork:
+            forked = await support(app)
+        started = [e.model for e in app.runs[fork.id].events if isinstance(e, StreamStarted)]
+        async with app.replaying(fork.id):
+            assert await support(app) == forked
+
+    assert forked.startswith("It is blue. No, grey.")
+    assert started[-1] == "bigger"
+    assert started[0] != "bigger"
+
+
+async def test_a_fork_to_an_unknown_provider_is_refused_before_it_begins(
+    recorded: tuple[str, str, str],
+) -> None:
+    db, run, _ = recorded
+    async with Atlas(db, provider=ListProvider(WORDS)) as app:
+        with pytest.raises(UnknownNameError, match="scripted"):
+            app.forking(run, at=3, provider="scriptd")
+        async with app.forking(run, at=3, provider=ListProvider.name) as fork:
+            await support(app)
+        assert app.runs[fork.id].status == "completed"
+
+
 async def test_a_fork_may_ask_another_model_from_there_on(recorded: tuple[str, str, str]) -> None:
     db, run, _ = recorded
     provider = ListProvider(WORDS)
@@ -415,6 +447,14 @@ async def test_a_fork_with_other_arguments_is_replayed_with_these() -> None:
         assert await app.replay(fork.id) == (ANY, other)
         assert await app.replay(again.id) == (ANY, third)
         assert app.runs[again.id].origin.arguments == {"items": (2,), "style": "pirate"}
+
+
+async def test_arguments_that_the_program_does_not_have_are_refused() -> None:
+    async with Atlas(provider=ListProvider(WORDS)) as app:
+        run, _ = await app.record(shopping, items=[1])
+        with pytest.raises(ConfigurationError, match=r"shopping\(app.*'color'"):
+            await app.fork(run.id, at=0, color="red")
+        assert len(app.runs) == 1
 
 
 async def test_a_run_happens_once_and_only_what_was_entered_goes_on() -> None:

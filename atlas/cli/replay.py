@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from atlas.cli.conversation import Questions, hold
 from atlas.cli.options import db_option, json_option, model_options
 from atlas.cli.runs import opened, told
 from atlas.core.run_session import RunSession, in_words
+from atlas.typing import JSON
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -76,6 +78,13 @@ def replay(
     multiple=True,
     help="What a chat is asked from there on, instead of asking you; may be given several times.",
 )
+@click.option(
+    "--argument",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another value for an argument of the program, as JSON or plain text; several times.",
+)
 @program_option
 @json_option
 def fork(
@@ -86,6 +95,7 @@ def fork(
     provider: str | None,
     model: str | None,
     prompts: tuple[str, ...],
+    changes: tuple[str, ...],
     program: str | None,
     as_json: bool,
 ) -> None:
@@ -93,11 +103,12 @@ def fork(
 
     What was recorded stays as it is. `atlas diff` compares the two.
     """
+    changed = dict(map(_argument, changes))
 
     async def anew() -> None:
         async with Atlas(db) as app:
             session, result = await app.fork(
-                run, at=number, provider=provider, model=model, program=program
+                run, at=number, provider=provider, model=model, program=program, **changed
             )
             _tell(session, result, f"{session.id} is a fork of {run}.", as_json)
 
@@ -127,6 +138,21 @@ def resume(*, run: str, db: str, program: str | None, in_doubt: Any, as_json: bo
             _tell(session, result, f"{run} is completed.", as_json)
 
     run_it(db, on, Questions(None, silent=as_json))
+
+
+_OPTIONS = frozenset({"at", "provider", "model", "program", "run"})
+
+
+def _argument(text: str) -> tuple[str, JSON]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise click.BadParameter(f"{text!r} is no NAME=VALUE.", param_hint="--argument")
+    if name in _OPTIONS:
+        raise click.BadParameter(f"{name!r} is an option of the command.", param_hint="--argument")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def run_it(db: str, work: Callable[[], Coroutine[Any, Any, None]], questions: Questions) -> None:

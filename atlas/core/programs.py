@@ -6,13 +6,13 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from atlas.errors import ConfigurationError
 
-__all__ = ["load_program", "program_of"]
+__all__ = ["check_arguments", "load_program", "program_of"]
 
 
 def program_of(function: Callable[..., Any]) -> str | None:
@@ -33,7 +33,8 @@ def load_program(program: str) -> Callable[..., Any]:
     """Import a function by its name: ``package.module:function`` or ``path/to/script.py:function``.
 
     Raises:
-        ConfigurationError: There is no such module, file or function.
+        ConfigurationError: There is no such module, file or function, or the module fails when it is
+            loaded.
     """
     place, _, name = program.rpartition(":")
     if not place or not name:
@@ -42,7 +43,7 @@ def load_program(program: str) -> Callable[..., Any]:
             f"path/to/script.py:function."
         )
     try:
-        found: Any = _script(Path(place)) if place.endswith(".py") else _module(place)
+        found: Any = _loaded(program, place)
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, OSError) as error:
@@ -55,6 +56,37 @@ def load_program(program: str) -> Callable[..., Any]:
             f"application first."
         )
     return found  # type: ignore[no-any-return]  # whatever it returns
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, object]) -> None:
+    """Refuse arguments that a program does not take, or lacks.
+
+    Raises:
+        ConfigurationError: The text names the argument and those that the program has.
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(None, **arguments)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", repr(function))
+        raise ConfigurationError(
+            f"The program {name}{signature} cannot be called with the arguments {dict(arguments)!r}: "
+            f"{error}. Name those that it has."
+        ) from error
+
+
+def _loaded(program: str, place: str) -> object:
+    try:
+        return _script(Path(place)) if place.endswith(".py") else _module(place)
+    except (ImportError, OSError):
+        raise
+    # Whatever a foreign module does, or has its top level do, such as to exit.
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"The program {program!r} cannot be loaded: {place} failed with "
+            f"{type(error).__name__}: {error}. Have it define the function and nothing more; what it "
+            f"does when it is started belongs below `if __name__ == '__main__':`."
+        ) from error
 
 
 def _module(name: str) -> object:
@@ -72,6 +104,11 @@ def _script(path: Path) -> object:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
+    is_new = sys.modules.setdefault(path.stem, module) is module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if is_new:
+            del sys.modules[path.stem]
+        raise
     return module

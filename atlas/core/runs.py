@@ -26,6 +26,7 @@ from atlas.core.effects import (
     EffectStarted,
     RunContinued,
     RunSeeded,
+    before_pending,
     resume_point,
 )
 from atlas.core.log.engine import Engine, Progress
@@ -407,11 +408,16 @@ class Run(Generic[S]):
             )
         return wanted
 
-    def before_fork(self, number: int) -> tuple[list[Message], int]:
+    def before_fork(self, number: int, *, anew: str = "") -> tuple[list[Message], int]:
         """Return what a fork at an event repeats.
 
         It repeats all that the run asked of the world, and got, up to this event; in the middle of a
         stream of pieces, up to before its first.
+
+        Args:
+            number: Of the event.
+            anew: A kind of effects of which one that is under way there is to be asked for anew, perhaps
+                otherwise, and so what led to it from the delivery before.
 
         Returns:
             The events that hold up to there, and the number of the last one.
@@ -419,6 +425,8 @@ class Run(Generic[S]):
         held = holding(self.read(until=self._checked(number)))
         entries = [(place, each) for place, each in held if isinstance(each, ENTRIES)]
         end = resume_point([each for _, each in entries])
+        if anew:
+            end = before_pending([each for _, each in entries[:end]], anew)
         last = entries[end - 1][0] if end else 0
         return [each for place, each in held if place <= last], last
 

@@ -68,6 +68,20 @@ def test_a_run_is_replayed_and_forked_by_its_id(atlas, talk: str) -> None:
     assert not json.loads(compared.out)["same"]
 
 
+@pytest.mark.parametrize("last", ["raise SystemExit(3)", "1 / 0", "import asyncio; x = ("])
+def test_a_program_that_fails_when_it_is_loaded_is_told_in_a_sentence(
+    last: str, atlas, talk: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "failing_when_loaded.py"
+    script.write_text(f"async def shop(app): ...\n{last}\n")
+    ran = atlas("replay", "--db", talk, "--program", f"{script}:shop")
+
+    assert ran.code == 1
+    assert "cannot be loaded" in ran.err
+    assert "__name__ == '__main__'" in ran.err
+    assert "failing_when_loaded" not in sys.modules
+
+
 PROGRAM = """
 async def shop(app, item):
     await app.chat(f"Sell me a {item}.")

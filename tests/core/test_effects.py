@@ -299,6 +299,34 @@ class Account:
     login: Inner
 
 
+@pytest.mark.parametrize(
+    "secret", ["hush-hush", b"hush\xff\xfe-hush", 31415926, PurePosixPath("/keys/hush")]
+)
+async def test_what_is_hidden_is_not_quoted_anywhere_in_the_recording(secret):
+    @effect(redact=("key",))
+    async def ask(key: object, url: str, fails: bool) -> dict[str, object]:
+        if fails:
+            raise LookupError(f"{key!r} is of no use, nor {key}", {"key": [key]})
+        return {"asked": url, f"{key}": f"with {key}", "list": [str(key)]}
+
+    @effect(redact=("key",))
+    async def tell(key: object):
+        yield f"the key is {key}"
+
+    async def program() -> object:
+        given: list[object] = [await ask(secret, f"https://x/?key={secret}", fails=False)]
+        with pytest.raises(LookupError):
+            await ask(secret, "x", fails=True)
+        return [*given, *[piece async for piece in tell(secret)]]
+
+    entries, given = await recorded(program)
+    written = repr(entries)
+
+    assert await replayed(entries, program) == given
+    for text in ("hush", r"\xff\xfe", "aHVzaP/", "31415926"):
+        assert text not in written
+
+
 async def test_names_in_redact_are_hidden_in_results_from_the_run_too():
     @effect(redact=("token", "key"))
     async def login(user: str) -> dict[str, object]:

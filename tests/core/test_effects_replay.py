@@ -80,6 +80,19 @@ def test_concurrent_agents_replay_byte_for_byte_in_fresh_processes(version: str,
         assert answer == {"same": RUNS, "performed": 0, "connections": 0}
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("3.11", "3.13"), ("3.12", "3.11"), ("3.13", "3.12")]
+)
+def test_what_one_python_recorded_another_replays(before: str, after: str, tmp_path: Path):
+    recorder, other = python_of(before), python_of(after)
+    file = str(tmp_path / "runs.jsonl")
+    run_agents(recorder, "record", file, "5", seed="1")
+
+    answer = json.loads(run_agents(other, "replay", file, seed="2"))
+
+    assert answer == {"same": 5, "performed": 0, "connections": 0}
+
+
 async def test_ten_recordings_replay_in_the_same_process():
     for _ in range(10):
         entries, made = await agents.record()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -276,6 +277,44 @@ async def test_a_fork_in_the_middle_of_a_stream_begins_the_stream_anew():
         assert await program() == EXPECTED
 
     assert calls == ["s", "last"]
+
+
+async def leaving() -> list[str]:
+    async for piece in endless("s"):
+        first = piece
+        break
+    return [first, await put("a"), await put("b")]
+
+
+@effect(pure=True)
+async def endless(what: str):
+    called(what)
+    for at in itertools.count():
+        await asyncio.sleep(0)
+        yield f"{what}{at}"
+
+
+async def test_a_stream_left_in_its_middle_is_stopped_and_holds_nobody_up():
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal):
+        given = await leaving()
+    whats = [entry.what for entry in journal.entries if isinstance(entry, EffectNoted)]
+    assert whats == ["left"]
+
+    calls.clear()
+    async with RunContext("r", mode="replay", recorded=journal.entries):
+        assert await leaving() == given
+    many = sum(isinstance(entry, EffectDelivered) for entry in journal.entries)
+    async with RunContext("f", mode="fork", recorded=journal.entries, at=many - 1):
+        assert await leaving() == given
+    assert calls == ["b"]
+
+    calls.clear()
+    last = max(n for n, entry in enumerate(journal.entries) if isinstance(entry, EffectDelivered))
+    del journal.entries[last:]
+    async with RunContext("r", mode="resume", recorded=list(journal.entries), journal=journal):
+        assert await leaving() == given
+    assert calls == ["b"]
 
 
 async def test_a_fork_of_another_program_diverges_before_it_goes_live():

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import os
+import random
 import signal
 import sys
 import threading
@@ -310,13 +311,34 @@ async def test_a_generator_left_open_is_closed_inside_without_being_told():
     assert run.exact
 
 
-async def test_coroutines_given_to_as_completed_are_told_and_tasks_are_not():
+async def test_coroutines_given_to_as_completed_run_in_the_order_given():
+    seen = []
+
+    async def one(number: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        seen.append((number, task.get_name()))
+        return number
+
+    async with RunContext("r", strict=True) as run:
+        kept = [one(number) for number in range(30)]
+        shuffled = random.Random(3).sample(kept, 30)
+        given = [await first for first in asyncio.as_completed([*shuffled, shuffled[0]])]
+        assert asyncio.create_task(one(30)).get_name() == "Task-0.30"
+
+    order = [kept.index(each) for each in shuffled]
+    assert run.exact
+    assert seen[:30] == [(number, f"Task-0.{at}") for at, number in enumerate(order)]
+    assert given == order
+
+
+async def test_coroutines_of_which_as_completed_has_no_list_are_told_and_tasks_are_not():
     with pytest.warns(UndeclaredEffectWarning, match="as_completed"):  # noqa: PT031  the run is what warns
         async with RunContext("r"):
-            for first in asyncio.as_completed([echo("a"), echo("b")]):
+            for first in asyncio.as_completed({echo("a"), echo("b")}):
                 await first
     async with RunContext("r", strict=True) as run:
-        for first in asyncio.as_completed([asyncio.create_task(echo(x)) for x in "ab"]):
+        for first in asyncio.as_completed({asyncio.create_task(echo(x)) for x in "ab"}):
             await first
         await asyncio.gather(echo("a"), echo("b"))
 

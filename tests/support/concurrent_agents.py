@@ -88,6 +88,12 @@ async def agent(
                 notes += [task.result() for task in done]
         except TimeoutError:
             board.append(f"{number} gave up at {asyncio.get_running_loop().time()}")
+        try:
+            notes.append(await asyncio.wait_for(child(2), SPEED * 5))
+        except TimeoutError:
+            board.append(f"{number} waited too long")
+        for first in asyncio.as_completed([tool(f"raced{number}", at) for at in range(2)]):
+            notes.append(str(await first))
         notes.append(f"{uuid()} {now()}")
     return notes
 

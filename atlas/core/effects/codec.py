@@ -20,7 +20,7 @@ import json
 import math
 import sys
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path, PurePath
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -104,8 +104,8 @@ class Redactor:
     """Writes down what one effect takes and gives, without what must not be.
 
     Fields of the names given, at any depth, and, in the request, fields marked
-    `atlas.typing.SECRET` are replaced by `REDACTED`; what they held is replaced wherever errors and
-    notes of the same effect repeat it. In a result a field marked so is refused unless it is named:
+    `atlas.typing.SECRET` are replaced by `REDACTED`; what they held is replaced wherever results,
+    errors and notes of the same effect repeat it. In a result a field marked so is refused unless it is named:
     the run itself would get another value than it was given, which somebody has to want.
 
     Args:
@@ -130,7 +130,7 @@ class Redactor:
             TypeError: It has no JSON form.
         """
         is_json = not self.names and _is_json(value)
-        return canonical_text(value if is_json else _plain(value, "", self, "hide"))
+        return canonical_text(self.scrub(value if is_json else _plain(value, "", self, "hide")))
 
     def result(self, value: object) -> str:
         """Return a result, or a piece of one, as JSON text.
@@ -139,9 +139,9 @@ class Redactor:
             TypeError: It has no JSON form, or a secret in it.
         """
         if type(value) is str:
-            return quote(value)
+            return quote(self.scrubbed(value))
         is_json = not self.names and _is_json(value)
-        return _encode(value if is_json else _plain(value, "", self, "refuse"))
+        return _encode(self.scrub(value if is_json else _plain(value, "", self, "refuse")))
 
     def error(self, error: BaseException) -> str:
         """Return an error as JSON text; see `error_text`."""
@@ -156,15 +156,17 @@ class Redactor:
     # Any: whatever stands there
     def hide(self, value: Any) -> str:
         """Remember what must not show, and return what stands for it."""
-        if isinstance(value, str):
-            if len(value) >= _SHORTEST_SECRET and value not in self._values:
-                self._values.append(value)
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             self._hide_all(value.values())
         elif isinstance(value, list | tuple | set | frozenset):
             self._hide_all(value)
         elif dataclasses.is_dataclass(value):
             self._hide_all(getattr(value, spec.name) for spec in dataclasses.fields(value))
+        else:
+            for text in _quotations(value):
+                if len(text) >= _SHORTEST_SECRET and text not in self._values:
+                    self._values.append(text)
+            self._values.sort(key=len, reverse=True)  # one may be part of another
         return REDACTED
 
     def _hide_all(self, values: Iterable[Any]) -> None:
@@ -181,8 +183,24 @@ class Redactor:
         if isinstance(value, list):
             return [self.scrub(item) for item in value]
         if isinstance(value, dict):
-            return {key: self.scrub(item) for key, item in value.items()}
+            return {self.scrubbed(key): self.scrub(item) for key, item in value.items()}
         return value
+
+
+def _quotations(value: object) -> Iterator[str]:
+    """Return the texts in which a value may be quoted somewhere, in errors as `repr`, in these again."""
+    if isinstance(value, bytes | bytearray):
+        quoted = repr(bytes(value))[2:-1]
+        yield bytes(value).decode("utf-8", "replace")
+        yield base64.b64encode(value).decode()
+        yield value.hex()
+    elif isinstance(value, str | int | float | Decimal | uuid.UUID | PurePath):
+        yield str(value)
+        quoted = repr(str(value))[1:-1]
+    else:
+        return
+    yield quoted
+    yield repr(quoted)[1:-1]
 
 
 # -- to JSON --------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from atlas.core.effects.entries import (
     RunSeeded,
     cut_at,
     effective,
+    left_by,
     rebuild_requests,
     resume_point,
 )
@@ -92,6 +93,10 @@ class Recording:
             and entry.kind == kind
             and (digest is None or entry.digest == digest)
         )
+
+    def left(self) -> frozenset[str]:
+        """Return the streams that nobody could read any more where the repeating ends."""
+        return frozenset(filter(None, map(left_by, self.entries[: self.end])))
 
     # -- how it differs ---------------------------------------------------------------------------
 

@@ -28,8 +28,10 @@ __all__ = [
     "RequestStore",
     "RunContinued",
     "RunSeeded",
+    "before_pending",
     "cut_at",
     "effective",
+    "left_by",
     "rebuild_requests",
     "resume_point",
 ]
@@ -141,7 +143,7 @@ class EffectNoted(Event):
 
     Attributes:
         effect: Its id; "" if it is about none.
-        what: ``"attempt"``, ``"decision"``, ``"dropped"``, ``"undeclared"``, …
+        what: ``"attempt"``, ``"decision"``, ``"dropped"``, ``"left"``, ``"undeclared"``, …
         text: In words.
     """
 
@@ -326,6 +328,28 @@ def cut_at(entries: Sequence[Entry], deliveries: int) -> int:
     return _before_open_streams(entries, places[deliveries - 1] + 1)
 
 
+def before_pending(entries: Sequence[Entry], kind: str) -> int:
+    """Return how many entries lie before what leads to the first effect of a kind that has not ended.
+
+    That is: up to the delivery before its start. If there is no such effect: all of them.
+    """
+    pending: dict[str, int] = {}
+    for at, entry in enumerate(entries):
+        if isinstance(entry, EffectStarted) and entry.kind == kind:
+            pending[entry.effect] = at
+        elif isinstance(entry, EffectDelivered | EffectCancelled):
+            pending.pop(entry.effect, None)
+    if not pending:
+        return len(entries)
+    before = entries[: min(pending.values())]
+    return cut_at(before, sum(isinstance(entry, EffectDelivered) for entry in before))
+
+
+def left_by(entry: Entry) -> str:
+    """Return the stream that nobody can read any more, if an entry says so; else ""."""
+    return entry.effect if isinstance(entry, EffectNoted) and entry.what == "left" else ""
+
+
 def _before_open_streams(entries: Sequence[Entry], end: int) -> int:
     while True:
         first: dict[str, int] = {}
@@ -333,6 +357,8 @@ def _before_open_streams(entries: Sequence[Entry], end: int) -> int:
             entry = entries[at]
             if isinstance(entry, EffectCancelled):
                 first.pop(entry.effect, None)
+            elif isinstance(entry, EffectNoted):
+                first.pop(left_by(entry), None)
             elif isinstance(entry, EffectDelivered):
                 if entry.what == "chunk":
                     first.setdefault(entry.effect, at)

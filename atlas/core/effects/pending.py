@@ -38,7 +38,9 @@ class Completion(Delivery):
 
     @property
     def is_stale(self) -> bool:
-        return self.pending.ended
+        pending = self.pending
+        # in a replay it is handed in when it was, whenever the garbage collector came by
+        return pending.ended or (pending.is_left and pending.run.is_live)
 
     def hand_in(self) -> None:
         self.pending.take(self.what, self.value)
@@ -52,11 +54,22 @@ class Pending:
         redactor: Writes down what it gives.
         work: Performs it, outside, and gives what comes of it.
         ended: Whether the run has its end, or wants it no more.
+        is_left: Whether nobody can read it any more.
         was_started: Whether a recording has its start, so that it may have been performed before.
         on_cancel: Stops performing it.
     """
 
-    __slots__ = ("call", "ended", "future", "on_cancel", "redactor", "run", "was_started", "work")
+    __slots__ = (
+        "call",
+        "ended",
+        "future",
+        "is_left",
+        "on_cancel",
+        "redactor",
+        "run",
+        "was_started",
+        "work",
+    )
 
     def __init__(
         self,
@@ -70,10 +83,16 @@ class Pending:
         self.redactor = redactor
         self.work = work
         self.ended = False
+        self.is_left = False
         self.was_started = False
         self.on_cancel: Callable[[], object] | None = None
         # Any: whatever the effect gives
         self.future: asyncio.Future[Any] = run.inner.loop.create_future()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for what comes of it."""
+        return not (self.ended or self.is_left or self.run.inner.closed)
 
     def give(self, what: str, value: str = "") -> None:
         """Have what came of it handed in. Any thread."""
@@ -189,6 +208,13 @@ class PendingStream(Pending):
             if not room.done():
                 room.set_result(None)
         return self._items.popleft()
+
+    def leave(self) -> None:
+        """Stop it, because nobody can read it any more. Wherever the garbage collector runs."""
+        if self.ended or self.is_left:
+            return
+        self.is_left = True
+        self.run.left(self)
 
     async def pump(self, pieces: AsyncIterator[Any]) -> None:
         """Have the pieces handed in one by one. Outside the run, in its loop's thread."""

@@ -183,7 +183,7 @@ class EffectStream(AsyncGenerator[T, None]):
         effect = self._effect
         if place is None:
             call = EffectCall(effect.kind, effect.declared, "")
-            self._pieces = self._made(effect.layers, call)
+            self._pieces = _pieces(effect.layers, call, self._function, self._args)
             return
         run = cast("RunContext", place.inner.supervisor)
         run.check()
@@ -191,23 +191,17 @@ class EffectStream(AsyncGenerator[T, None]):
         request = _request_text(effect.kind, effect.request, redactor)
         call = run.call(place, effect.kind, effect.declared, request, redactor)
         layers = (*run.layers, *effect.layers)
+        function, args = (
+            self._function,
+            self._args,
+        )  # not this object, which may be left and forgotten
 
         async def work(pending: PendingStream) -> None:
-            await pending.pump(self._made(layers, call))
+            await pending.pump(_pieces(layers, call, function, args))
 
         pending = PendingStream(run, call, redactor, work)
         run.start(pending)
         self._pending = pending
-
-    async def _made(self, layers: Sequence[Layer], call: EffectCall) -> AsyncIterator[T]:
-        _CURRENT.set(call)  # in the context of the task that performs it
-        pieces = effect_layers.streamed(layers, call, lambda: self._function(*self._args))
-        try:
-            async for piece in pieces:
-                yield piece
-        finally:
-            if hasattr(pieces, "aclose"):
-                await pieces.aclose()
 
     # Any: the protocol of generators; nothing can be sent into an effect
     async def asend(self, value: Any) -> T:
@@ -232,13 +226,25 @@ class EffectStream(AsyncGenerator[T, None]):
 
     def __del__(self) -> None:
         # Nobody reads it any more. When that happens is up to the garbage collector, so nothing of
-        # it may show in the run; the function alone is stopped.
-        pending = self._pending
-        if pending is not None and not pending.ended and pending.on_cancel is not None:
-            place = here()
-            if place is None or not place.inner.inside:
-                return
-            pending.on_cancel()
+        # it may show in the run; the function is stopped, and that noted.
+        if self._pending is not None:
+            self._pending.leave()
+
+
+async def _pieces(
+    layers: Sequence[Layer],
+    call: EffectCall,
+    function: Callable[..., AsyncIterator[T]],
+    args: tuple[Any, ...],
+) -> AsyncIterator[T]:
+    _CURRENT.set(call)  # in the context of the task that performs it
+    pieces = effect_layers.streamed(layers, call, lambda: function(*args))
+    try:
+        async for piece in pieces:
+            yield piece
+    finally:
+        if hasattr(pieces, "aclose"):
+            await pieces.aclose()
 
 
 def stream(

@@ -14,6 +14,7 @@ import secrets
 import threading
 import uuid
 import warnings as python_warnings
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
@@ -136,6 +137,7 @@ class RunContext:
         self._exact = True
         self._interrupted = False
         self._told: set[str] = set()
+        self._left: deque[Pending] = deque()
         self._replay_began: tuple[float, float] | None = None
 
     # -- facts ------------------------------------------------------------------------------------
@@ -268,8 +270,9 @@ class RunContext:
             self._set_seed(seed)
             self._write(seed)
         self.inner.go_live()
+        left = self._recording.left()
         for pending in list(self.pending.values()):
-            if pending.call.id != handed_in:
+            if pending.call.id != handed_in and not pending.is_left and pending.call.id not in left:
                 self.perform(pending)
 
     def _expect(self, asked: AskedT, request: str) -> AskedT:
@@ -366,6 +369,22 @@ class RunContext:
             else:
                 self._diverged(entry, "")
 
+    def left(self, pending: Pending) -> None:
+        """Stop an effect that nobody can read any more. In any thread, wherever garbage is collected."""
+        if self._live and not (self.inner.closed or self.inner.loop.is_closed()):
+            self._left.append(pending)
+            self.inner.hooks.call_soon_threadsafe(self._stop_left, context=Context())
+
+    def _stop_left(self) -> None:
+        while self._left and not self.inner.closed:
+            pending = self._left.popleft()
+            if pending.ended:
+                continue
+            del self.pending[pending.call.id]
+            self.note(pending.call.id, "left", "nobody reads it any more")
+            if pending.on_cancel is not None:
+                pending.on_cancel()
+
     # Any: whatever comes of it
     async def wait_outside(
         self,
@@ -436,6 +455,8 @@ class RunContext:
     def admit(self, delivery: Delivery) -> Awaitable[object] | None:
         """Write a delivery down, or see that it is the one recorded."""
         if self._live:
+            if self._left:
+                self._stop_left()  # what is kept of the run is then known to need nothing of these
             moment_ns = round(self.inner.real_now() * 1e9)
             self.inner.moment = moment_ns / 1e9  # as a replay will
             what = cast("Any", delivery.what)
@@ -571,13 +592,13 @@ class RunContext:
                 await self._journal.commit()
             await pending.work(pending)
         except asyncio.CancelledError as error:
-            if pending.ended or self.inner.closed:
+            if not pending.is_wanted:
                 raise
             pending.give("error", pending.redactor.error(error))
         # Whatever it is: the run waits for it, and would wait for ever.
         except BaseException as error:
             text = pending.redactor.error(error)
-            if pending.ended or self.inner.closed:
+            if not pending.is_wanted:
                 self._tell_abandoned(pending.call, text)
             else:
                 pending.give("error", text)

@@ -61,6 +61,7 @@ class InnerLoop:
         self.closed = False
         self.timers: dict[str, InnerTimer] = {}
         self.tasks: dict[asyncio.Task[Any], Place] = {}
+        self._ahead: dict[Coroutine[Any, Any, Any], asyncio.Task[Any]] = {}
         self._foreign: list[asyncio.Handle] = []
         self._deliveries: deque[Delivery] = deque()
         self._outside: set[asyncio.Task[Any]] = set()
@@ -234,16 +235,34 @@ class InnerLoop:
         self, place: Place, coroutine: Coroutine[Any, Any, Any], options: dict[str, Any]
     ) -> asyncio.Task[Any]:
         """Make a task of the run."""
-        if sys._getframe(2).f_code.co_name in {"ensure_future", "_ensure_future"}:
-            self._check_order(sys._getframe(3))
+        if coroutine in self._ahead:
+            return self._ahead.pop(coroutine)
+        asked_by = _asked_by(sys._getframe(2))
+        if asked_by is None:
+            return self._task(place.child(), coroutine, options)
+        if asked_by.f_code.co_name == "wait_for":
+            # From 3.12 on it makes no task, except where there is no time at all. Counted as what the
+            # calling task does itself, one run is the same on every Python.
+            return self._task(place, coroutine, options, is_counted=False)
+        return self._one_of_several(place, coroutine, options, asked_by)
+
+    def _task(
+        self,
+        child: Place,
+        coroutine: Coroutine[Any, Any, Any],
+        options: dict[str, Any],
+        *,
+        is_counted: bool = True,
+    ) -> asyncio.Task[Any]:
         context: Context = options.get("context") or copy_context()
-        child = place.child()
         # A context given by the caller may be the one that is entered now; then the places are one.
         with contextlib.suppress(RuntimeError):
             context.run(HERE.set, child)
         options["context"] = context
+        if options.get("name") is None:
+            options["name"] = f"Task-{child.path}"  # asyncio's own counts what the host does too
         if self.loop.get_task_factory() is None:
-            task: asyncio.Task[Any] = InnerTask(coroutine, child, **options)
+            task: asyncio.Task[Any] = InnerTask(coroutine, child, is_counted=is_counted, **options)
         else:
             task = self.hooks.create_task(coroutine, **options)
         if not task.done():
@@ -251,23 +270,36 @@ class InnerLoop:
             task.add_done_callback(self._forget)
         return task
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self.tasks.pop(task, None)
+    def _one_of_several(
+        self,
+        place: Place,
+        coroutine: Coroutine[Any, Any, Any],
+        options: dict[str, Any],
+        asked_by: types.FrameType,
+    ) -> asyncio.Task[Any]:
+        """Make the tasks of all coroutines given to `asyncio.as_completed`, in the order they have there.
 
-    def _check_order(self, frame: types.FrameType | None) -> None:
-        """Look for asyncio's one function that makes tasks in the order of their addresses."""
-        while frame is not None and frame.f_code.co_name in {"ensure_future", "<setcomp>"}:
-            frame = frame.f_back
-        if frame is None or frame.f_globals.get("__name__") != "asyncio.tasks":
-            return
-        if frame.f_code.co_name in {"as_completed", "__init__"}:
-            caller = frame.f_back
+        It asks for them in the order of their addresses in memory.
+        """
+        names = asked_by.f_locals
+        given = names.get("fs", names.get("aws"))
+        if not isinstance(given, list | tuple) or not any(each is coroutine for each in given):
+            caller = asked_by.f_back
             self.supervisor.undeclared(
                 "asyncio.as_completed was given coroutines, which it starts in the order of their "
                 "addresses in memory",
                 "" if caller is None else f"{caller.f_code.co_filename}:{caller.f_lineno}",
-                "Give it tasks: `as_completed([asyncio.create_task(c) for c in coroutines])`",
+                "Give it a list of coroutines, or tasks: `as_completed([create_task(c) for c in ...])`",
             )
+            return self._task(place.child(), coroutine, options)
+        self._ahead = {
+            each: self._task(place.child(), each, dict(options))
+            for each in dict.fromkeys(filter(asyncio.iscoroutine, given))
+        }
+        return self._ahead.pop(coroutine)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.pop(task, None)
 
     def count_task(self) -> int:
         """Return the number of a task that is made now."""
@@ -485,6 +517,19 @@ class InnerLoop:
         if took >= getattr(self.loop, "slow_callback_duration", 0.1):
             _logger.warning("Executing %r took %.3f seconds", handle, took)
 
+
+def _asked_by(frame: types.FrameType | None) -> types.FrameType | None:
+    """Return the frame of the function of asyncio that must be known, if it makes a task here."""
+    if frame is None or frame.f_code.co_name not in {"ensure_future", "_ensure_future"}:
+        return None
+    while frame is not None and frame.f_code.co_name in _WRAPPERS:
+        frame = frame.f_back
+    if frame is None or frame.f_globals.get("__name__") != "asyncio.tasks":
+        return None
+    return frame if frame.f_code.co_name in {"as_completed", "__init__", "wait_for"} else None
+
+
+_WRAPPERS = frozenset({"ensure_future", "_ensure_future", "<setcomp>"})
 
 _MEND = (
     "Wrap what it waits for in an @effect, or have what wakes it happen inside the run; then it is "

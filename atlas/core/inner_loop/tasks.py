@@ -56,10 +56,17 @@ class InnerTask(asyncio.Task[Any]):
     `TaskGroup` iterate over, are then in the same order in every process.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], place: Place, **options: Any) -> None:
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        place: Place,
+        *,
+        is_counted: bool = True,
+        **options: Any,
+    ) -> None:
         inner = place.inner
         self._place = place
-        self._number = inner.count_task()
+        self._number = inner.count_task() if is_counted else 0
         super().__init__(coroutine, loop=inner.loop, **options)
 
     __eq__ = object.__eq__
@@ -83,7 +90,8 @@ class InnerTimer(asyncio.TimerHandle):
 
     Attributes:
         effect: The id under which its going off is written down.
-        delay: Seconds from the moment of the run in which it was set.
+        delay: Seconds from the moment of the run in which it was set, to the microsecond: some Pythons
+            tell a moment instead, and the difference of two moments is not exact.
     """
 
     __slots__ = ("_inner", "_real", "delay", "effect", "fired")
@@ -101,7 +109,7 @@ class InnerTimer(asyncio.TimerHandle):
         self._inner = inner
         self._real: asyncio.TimerHandle | None = None
         self.effect = place.next_effect()
-        self.delay = delay
+        self.delay = round(delay, 6)
         self.fired = False
 
     def arm(self) -> None:
