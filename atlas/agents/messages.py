@@ -31,6 +31,7 @@ __all__ = [
     "Health",
     "HistorySummarised",
     "Kind",
+    "LetterStatus",
     "Limits",
     "MessageDead",
     "MessageReceived",
@@ -80,6 +81,9 @@ Health: TypeAlias = Literal["ready", "stuck", "down"]
 Kind: TypeAlias = Literal[
     "query", "task", "response", "result", "error", "status", "tool_request", "tool_response"
 ]
+
+LetterStatus: TypeAlias = Literal["waiting", "in_hand", "handled", "dead"]
+"""How far a letter is with one of those it is for."""
 
 
 # -- what is asked ------------------------------------------------------------------------------
