@@ -305,7 +305,8 @@ class Controller:
     def _account(self, task: Task, above: Desk | None) -> Account:
         if above is None:
             return Account(task.budget or self.limits)
-        return above.account if task.budget is None else Account(task.budget, above.account)
+        # One of its own in any case: what it used is told when it has ended.
+        return Account(task.budget or above.account.limits, above.account)
 
     async def _compensate(self, task: Task, error: Exception) -> None:
         if self.on_error.compensate is not None:

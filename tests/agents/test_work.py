@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,20 @@ from typing import Any
 import pytest
 
 from atlas import Atlas, EventBus
-from atlas.agents import Agent, Controller, History, Limits, Memory, Price, Task, tool
+from atlas.agents import (
+    Agent,
+    AgentsState,
+    Controller,
+    History,
+    Limits,
+    Memory,
+    Price,
+    Task,
+    delegation,
+    tool,
+)
 from atlas.agents.messages import ToolCalled, ToolFinished, TurnEnded
+from atlas.agents.state import transitions
 from atlas.core.messages import Message
 from atlas.errors import AnswerInvalidError, LimitReachedError, ServerError, TaskFailedError
 from atlas.providers.base import Capabilities, ChatRequest, UsageDelta
@@ -167,6 +180,61 @@ async def test_cancelled_in_the_middle_of_a_tool_the_history_is_whole() -> None:
     again = await bench.team.delegate("And now?", history=history)
     assert again.text == "And on."
     assert complete(bench.last_request.messages)
+
+
+async def test_cancelled_at_whatever_moment_each_call_has_one_result_at_any_depth() -> None:
+    """One run for each event of the whole: it is cancelled there."""
+
+    @tool
+    async def slow(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    @tool
+    async def tells(x: int) -> AsyncIterator[str]:
+        for piece in range(x):
+            await asyncio.sleep(0)
+            yield f"{piece}"
+
+    async def run(cancel_at: int | None) -> int:
+        tasks = [call("delegate", id=f"d{n}", task="go", to="low") for n in range(2)]
+        low = [[call("slow", x=1), call("tells", id="c2", x=2)], "Done."]
+        boss = ScriptedProvider([tasks, "All done.", "And on."])
+        bus, seen, history = EventBus(), list[Message](), History()
+        team = Controller(
+            [
+                Agent("boss", tools=[delegation("low")], model=boss),
+                Agent("low", tools=[slow, tells], model=ScriptedProvider([low[0], *low, low[1]])),
+            ],
+            bus=bus,
+        )
+        work = asyncio.create_task(team.delegate("Go.", to="boss", history=history))
+
+        def hear(event: Message) -> None:
+            seen.append(event)
+            if len(seen) == cancel_at:
+                work.cancel()
+
+        bus.subscribe("**", hear)
+        await asyncio.wait([work])
+        assert work.cancelled() == (cancel_at is not None)
+
+        assert complete(history.messages)
+        states = list(itertools.accumulate(seen, transitions, initial=AgentsState()))
+        assert all(complete(task.history) for each in states for task in each.tasks.values())
+        assert not states[-1].calls
+        assert {t.status for t in states[-1].tasks.values()} <= {"cancelled", "done", "failed"}
+        called = [each.call for each in seen if isinstance(each, ToolCalled)]
+        assert sorted(called) == sorted(e.call for e in seen if isinstance(e, ToolFinished))
+        if cancel_at is not None and len(boss.requests) < 3:
+            await team.delegate("And now?", to="boss", history=history)
+            assert complete(boss.requests[-1].messages)
+        return len(seen)
+
+    whole = await run(None)
+    assert whole > 40
+    for moment in range(1, whole):
+        await run(moment)
 
 
 async def test_each_call_has_exactly_one_end_and_joins_its_history_with_its_turn() -> None:
