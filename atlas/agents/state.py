@@ -40,6 +40,7 @@ from atlas.agents.outcome import checked_transition
 from atlas.core.messages import Message, value
 from atlas.core.patches import Patch, diff
 from atlas.core.persistent import PMap, pmap
+from atlas.core.runs import holding
 from atlas.core.state_projector import StateProjector
 from atlas.core.transitions import Transitions
 from atlas.errors import UnknownVersionError
@@ -51,7 +52,16 @@ from atlas.providers.messages import (
 )
 from atlas.typing import JSON
 
-__all__ = ["AgentState", "AgentsState", "TaskState", "agents_at", "project_agents", "transitions"]
+__all__ = [
+    "AgentState",
+    "AgentsState",
+    "OpenTurn",
+    "TaskState",
+    "agents_at",
+    "events_at",
+    "project_agents",
+    "transitions",
+]
 
 
 @value
@@ -349,8 +359,10 @@ class StoredRun(Protocol):
         ...
 
 
-def agents_at(run: StoredRun, number: int | None = None) -> AgentsState:
-    """Return the state of a run's agents and tasks after an event; default: after the last.
+def events_at(run: StoredRun, number: int | None = None) -> list[Message]:
+    """Return the events of a run that hold after one of them; default: after the last.
+
+    Those of a part that was broken off, and done again when the run was resumed, do not hold.
 
     Args:
         run: The run, such as ``app.runs[run_id]``.
@@ -359,12 +371,14 @@ def agents_at(run: StoredRun, number: int | None = None) -> AgentsState:
     Raises:
         UnknownVersionError: The run has no such event.
     """
-    if number is not None:
-        count = len(run)
-        wanted = number + count + 1 if number < 0 else number
-        if not 0 <= wanted <= count:
-            raise UnknownVersionError(
-                f"The run has no event {number}; it has {count}.", version=number
-            )
-        number = wanted
-    return reduce(transitions, run.read(until=number), AgentsState())
+    count = len(run)
+    asked = count if number is None else number
+    wanted = asked + count + 1 if asked < 0 else asked
+    if not 0 <= wanted <= count:
+        raise UnknownVersionError(f"The run has no event {asked}; it has {count}.", version=asked)
+    return [event for _, event in holding(run.read(until=wanted))]
+
+
+def agents_at(run: StoredRun, number: int | None = None) -> AgentsState:
+    """Return the state of a run's agents and tasks after an event; see `events_at`."""
+    return reduce(transitions, events_at(run, number), AgentsState())

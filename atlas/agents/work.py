@@ -107,6 +107,7 @@ class Work:
         "_loops",
         "_options",
         "_provider",
+        "_refusals",
         "_repairs",
         "_said",
         "_shown",
@@ -141,6 +142,7 @@ class Work:
         self._last_prompt = 0
         self._turn = 0
         self._ids: set[str] = set()
+        self._refusals: dict[tuple[str, str], str] = {}
 
     async def run(self) -> JSON:
         """Work until there is an answer, and return it: text, or the fields of the agent's `output`.
@@ -403,8 +405,11 @@ class Work:
         self._bus.publish(ToolProgressed(key, text))
 
     async def _refused(self, key: str, part: ToolCallPart, tool: Tool[..., Any]) -> str:
-        """Ask a person; return why not, or nothing."""
+        """Ask a person; return why not, or nothing. Nobody is asked twice about the same call."""
         desk = self._desk
+        same = (tool.name, part.arguments)
+        if same in self._refusals:
+            return f"{self._refusals[same]} Do not call it like this again."
         self._bus.publish(TaskWaiting(desk.task, f"approval of {tool.name}"))
         desk.alive = float("inf")  # people take their time
         asked = ApprovalAsked(key, desk.task, self._agent.name, tool.name, part.arguments)
@@ -413,7 +418,9 @@ class Work:
         self._bus.publish(TaskResumed(desk.task))
         if given.approved:
             return ""
-        return f"A person refused this call{f': {given.reason}' if given.reason else '.'}"
+        why = f"A person refused this call{f': {given.reason}' if given.reason else '.'}"
+        self._refusals[same] = why
+        return why
 
     # -- memory -----------------------------------------------------------------------------------
 

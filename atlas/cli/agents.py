@@ -11,7 +11,7 @@ import click
 from atlas.agents.approval import answer_in, keep_answer, pending_approvals
 from atlas.agents.diagram import sequence_diagram, task_tree
 from atlas.agents.messages import ApprovalAsked, ApprovalGiven
-from atlas.agents.state import agents_at
+from atlas.agents.state import agents_at, events_at
 from atlas.cli.options import db_option, json_option
 from atlas.cli.runs import opened, told
 from atlas.cli.trees import tree_lines
@@ -68,10 +68,8 @@ def tree(*, run: str | None, db: str, number: int | None, as_json: bool) -> None
     """Show the tasks of RUN (default: the latest) as a tree, with their tools."""
     with opened(db) as (_, known):
         found = _found(known, run)
-        state = agents_at(found, number)  # refuses a number that the run does not have
-        if number is not None and number < 0:
-            number += len(found) + 1
-        events = list(found.read(until=number))
+        events = events_at(found, number)
+        state = agents_at(found, number)
     if as_json:
         tasks = [dump(task) for task in state.tasks.values()]
         told({"run": found.id, "at": number, "tasks": tasks})

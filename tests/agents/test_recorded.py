@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 
 from atlas import Atlas, ReplayDiverged
-from atlas.agents import Agent, Controller, Task, delegation, pending_approvals, tool
+from atlas.agents import (
+    Agent,
+    Controller,
+    Task,
+    agents_at,
+    delegation,
+    pending_approvals,
+    tool,
+)
 from atlas.agents.messages import ApprovalAsked, ToolCalled, ToolFinished, TurnEnded
 from atlas.cli.runs import opened
 from atlas.core.effects import Skip
@@ -148,6 +156,24 @@ async def test_a_refused_call_is_told_why() -> None:
     assert outcome.text == "All right."
     assert "too risky" in str(provider.requests[-1].messages[-1])
     assert performed == []
+
+
+async def test_nobody_is_asked_twice_about_the_call_that_was_refused() -> None:
+    same = [ToolCallPart("c", "erase", '{"path":"x"}')]
+    other = [ToolCallPart("d", "erase", '{"path":"y"}')]
+    provider = ScriptedProvider([same, same, other, "All right."])
+    asked: list[str] = []
+    async with Atlas(provider="scripted") as app:
+
+        @app.bus.on(ApprovalAsked)
+        async def decide(event: ApprovalAsked) -> None:
+            asked.append(event.arguments)
+            await app.approve(event.approval, approved=False)
+
+        outcome = await team(app, provider).delegate("Erase x.")
+
+    assert outcome.text == "All right."
+    assert asked == ['{"path":"x"}', '{"path":"y"}']
 
 
 async def test_an_approval_inside_a_specialist_survives_a_restart(
@@ -312,6 +338,9 @@ async def test_a_killed_team_is_resumed_and_no_tool_runs_twice(tmp_path: Path) -
         async with Atlas(str(db), provider="scripted") as app:
             check_ends(app.runs[run].held())
             kept = [event.meta.id for event in app.runs[run].read()]
+            state = agents_at(app.runs[run])  # what was done twice is seen once
+        assert [each.done for each in state.agents.values()] == [1] * (teams.SPECIALISTS + 1)
+        assert state.tasks.keys() == {t.id for t in state.tasks.values() if t.status == "done"}
         assert kept[: len(stored)] == stored, "a message was lost"
     print(f"{killed} kills, {doubts} tools in doubt")
     assert killed == CRASHES
