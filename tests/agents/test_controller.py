@@ -256,6 +256,38 @@ async def test_cancelling_the_caller_reaches_model_tools_and_all_below() -> None
     ]
 
 
+async def test_an_impatient_second_cancellation_leaves_nothing_running() -> None:
+    started, let_go, ended = asyncio.Event(), asyncio.Event(), []
+
+    @tool
+    async def tidy(who: str) -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            while not let_go.is_set():  # it tidies up, whoever cancels it
+                try:
+                    await let_go.wait()
+                except asyncio.CancelledError:
+                    continue
+            ended.append(who)
+        return who
+
+    agent = scripted_agent(
+        "a", [[call("tidy", "c1", who="one"), call("tidy", "c2", who="two")]], tools=[tidy]
+    )
+    task = asyncio.create_task(Team(agent).controller.delegate("Go."))
+    await started.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert sorted(ended) == ["one", "two"]
+
+
 async def test_one_task_can_be_cancelled_by_its_id() -> None:
     wait, go, _ = gate()
     script = [[call("wait", who="x")], "done"]
@@ -328,11 +360,11 @@ async def test_an_agent_that_gives_no_sign_of_life_is_given_up() -> None:
 async def test_a_sign_of_life_now_and_then_is_enough() -> None:
     @tool
     async def steps() -> Any:
-        for number in range(6):
-            await asyncio.sleep(0.01)
+        for number in range(30):  # longer in all than its patience, and never for long
+            await asyncio.sleep(0.03)
             yield str(number)
 
-    agent = scripted_agent("busy", [[call("steps")], "done"], tools=[steps], stuck_after=0.04)
+    agent = scripted_agent("busy", [[call("steps")], "done"], tools=[steps], stuck_after=0.6)
     assert (await Team(agent).controller.delegate("Go.")).text == "done"
 
 
