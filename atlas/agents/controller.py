@@ -184,6 +184,28 @@ class Controller:
         """
         return self._seat(self._named(name)).health
 
+    def pause(self, name: str, reason: str = "") -> None:
+        """Give an agent nothing more to do in the caller's run, until `unpause`.
+
+        What it works on it finishes. Tasks that only it can do wait.
+
+        Raises:
+            NoAgentError: There is none of this name.
+        """
+        self._tell_health(self._seat(self._named(name)), "away", reason)
+
+    def unpause(self, name: str) -> None:
+        """Let a paused agent, or one that is stuck or down, count as well again.
+
+        Raises:
+            NoAgentError: There is none of this name.
+        """
+        seat = self._seat(self._named(name))
+        seat.failures = 0
+        if seat.health != "ready":
+            self._tell_health(seat, "ready", "")
+            self._call_next()
+
     def load(self, name: str) -> int:
         """Return how many tasks of the caller's run an agent works on."""
         return self._seat(self._named(name)).load
@@ -308,7 +330,7 @@ class Controller:
             finally:
                 self._freed(seat)
                 if history is not None:
-                    history.join(*own.messages[len(history) :])
+                    history.join(*own.joined)
             self._note_success(seat)
             if desk.handed_over is None:
                 return self._done(trip, agent, answer)
@@ -360,7 +382,8 @@ class Controller:
                 return await work, desk
             return await in_time(own.seconds, work, agent), desk
         except Stuck as stuck:
-            self._tell_health(seat, "stuck", str(stuck))
+            if seat.health != "away":
+                self._tell_health(seat, "stuck", str(stuck))
             raise TaskFailedError(str(stuck), task=task.id, kind="stuck") from None
         finally:
             CURRENT.reset(cause)
@@ -490,12 +513,12 @@ class Controller:
 
     def _note_success(self, seat: Seat) -> None:
         seat.failures = 0
-        if seat.health != "ready":
+        if seat.health in ("stuck", "down"):
             self._tell_health(seat, "ready", "it did a task")
 
     def _note_failure(self, seat: Seat, error: Exception) -> None:
         seat.failures += 1
-        if seat.failures == self.on_error.down_after:
+        if seat.failures == self.on_error.down_after and seat.health != "away":
             self._tell_health(seat, "down", f"{seat.failures} failures, the last: {error}")
 
     def _tell_health(self, seat: Seat, health: Health, reason: str) -> None:

@@ -25,6 +25,8 @@ class Seat:
     @property
     def has_room(self) -> bool:
         """Whether the agent can do one more task."""
+        if self.health == "away":
+            return False
         return self.agent.capacity is None or self.load < self.agent.capacity
 
 

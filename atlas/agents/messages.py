@@ -76,7 +76,8 @@ ToolOutcome: TypeAlias = Literal[
     "cancelled",
 ]
 
-Health: TypeAlias = Literal["ready", "stuck", "down"]
+Health: TypeAlias = Literal["ready", "stuck", "down", "away"]
+"""How an agent is: well; silent for too long; failing again and again; or not to be given anything."""
 
 Kind: TypeAlias = Literal[
     "query", "task", "response", "result", "error", "status", "tool_request", "tool_response"

@@ -95,6 +95,7 @@ class Work:
         "_history",
         "_ids",
         "_last_prompt",
+        "_left_out",
         "_loops",
         "_options",
         "_provider",
@@ -131,6 +132,7 @@ class Work:
         self._shown: list[ChatMessage] = []
         self._said = 0
         self._last_prompt = 0
+        self._left_out = 0
         self._turn = 0
         self._ids: set[str] = set()
         self._refusals: dict[tuple[str, str], str] = {}
@@ -411,8 +413,11 @@ class Work:
         if memory.summarise:
             text = await self._summary(provider, model, messages[:count])
         else:
-            text = f"({count} earlier messages are left out.)"
-        summary = ChatMessage("user", (TextPart(text),))
+            self._left_out += count - bool(self._left_out)  # without the one that said so before
+            text = f"({self._left_out} earlier messages are left out.)"
+        # Whatever is forgotten, what is to be done is not.
+        task = _question(self._task)
+        summary = ChatMessage("user", (TextPart(f"{text}\n\nThe task is still: {task}"),))
         self._history.replace(count, summary)
         self._bus.publish(HistorySummarised(self._desk.task, self._agent.name, count, text))
         self._show_again()

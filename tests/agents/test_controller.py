@@ -194,6 +194,29 @@ async def test_tasks_wait_for_a_free_agent_and_the_urgent_goes_first() -> None:
     assert [each.task for each in team.of(TaskAssigned)] == ["p0", "p3", "p2", "p1"]
 
 
+async def test_a_paused_agent_is_given_nothing_until_it_is_back() -> None:
+    wait, go, came = gate()
+    calls = [[call("wait", who="first")], "first done"]
+    one = scripted_agent("one", [*calls, "second done"], tools=[wait], capabilities={"x"})
+    other = scripted_agent("other", ["other"], capabilities={"x"})
+    team = Team(one, other)
+    first = asyncio.create_task(team.controller.delegate("Go."))
+    while not came:
+        await asyncio.sleep(0)
+    team.controller.pause("one", "for lunch")
+    elsewhere = await team.controller.delegate(Task("Go.", needs={"x"}))
+    waits = asyncio.create_task(team.controller.delegate("Go.", to="one"))
+    go.set()
+    assert (await first).text == "first done"
+    assert team.controller.health("one") == "away"
+    assert not waits.done()
+    team.controller.unpause("one")
+
+    assert (await waits).text == "second done"
+    assert elsewhere.agent == "other"
+    assert [e.health for e in team.of(AgentHealthChanged)] == ["away", "ready"]
+
+
 async def test_agents_join_and_leave_while_tasks_run() -> None:
     team = Team()
     with pytest.raises(NoAgentError, match="There is: nothing"):

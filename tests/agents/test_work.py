@@ -24,7 +24,7 @@ from atlas.agents import (
     delegation,
     tool,
 )
-from atlas.agents.messages import ToolCalled, ToolFinished, TurnEnded
+from atlas.agents.messages import HistorySummarised, ToolCalled, ToolFinished, TurnEnded
 from atlas.agents.state import transitions
 from atlas.core.messages import Message
 from atlas.errors import AnswerInvalidError, LimitReachedError, ServerError, TaskFailedError
@@ -32,6 +32,7 @@ from atlas.providers.base import Capabilities, ChatRequest, UsageDelta
 from atlas.providers.messages import (
     ChatMessage,
     StreamToken,
+    TextPart,
     ToolCallPart,
     ToolResultPart,
     Usage,
@@ -348,6 +349,30 @@ async def test_a_long_history_is_shown_short_and_whole() -> None:
 
     assert max(len(each.messages) for each in bench.provider.requests) <= 13
     assert all(complete(each.messages) for each in bench.provider.requests)
+    assert all("Go." in each.messages[0].text for each in bench.provider.requests)
+    assert bench.last_request.messages[0].text.startswith("(53 earlier messages are left out.)")
+
+
+async def test_what_is_left_out_can_be_summed_up_and_joins_the_history_all_the_same() -> None:
+    def model(request: ChatRequest) -> Reply:
+        if request.messages[-1].text.startswith("Sum up"):
+            return "Doubled some numbers."
+        done = sum(each.role == "tool" for each in bench.provider.requests[-1].messages)
+        turns = sum(each.role == "tool" for each in history.messages) + len(seen)
+        seen.append(done)
+        return [call("double", id=f"c{turns}", x=turns)] if len(seen) < 12 else "Done."
+
+    seen: list[int] = []
+    history = History([ChatMessage("user", (TextPart("Hello."),))])
+    bench = Bench([model] * 99, double, memory=Memory(window=6, summarise=True))
+    await bench.team.delegate("Go.", history=history)
+    summed = [each for each in bench.seen if isinstance(each, HistorySummarised)]
+
+    assert len(summed) >= 2
+    assert "Doubled some numbers." in bench.last_request.messages[0].text
+    assert "The task is still: Go." in bench.last_request.messages[0].text
+    assert len(history) == 1 + 1 + 2 * 11 + 1
+    assert complete(history.messages)
 
 
 async def test_a_model_that_fails_is_the_outcome_and_not_a_surprise() -> None:
