@@ -144,13 +144,13 @@ async def turns_in(app: Atlas, turns: int, name: str | None) -> float:
         async with app.recording(name, is_durable=name != "quick"):
             (await one.delegate(Task("Go.", budget=FREE))).text  # noqa: B018  raises
 
-    return await cpu(work, repeat=5) / turns
+    return await cpu(work, repeat=25 if name is None else 5) / turns
 
 
 async def tasks_in(bus: EventBus, count: int) -> float:
     """Return ms per delegated task, so many at once."""
     both = pair(bus)
-    repeat = max(3, 60 // count)
+    repeat = max(5, 60 // count)
 
     async def work() -> None:
         for _ in range(max(1, 20 // count)):
