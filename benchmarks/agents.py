@@ -3,7 +3,8 @@
     python -m benchmarks agents
 
 The model answers at once; what is measured is everything around it. The same conversation is held
-by a loop written by hand, which validates arguments with pydantic where that is installed.
+by a loop written by hand, which validates arguments with pydantic where that is installed, and by
+those of ``agent-framework-core``, ``openai-agents`` and ``pydantic-ai-slim`` that are installed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+
+from _agents_peers import PEERS
 
 from atlas import Atlas, EventBus
 from atlas.agents import Agent, Controller, Limits, Task, delegation, tool
@@ -219,6 +222,14 @@ async def measure() -> None:
     checked, check = by_hand()
     raw = await cpu(lambda: hand_loop(TURNS, check)) / TURNS
     print(f"hand-written loop ({checked}): {raw:.4f} ms per turn")
+    for name, made in PEERS.items():
+        try:
+            conversation = made(TURNS)
+        except ImportError as error:
+            print(f"{name}: skipped ({error})")
+            continue
+        spent = await cpu(conversation, repeat=5) / TURNS
+        print(f"{name}: {spent:.4f} ms per turn, {spent / raw:.0f}x of the loop")
     bus = EventBus()
     async with Atlas(bus=bus, provider=InstantModel(1)) as app:
         turn = await turns_in(app, TURNS, None)
