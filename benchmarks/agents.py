@@ -3,19 +3,24 @@
     python -m benchmarks agents
 
 The model answers at once; what is measured is everything around it. The same conversation is held
-by a loop written by hand, which validates arguments with pydantic where that is installed.
+by a loop written by hand, which validates arguments with pydantic where that is installed, and by
+those of ``agent-framework-core``, ``openai-agents`` and ``pydantic-ai-slim`` that are installed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
+import random
 import tempfile
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+
+from _agents_peers import PEERS
 
 from atlas import Atlas, EventBus
 from atlas.agents import Agent, Controller, Limits, Task, delegation, tool
@@ -42,7 +47,10 @@ class InstantModel:
     capabilities = Capabilities(tools=True, json_schema=True)
 
     def __init__(
-        self, turns: int, tool: str = "add", arguments: str = '{"one":%d,"other":2}'
+        self,
+        turns: int,
+        tool: str = "add",
+        arguments: Callable[[int], str] = '{{"one":{},"other":2}}'.format,
     ) -> None:
         self._turns = turns
         self._tool = tool
@@ -51,8 +59,7 @@ class InstantModel:
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
         done = len(request.messages) // 2
         if done < self._turns - 1:
-            arguments = self._arguments % done if "%" in self._arguments else self._arguments
-            yield ToolCallDelta(0, f"c{done}", self._tool, arguments)
+            yield ToolCallDelta(0, f"c{done}", self._tool, self._arguments(done))
             yield UsageDelta(Usage(100, 10))
             yield Finished("tool_calls")
         else:
@@ -81,7 +88,7 @@ def pair(bus: EventBus) -> Controller:
     boss = Agent(
         "boss",
         tools=[delegation("worker")],
-        model=InstantModel(2, "delegate", '{"task":"do it","to":"worker"}'),
+        model=InstantModel(2, "delegate", lambda _: '{"task":"do it","to":"worker"}'),
     )
     return Controller([boss, Agent("worker", model=InstantModel(1))], bus=bus)
 
@@ -140,13 +147,13 @@ async def turns_in(app: Atlas, turns: int, name: str | None) -> float:
         async with app.recording(name, is_durable=name != "quick"):
             (await one.delegate(Task("Go.", budget=FREE))).text  # noqa: B018  raises
 
-    return await cpu(work, repeat=5) / turns
+    return await cpu(work, repeat=25 if name is None else 5) / turns
 
 
 async def tasks_in(bus: EventBus, count: int) -> float:
     """Return ms per delegated task, so many at once."""
     both = pair(bus)
-    repeat = max(3, 60 // count)
+    repeat = max(5, 60 // count)
 
     async def work() -> None:
         for _ in range(max(1, 20 // count)):
@@ -178,41 +185,64 @@ def idle_agent() -> float:
     return used
 
 
+def words(step: int) -> str:
+    """Return 150 characters that nothing can make shorter than three quarters of them."""
+    return base64.b64encode(random.Random(step).randbytes(112)).decode()
+
+
 async def durable(folder: Path, steps: int) -> tuple[float, float, float]:
-    """Return ms of processor time, bytes on disk and bytes of payload per recorded step."""
+    """Return ms of processor time, bytes on disk and bytes of payload per recorded step.
+
+    The payload is what a model says and a tool gives, each of which has to be kept.
+    """
     path = folder / f"{steps}.db"
-    words = "x" * 150
     async with Atlas(str(path), durability="process", provider=InstantModel(1)) as app:
 
         @tool
         async def note(number: int, text: str) -> str:
             """Take a note."""
-            return text
+            return words(-number - 1)
 
-        model = InstantModel(steps + 1, "note", '{"number":%d,"text":"' + words + '"}')
-        one = Controller([Agent("one", tools=[note], model=model)], bus=app.bus)
+        def arguments(step: int) -> str:
+            return f'{{"number":{step},"text":"{words(step)}"}}'
+
+        one = Controller(
+            [Agent("one", tools=[note], model=InstantModel(steps + 1, "note", arguments))],
+            bus=app.bus,
+        )
         began = time.process_time()
         async with app.recording("durable"):
             (await one.delegate(Task("Go.", budget=FREE))).text  # noqa: B018  raises
         used = (time.process_time() - began) * 1000
     size = sum(each.stat().st_size for each in folder.glob(f"{steps}.db*"))
-    payload = 2 * len(words) + 40
-    return used / steps, size / steps, payload
+    return used / steps, size / steps, len(arguments(steps)) + len(words(0))
 
 
 async def measure() -> None:
     checked, check = by_hand()
     raw = await cpu(lambda: hand_loop(TURNS, check)) / TURNS
     print(f"hand-written loop ({checked}): {raw:.4f} ms per turn")
+    for name, made in PEERS.items():
+        try:
+            conversation = made(TURNS)
+        except ImportError as error:
+            print(f"{name}: skipped ({error})")
+            continue
+        spent = await cpu(conversation, repeat=5) / TURNS
+        print(f"{name}: {spent:.4f} ms per turn, {spent / raw:.0f}x of the loop")
     bus = EventBus()
     async with Atlas(bus=bus, provider=InstantModel(1)) as app:
-        print(f"turn, no log:           {await turns_in(app, TURNS, None):.4f} ms")
+        turn = await turns_in(app, TURNS, None)
+        print(f"turn, no log:           {turn:.4f} ms, {turn / raw:.0f}x of the loop")
         short, long = await turns_in(app, 40, None), await turns_in(app, 200, None)
         late = (long * 200 - short * 40) / 160
         print(f"turns 40-200, no log:   {late:.4f} ms, {late / short:.2f}x of the first 40")
         print(f"turn, recorded, memory: {await turns_in(app, TURNS, 'quick'):.4f} ms")
-        for count in (1, 10, 100):
-            print(f"delegated task, {count:>3} at once: {await tasks_in(bus, count):.4f} ms")
+        alone = await tasks_in(bus, 1)
+        print(f"delegated task,   1 at once: {alone:.4f} ms")
+        for count in (10, 100):
+            each = await tasks_in(bus, count)
+            print(f"delegated task, {count:>3} at once: {each:.4f} ms, {each / alone:.2f}x of one")
         done, each = await many(bus, 10_000)
         print(f"10,000 at once: {done} done, {each:.4f} ms each")
     print(f"idle agent: {idle_agent():.2f} KiB")
@@ -222,11 +252,11 @@ async def measure() -> None:
             short, long = await turns_in(app, 40, "a"), await turns_in(app, 200, "b")
             late = (long * 200 - short * 40) / 160
             print(f"turns 40-200, durable:  {late:.4f} ms, {late / short:.2f}x of the first 40")
-        for steps in (100, 1_000):
+        for steps in (100, 1_000, 10_000):
             ms, size, payload = await durable(Path(folder), steps)
             print(
-                f"durable, {steps:>5} steps: {ms:.3f} ms, {size:,.0f} bytes on disk a step "
-                f"({payload:.0f} of payload)"
+                f"durable, {steps:>6,} steps: {ms:.3f} ms, {size:,.0f} bytes on disk a step "
+                f"({payload:.0f} of payload, so {size - 2 * payload:,.0f} more than twice that)"
             )
 
 

@@ -7,7 +7,8 @@
 With no argument, no key and no network this runs a model of 135 million parameters. It is far too small
 to be trusted with a choice of words (of four sums asked for in words it got one right), so its
 answers are *constrained* by the JSON Schemas of the tools, and what a tool returns is the answer. Which
-agent does what is decided by code, from capabilities. A large model needs no such crutches.
+agent does what is decided by code, from capabilities. A large model needs no such crutches. In a
+terminal you are asked before the calculator calculates.
 """
 
 import argparse
@@ -17,21 +18,22 @@ import signal
 import sys
 import tempfile
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from atlas import Atlas, AtlasError, Event
 from atlas.agents import Agent, Controller, Task, task_tree, tool
-from atlas.agents.messages import ToolCalled, ToolFinished
+from atlas.agents.messages import ApprovalAsked, ToolCalled, ToolFinished
 
 FOLDER = Path(tempfile.gettempdir(), "atlas-notes")
 SUM = {"first": 3, "operator": "times", "second": 17}
 
 
-@tool
 def calculate(first: int, operator: Literal["plus", "minus", "times"], second: int) -> int:
     """Calculate with two whole numbers."""
+    print("    (calculating)", flush=True)
     operations = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}
     return operations[operator](first, second)
 
@@ -39,35 +41,38 @@ def calculate(first: int, operator: Literal["plus", "minus", "times"], second: i
 @tool
 def read_note(name: Literal["shopping"]) -> str:
     """Read a note; no other file can be named at all: that is the sandbox."""
+    print("    (reading the file)", flush=True)
     return (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
 
 
 @tool
 async def clock(place: Literal["Berlin", "New York", "Tokyo"]) -> str:
     """Tell the time at a place."""
+    print("    (looking at the clock)", flush=True)
     zones = {"Berlin": "Europe/Berlin", "New York": "America/New_York", "Tokyo": "Asia/Tokyo"}
     return f"{datetime.now(ZoneInfo(zones[place])):%H:%M} in {place}"
 
 
-def team(app: Atlas) -> Controller:
+def team(app: Atlas, *, ask: bool) -> Controller:
     """Return three specialists. An agent is a definition; what goes on belongs to the run."""
     constrained = {"tool_choice": "required", "finish": "tool", "temperature": 0.0}
-    calculator = Agent("calculator", tools=[calculate], capabilities={"sums"}, **constrained)
+    sums = tool(approval=ask)(calculate)
+    calculator = Agent("calculator", tools=[sums], capabilities={"sums"}, **constrained)
     reader = Agent("reader", tools=[read_note], capabilities={"notes"}, **constrained)
     watchman = Agent("watch", tools=[clock], capabilities={"time"}, **constrained)
     return Controller([calculator, reader, watchman], bus=app.bus)
 
 
-async def morning(app: Atlas) -> list[str]:
-    """Do what there is to do: two tasks side by side, then one that depends on their answers."""
-    outcomes = await team(app).run(
+async def morning(app: Atlas, *, ask: bool) -> list[str]:
+    """Do what there is to do: two tasks side by side, then one that depends on an answer."""
+    outcomes = await team(app, ask=ask).run(
         [
             Task("Read the note.", needs={"notes"}, inputs={"name": "shopping"}, id="note"),
             Task("What time is it in Tokyo?", needs={"time"}, id="time"),
             Task("Calculate this.", needs={"sums"}, inputs=SUM, after=("note",), id="sum"),
         ]
     )
-    return [outcome.text for outcome in outcomes.values()]
+    return [each.text if each.is_done else f"({each.error})" for each in outcomes.values()]
 
 
 def watch(event: Event) -> None:
@@ -79,19 +84,36 @@ def watch(event: Event) -> None:
             print(f"  {outcome}: {content}", flush=True)
 
 
+async def decide(app: Atlas, asked: ApprovalAsked) -> None:
+    """Ask whoever sits at the terminal. The run waits, also across a restart."""
+    print(f"  May {asked.agent} call {asked.tool}({asked.arguments})? [Y/n] ", end="", flush=True)
+    loop, typed = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin, typed.set)  # input() in a thread would not let itself be interrupted
+    try:
+        await typed.wait()
+    finally:
+        loop.remove_reader(sys.stdin)
+    yes = sys.stdin.readline().lower() in ("\n", "y\n", "yes\n")
+    await app.approve(asked.approval, approved=yes, by="you", reason="" if yes else "Not today.")
+
+
 async def live(db: str, options: argparse.Namespace) -> None:
     """Record a run of the program, or go on with the one that died."""
     async with Atlas(db, provider=options.provider, model=options.model) as app:
         app.bus.subscribe("tool.*", watch)
+        app.bus.subscribe(ApprovalAsked, partial(decide, app))
+        ask = sys.stdin.isatty() and not (options.die or options.resume)
         if options.die:  # as in a power cut, when it is known what time it is
             app.bus.subscribe(ToolFinished, kill, where=lambda event: "Tokyo" in event.content)
         session = app.resume(options.resume) if options.resume else app.recording("morning")
         async with session as run:
-            answers = await morning(app)
+            answers = await morning(app, ask=ask)
         print("\nAnswers:", *answers, sep="\n  ")
         print("\nThe run as it is kept:", *task_tree(app.runs[run.id].held()), sep="\n  ")
         if options.verbose:
-            print(app.runs[run.id].tree())
+            events = app.runs[run.id].held()
+            told = [each for each in events if not each.message_name.startswith(("stream", "eff"))]
+            print("\nIts events, but tokens and effects:", *told, sep="\n  ")
 
 
 def kill(event: ToolFinished) -> None:
@@ -103,9 +125,13 @@ async def crash(db: str, options: argparse.Namespace) -> None:
     """Let another process do it and die, then resume: what finished there is not done again."""
     print("Another process begins, and dies when its second tool has finished:", flush=True)
     again = [sys.executable, __file__, "--die", "--db", db]
-    again += ["--provider", options.provider] if options.provider else []
+    for name in ("provider", "model"):
+        again += [f"--{name}", given] if (given := getattr(options, name)) else []
     process = await asyncio.create_subprocess_exec(*again)
-    print(f"It ended with {await process.wait()}. This process resumes what it did:", flush=True)
+    print(
+        f"It ended with {await process.wait()}. This process resumes its run; what finished there is"
+    )
+    print("told again from the log, and is not done again:", flush=True)
     async with Atlas(db, provider="scripted") as app:
         options.resume = app.runs.latest().id
     await live(db, options)
@@ -117,7 +143,7 @@ def main() -> int:
     parser.add_argument("--provider", help="anthropic, openai, ollama or local")
     parser.add_argument("--model", help="the provider's name of a model, or a GGUF file")
     parser.add_argument("--db", help="keep the runs in this file; default: a temporary one")
-    parser.add_argument("--verbose", action="store_true", help="print every event of the run")
+    parser.add_argument("--verbose", action="store_true", help="print the events of the run")
     parser.add_argument("--crash", action="store_true", help="die in the middle, and resume")
     parser.add_argument("--die", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--resume", help=argparse.SUPPRESS)

@@ -54,7 +54,7 @@ class Reservation:
 
 
 class Account:
-    """What a task and all below it used. A task with a budget of its own has one below its parent's.
+    """What a task and all below it used: each task has one, below that of the task it belongs to.
 
     Not thread-safe: the tasks of a tree run on one loop.
     """

@@ -30,7 +30,7 @@ class Memory:
     """How much of a long history the model is shown.
 
     Attributes:
-        window: Messages shown, the latest; older ones are left out, or summed up.
+        window: Messages shown, the latest, and the task; older ones are left out, or summed up.
         summarise: Whether the agent's model sums up what is left out.
     """
 
@@ -49,10 +49,11 @@ class History:
     the task is cancelled in the middle. So no history holds a tool call without a result.
     """
 
-    __slots__ = ("_messages",)
+    __slots__ = ("_joined", "_messages")
 
     def __init__(self, messages: Iterable[ChatMessage] = ()) -> None:
         self._messages = list(messages)
+        self._joined: list[ChatMessage] = []
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -65,9 +66,15 @@ class History:
         """The messages, oldest first."""
         return tuple(self._messages)
 
+    @property
+    def joined(self) -> tuple[ChatMessage, ...]:
+        """All that joined since it was made, also what a summary stands for by now."""
+        return tuple(self._joined)
+
     def join(self, *messages: ChatMessage) -> None:
         """Let messages that belong together join."""
         self._messages.extend(messages)
+        self._joined.extend(messages)
 
     def replace(self, count: int, summary: ChatMessage) -> None:
         """Put a summary in the place of the oldest messages."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,6 +19,7 @@ from weakref import WeakKeyDictionary
 from atlas.agents.account import Account, Loops
 from atlas.agents.agent import Agent, History
 from atlas.agents.desk import AT_DESK, Desk, current_desk
+from atlas.agents.floor import Floor, Seat, Waiting
 from atlas.agents.hosts import BareHost
 from atlas.agents.messages import (
     AgentHealthChanged,
@@ -40,8 +40,9 @@ from atlas.agents.messages import (
     TaskWaiting,
 )
 from atlas.agents.outcome import Outcome
+from atlas.agents.patience import Stuck, in_time, watched
+from atlas.agents.together import gathered, in_order, settled
 from atlas.agents.work import Work, is_fatal
-from atlas.core.alarms import Alarm, set_alarm
 from atlas.core.causality import CURRENT
 from atlas.core.effects import current_run, uuid
 from atlas.core.event_bus import EventBus
@@ -85,39 +86,6 @@ class ErrorPolicy:
             raise ConfigurationError(f"down_after is {self.down_after}. Give at least 1.")
 
 
-@dataclass(slots=True, eq=False)
-class _Seat:
-    """How an agent is doing, in one run."""
-
-    agent: Agent
-    load: int = 0
-    failures: int = 0
-    health: Health = "ready"
-
-
-@dataclass(slots=True, eq=False, order=False)
-class _Waiting:
-    task: Task
-    tried: frozenset[str]
-    to: str | None
-    chosen: asyncio.Future[_Seat]
-
-
-@dataclass(slots=True, eq=False)
-class _Floor:
-    """What goes on in one run: seats, who waits for one, and the tasks."""
-
-    seats: dict[str, _Seat] = field(default_factory=dict)
-    queue: list[tuple[int, int, _Waiting]] = field(default_factory=list)
-    tasks: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
-    count: itertools.count[int] = field(default_factory=itertools.count)
-    cancelled: set[str] = field(default_factory=set)
-
-
-class _Stuck(Exception):  # noqa: N818  (never leaves this module)
-    """An agent gave no sign of life for too long."""
-
-
 class Controller:
     """A team of agents, and how tasks are shared among them.
 
@@ -159,8 +127,8 @@ class Controller:
         self.on_error = on_error or ErrorPolicy()
         self._host = app
         self._agents: dict[str, Agent] = {}
-        self._floors: WeakKeyDictionary[object, _Floor] = WeakKeyDictionary()
-        self._outside = _Floor()
+        self._floors: WeakKeyDictionary[object, Floor] = WeakKeyDictionary()
+        self._outside = Floor()
         for agent in agents:
             self._add(agent)
 
@@ -215,6 +183,28 @@ class Controller:
             NoAgentError: There is none of this name.
         """
         return self._seat(self._named(name)).health
+
+    def pause(self, name: str, reason: str = "") -> None:
+        """Give an agent nothing more to do in the caller's run, until `unpause`.
+
+        What it works on it finishes. Tasks that only it can do wait.
+
+        Raises:
+            NoAgentError: There is none of this name.
+        """
+        self._tell_health(self._seat(self._named(name)), "away", reason)
+
+    def unpause(self, name: str) -> None:
+        """Let a paused agent, or one that is stuck or down, count as well again.
+
+        Raises:
+            NoAgentError: There is none of this name.
+        """
+        seat = self._seat(self._named(name))
+        seat.failures = 0
+        if seat.health != "ready":
+            self._tell_health(seat, "ready", "")
+            self._call_next()
 
     def load(self, name: str) -> int:
         """Return how many tasks of the caller's run an agent works on."""
@@ -305,7 +295,8 @@ class Controller:
     def _account(self, task: Task, above: Desk | None) -> Account:
         if above is None:
             return Account(task.budget or self.limits)
-        return above.account if task.budget is None else Account(task.budget, above.account)
+        # One of its own in any case: what it used is told when it has ended.
+        return Account(task.budget or above.account.limits, above.account)
 
     async def _compensate(self, task: Task, error: Exception) -> None:
         if self.on_error.compensate is not None:
@@ -339,7 +330,7 @@ class Controller:
             finally:
                 self._freed(seat)
                 if history is not None:
-                    history.join(*own.messages[len(history) :])
+                    history.join(*own.joined)
             self._note_success(seat)
             if desk.handed_over is None:
                 return self._done(trip, agent, answer)
@@ -368,7 +359,7 @@ class Controller:
             error.add_note(f"It could not be escalated: there is no agent {boss!r} in this team.")
         raise error
 
-    async def _worked(self, seat: _Seat, trip: _Trip, history: History) -> tuple[JSON, Desk]:
+    async def _worked(self, seat: Seat, trip: _Trip, history: History) -> tuple[JSON, Desk]:
         agent, task = seat.agent, trip.task
         own = agent.limits
         account = trip.account if own is None else Account(own, trip.account)
@@ -386,12 +377,13 @@ class Controller:
         at_desk, cause = AT_DESK.set(desk), CURRENT.set(told.message._stamp)
         try:
             self.bus.publish(TaskAccepted(task.id, agent.name, trip.attempt))
-            work = _watched(Work(agent, task, desk, history).run, desk, agent)
+            work = watched(Work(agent, task, desk, history).run, desk, agent)
             if own is None or own.seconds is None:
                 return await work, desk
-            return await _in_time(own.seconds, work, agent), desk
-        except _Stuck as stuck:
-            self._tell_health(seat, "stuck", str(stuck))
+            return await in_time(own.seconds, work, agent), desk
+        except Stuck as stuck:
+            if seat.health != "away":
+                self._tell_health(seat, "stuck", str(stuck))
             raise TaskFailedError(str(stuck), task=task.id, kind="stuck") from None
         finally:
             CURRENT.reset(cause)
@@ -420,20 +412,20 @@ class Controller:
 
     # -- who gets it ------------------------------------------------------------------------------
 
-    def _floor(self) -> _Floor:
+    def _floor(self) -> Floor:
         run = current_run()
         if run is None:
             return self._outside
         floor = self._floors.get(run)
         if floor is None:
-            floor = self._floors[run] = _Floor()
+            floor = self._floors[run] = Floor()
         return floor
 
-    def _seat(self, agent: Agent) -> _Seat:
+    def _seat(self, agent: Agent) -> Seat:
         seats = self._floor().seats
         seat = seats.get(agent.name)
         if seat is None:
-            seat = seats[agent.name] = _Seat(agent)
+            seat = seats[agent.name] = Seat(agent)
         seat.agent = agent
         return seat
 
@@ -444,28 +436,27 @@ class Controller:
         graded = {name: agent.grade(task) for name, agent in self._agents.items()}
         return {name: grade for name, grade in graded.items() if grade is not None}
 
-    async def _seated(self, task: Task, tried: frozenset[str], to: str | None) -> _Seat:
+    async def _seated(self, task: Task, tried: frozenset[str], to: str | None) -> Seat:
         """Return the seat of the agent that is to do a task; wait for one that is free."""
-        waiting = _Waiting(task, tried, to, None)  # type: ignore[arg-type]  # made if needed
-        seat = self._free(waiting)
+        seat = self._free(task, tried, to)
         if seat is None:
-            seat = await self._wait_for_seat(waiting)
-        else:
-            seat.load += 1
+            chosen: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
+            return await self._wait_for_seat(Waiting(task, tried, to, chosen))
+        seat.load += 1
         return seat
 
-    def _free(self, waiting: _Waiting) -> _Seat | None:
+    def _free(self, task: Task, tried: frozenset[str], to: str | None) -> Seat | None:
         """Return the best of the agents that fit and are free, or None if they are all busy."""
-        if waiting.to is not None:
-            seat = self._seat(self._named(waiting.to))
-            return seat if _has_room(seat) else None
-        fitting = self._fitting(waiting.task)
+        if to is not None:
+            seat = self._seat(self._named(to))
+            return seat if seat.has_room else None
+        fitting = self._fitting(task)
         if not fitting:
-            raise self._nobody(waiting.task)
+            raise self._nobody(task)
         seats = [
-            (name in waiting.tried, seat.health != "ready", -grade, seat.load, place, seat)
+            (name in tried, seat.health != "ready", -grade, seat.load, place, seat)
             for place, (name, grade) in enumerate(fitting.items())
-            if _has_room(seat := self._seat(self._agents[name]))
+            if (seat := self._seat(self._agents[name])).has_room
         ]
         return min(seats, key=lambda each: each[:-1])[-1] if seats else None
 
@@ -480,9 +471,8 @@ class Controller:
             f"There is: {', '.join(able) or 'nothing'}. Register one that has."
         )
 
-    async def _wait_for_seat(self, waiting: _Waiting) -> _Seat:
+    async def _wait_for_seat(self, waiting: Waiting) -> Seat:
         floor = self._floor()
-        waiting.chosen = asyncio.get_running_loop().create_future()
         heapq.heappush(floor.queue, (-waiting.task.priority, next(floor.count), waiting))
         self.bus.publish(TaskWaiting(waiting.task.id, "a free agent"))
         try:
@@ -494,21 +484,21 @@ class Controller:
         self.bus.publish(TaskResumed(waiting.task.id))
         return seat
 
-    def _freed(self, seat: _Seat) -> None:
+    def _freed(self, seat: Seat) -> None:
         seat.load -= 1
         self._call_next()
 
     def _call_next(self) -> None:
         """Give free agents to those who wait, the highest priority first."""
         floor = self._floor()
-        still: list[tuple[int, int, _Waiting]] = []
+        still: list[tuple[int, int, Waiting]] = []
         while floor.queue:
             entry = heapq.heappop(floor.queue)
             waiting = entry[2]
             if waiting.chosen.done():
                 continue
             try:
-                seat = self._free(waiting)
+                seat = self._free(waiting.task, waiting.tried, waiting.to)
             except NoAgentError as error:
                 waiting.chosen.set_exception(error)
                 continue
@@ -521,17 +511,17 @@ class Controller:
 
     # -- how they are -----------------------------------------------------------------------------
 
-    def _note_success(self, seat: _Seat) -> None:
+    def _note_success(self, seat: Seat) -> None:
         seat.failures = 0
-        if seat.health != "ready":
+        if seat.health in ("stuck", "down"):
             self._tell_health(seat, "ready", "it did a task")
 
-    def _note_failure(self, seat: _Seat, error: Exception) -> None:
+    def _note_failure(self, seat: Seat, error: Exception) -> None:
         seat.failures += 1
-        if seat.failures == self.on_error.down_after:
+        if seat.failures == self.on_error.down_after and seat.health != "away":
             self._tell_health(seat, "down", f"{seat.failures} failures, the last: {error}")
 
-    def _tell_health(self, seat: _Seat, health: Health, reason: str) -> None:
+    def _tell_health(self, seat: Seat, health: Health, reason: str) -> None:
         seat.health = health
         self.bus.publish(AgentHealthChanged(seat.agent.name, health, reason))
 
@@ -542,7 +532,7 @@ class Controller:
 
         One that fails does not stop the others.
         """
-        return await _gathered([self.delegate(each) for each in tasks])
+        return await gathered([self.delegate(each) for each in tasks])
 
     async def map_reduce(
         self,
@@ -606,7 +596,7 @@ class Controller:
         Raises:
             ConfigurationError: An id is missing or comes twice, or tasks wait for each other.
         """
-        known = _checked_graph(list(tasks))
+        known = in_order(list(tasks))
         ended: dict[str, asyncio.Task[Outcome]] = {}
 
         async def one(task: Task) -> Outcome:
@@ -623,7 +613,7 @@ class Controller:
 
         for task in known:  # each after those that it waits for
             ended[task.id] = asyncio.create_task(one(task))
-        await _settled(list(ended.values()))
+        await settled(list(ended.values()))
         return {task.id: ended[task.id].result() for task in known}
 
     async def vote(
@@ -650,7 +640,7 @@ class Controller:
         if not voters:
             raise ConfigurationError("Nobody votes. Name some agents.")
         asked = replace(asked, id="")
-        outcomes = await _gathered([self.delegate(asked, to=name) for name in voters])
+        outcomes = await gathered([self.delegate(asked, to=name) for name in voters])
         done = [each for each in outcomes if each.is_done]
         if not done:
             raise TaskFailedError(f"None of {', '.join(voters)} has an answer.", task="")
@@ -683,7 +673,7 @@ class Controller:
         for _ in range(rounds):
             seen: dict[str, JSON] = {"answers": dict(said)} if said else {}
             turn = replace(asked, id="", inputs={**asked.inputs, **seen})
-            outcomes = await _gathered([self.delegate(turn, to=name) for name in speakers])
+            outcomes = await gathered([self.delegate(turn, to=name) for name in speakers])
             said = {each.agent: each.answer for each in outcomes if each.is_done}
         last = replace(asked, inputs={**asked.inputs, "answers": dict(said)})
         return await self.delegate(last, to=judge)
@@ -734,7 +724,7 @@ class _Trip:
     attempt: int = 0
     failures: int = 0
 
-    def why(self, seat: _Seat) -> str:
+    def why(self, seat: Seat) -> str:
         if self.to is not None:
             return "asked for by name"
         grade = seat.agent.grade(self.task) or 0.0
@@ -768,116 +758,9 @@ def _with_id(task: Task) -> Task:
     )
 
 
-def _has_room(seat: _Seat) -> bool:
-    return seat.agent.capacity is None or seat.load < seat.agent.capacity
-
-
 # Any: whatever the output is
 def _maker(agent: Agent) -> Callable[[JSON], Any] | None:
     output, shape = agent.output, agent.output_shape
     if output is None or shape is None:
         return None
     return lambda answer: output(**shape.checked(answer))
-
-
-async def _watched(work: Callable[[], Awaitable[JSON]], desk: Desk, agent: Agent) -> JSON:
-    """Do the work; give it up when there is no sign of life for too long."""
-    if agent.stuck_after is None:
-        return await work()
-    watch = _Watch(desk, agent.stuck_after)
-    try:
-        return await work()
-    except asyncio.CancelledError:
-        if watch.is_over and watch.task.uncancel() == 0:
-            raise _Stuck(
-                f"Agent {agent.name!r} gave no sign of life for {agent.stuck_after:g} s at task "
-                f"{desk.task}."
-            ) from None
-        raise
-    finally:
-        watch.timer.cancel()
-
-
-async def _in_time(seconds: float, work: Awaitable[JSON], agent: Agent) -> JSON:
-    """Do the work within the time that the agent may take."""
-    try:
-        async with asyncio.timeout(seconds) as scope:
-            return await work
-    except TimeoutError as error:
-        if not scope.expired():
-            raise
-        raise LimitReachedError(
-            f"The limit of seconds is reached: agent {agent.name!r} may work for {seconds:g} s. Give it "
-            f"Limits(seconds=...) if it needs more.",
-            limit="seconds",
-        ) from error
-
-
-class _Watch:
-    """Cancels a task that gives no sign of life for too long; looks seldom, so that life is cheap."""
-
-    __slots__ = ("_call_later", "_desk", "_loop", "_patience", "is_over", "task", "timer")
-
-    def __init__(self, desk: Desk, patience: float) -> None:
-        self._desk = desk
-        self._patience = patience
-        self._loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        self.task = task
-        self.is_over = False
-        desk.touch()
-        # In a run the timer is part of it; else it need not be one of the loop's own.
-        self._call_later: Callable[[float, Callable[[], object]], Alarm | asyncio.TimerHandle] = (
-            set_alarm if current_run() is None else self._loop.call_later
-        )
-        self.timer = self._call_later(patience, self._look)
-
-    def _look(self) -> None:
-        idle = self._loop.time() - self._desk.alive
-        self.is_over = idle >= self._patience
-        if self.is_over:
-            self.task.cancel()
-        else:
-            self.timer = self._call_later(self._patience - max(idle, 0.0), self._look)
-
-
-async def _gathered(works: Iterable[Awaitable[T]]) -> list[T]:
-    """Do things side by side, to the end; the first error is raised when all have ended."""
-    tasks = [asyncio.ensure_future(each) for each in works]
-    await _settled(tasks)
-    return [each.result() for each in tasks]
-
-
-async def _settled(tasks: Sequence[asyncio.Future[T]]) -> None:
-    if not tasks:
-        return
-    try:
-        await asyncio.wait(tasks)
-    except BaseException:
-        for each in tasks:
-            each.cancel()
-        await asyncio.wait(tasks)
-        for each in tasks:
-            _ = each.cancelled() or each.exception()  # looked at, so that nobody complains
-        raise
-
-
-def _checked_graph(tasks: list[Task]) -> list[Task]:
-    """Return tasks in an order in which each comes after those that it waits for."""
-    known = {task.id: task for task in tasks}
-    if len(known) < len(tasks) or "" in known:
-        raise ConfigurationError("Each task of run() needs an id of its own: Task(..., id='...').")
-    made: dict[str, Task] = {}
-    left = dict(known)
-    while left:
-        ready = [task for task in left.values() if all(each in made for each in task.after)]
-        if not ready:
-            missing = {each for task in left.values() for each in task.after} - known.keys()
-            why = f"{', '.join(sorted(missing))} is not among them" if missing else "a circle"
-            raise ConfigurationError(
-                f"Tasks {', '.join(left)} wait for each other, or for what is not there ({why})."
-            )
-        for task in ready:
-            made[task.id] = left.pop(task.id)
-    return list(made.values())

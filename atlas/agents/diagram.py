@@ -249,7 +249,8 @@ def _drawn(task: str, tasks: dict[str, _Branch], first: str, below: str) -> Iter
     branch = tasks[task]
     said = f": {_cut(branch.said)}" if branch.said else ""
     who = branch.agent or "nobody yet"
-    yield f"{first}{who} — {_cut(branch.text)} [{branch.status}, {branch.turns} turns]{said}"
+    turns = f"{branch.turns} turn{'s' * (branch.turns != 1)}"
+    yield f"{first}{who} — {_cut(branch.text)} [{branch.status}, {turns}]{said}"
     leaves: list[str | None] = [None] * len(branch.tools)
     rest = [*leaves, *branch.children]
     for place, child in enumerate(rest):

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from atlas.agents.messages import Permission
 from atlas.agents.tools import Shape, Tool
 from atlas.core.effects import Effect, perform
 from atlas.core.inner_loop import outside_context
-from atlas.errors import AgentError, MissingDependencyError, ValidationError
+from atlas.errors import (
+    AgentError,
+    ConfigurationError,
+    MissingDependencyError,
+    ValidationError,
+)
 from atlas.typing import JSON
 
 try:
@@ -32,6 +41,8 @@ except ImportError as error:
 
 __all__ = ["McpTools", "mcp_server"]
 
+logger = logging.getLogger(__name__)
+
 
 class McpTools:
     """The tools of an MCP server: an async context manager, which closes the connection.
@@ -41,6 +52,9 @@ class McpTools:
         async with McpTools(["uvx", "some-server"]) as server:
             agent = Agent("helper", tools=await server.tools())
 
+    Whatever goes wrong between here and the server is an `AgentError` that names the server and the
+    cause; a model that called is told. A connection that broke is made anew for the next call.
+
     Args:
         server: A URL (streamable HTTP), a command with its arguments (stdio), or whatever
             ``mcp.Client`` takes.
@@ -48,6 +62,10 @@ class McpTools:
         approval: Whether a person is asked before each call.
         prefix: Put before the names of its tools.
         timeout: Seconds for a call.
+        connect_timeout: Seconds until the server must have answered, and have told its tools.
+
+    Raises:
+        ConfigurationError: The server is neither a URL nor a command.
     """
 
     def __init__(
@@ -59,16 +77,15 @@ class McpTools:
         approval: bool = False,
         prefix: str = "",
         timeout: float | None = 120.0,
+        connect_timeout: float = 30.0,
     ) -> None:
-        self._server = server
+        self._server = _checked(server)
         self._permission: Permission = permission
         self._approval = approval
         self._prefix = prefix
         self._timeout = timeout
-        self._stop = asyncio.Event()
-        # Any: the client of the package
-        self._client: asyncio.Future[Any] | None = None
-        self._owner: asyncio.Task[None] | None = None
+        self._connect_timeout = connect_timeout
+        self._connection: _Connection | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,31 +96,36 @@ class McpTools:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stop.set()
-        if self._owner is not None:
-            await asyncio.wait([self._owner])
+        await self._drop()
 
     # Any: a tool takes and gives whatever it does
     async def tools(self) -> list[Tool[..., Any]]:
-        """Return the server's tools. In a run, as an effect of it."""
+        """Return the server's tools. In a run, as an effect of it.
+
+        Raises:
+            AgentError: The server cannot be reached, or does not speak the protocol.
+        """
         listed = await perform(Effect("mcp.tools", self._prefix, "pure"), self._listed)
         return [self._tool(*each) for each in listed]
 
     async def _listed(self) -> list[tuple[str, str, dict[str, JSON]]]:
         client = await self._connected()
         found: list[tuple[str, str, dict[str, JSON]]] = []
-        page = await client.list_tools()
+        cursor: str | None = None
         while True:
+            page = await self._asked(
+                client.list_tools(cursor=cursor), "listing its tools", self._connect_timeout
+            )
             found += [(each.name, each.description or "", each.input_schema) for each in page.tools]
-            if not page.next_cursor:
+            cursor = page.next_cursor
+            if not cursor:
                 return found
-            page = await client.list_tools(cursor=page.next_cursor)
 
     # Any: see above
     def _tool(self, name: str, description: str, schema: dict[str, JSON]) -> Tool[..., Any]:
         async def call(**arguments: JSON) -> str:
             client = await self._connected()
-            given = await client.call_tool(name, arguments)
+            given = await self._asked(client.call_tool(name, arguments), f"its tool {name!r}", None)
             texts = [_text_of(part) for part in given.content]
             if given.is_error:
                 raise AgentError("\n".join(texts) or f"The MCP tool {name!r} failed.")
@@ -119,28 +141,134 @@ class McpTools:
             schema=_GivenShape(name, schema),
         )
 
-    # Any: the client of the package
-    async def _connected(self) -> Any:
-        if self._client is None:
-            loop = asyncio.get_running_loop()
-            self._client = loop.create_future()
-            # One task opens and closes the connection, whoever uses it.
-            self._owner = loop.create_task(self._hold(self._client), context=outside_context())
-        return await asyncio.shield(self._client)
+    # -- the connection ---------------------------------------------------------------------------
 
     # Any: the client of the package
-    async def _hold(self, client: asyncio.Future[Any]) -> None:
-        server = self._server
+    async def _connected(self) -> Any:
+        if self._connection is None or self._connection.is_over:
+            self._connection = _Connection(self._server, self._connect_timeout)
+        connection = self._connection
+        try:
+            return await asyncio.shield(connection.client)
+        except (AgentError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise self._failed("connecting", error) from error
+
+    # Any: whatever the client gives
+    async def _asked(self, asked: Awaitable[Any], what: str, seconds: float | None) -> Any:
+        """Ask the server something; an error of the protocol, or of the wire, is one of ours."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await asked
+        except Exception as error:
+            if not isinstance(error, mcp.MCPError) or error.code == types.CONNECTION_CLOSED:
+                await self._drop()
+            raise self._failed(what, error) from error
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def _failed(self, what: str, error: Exception) -> AgentError:
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):  # the package wraps what happens in its tasks
+            cause = cause.exceptions[0]
+        if isinstance(cause, TimeoutError):
+            told = f"no answer within {self._connect_timeout:g} s"
+        else:
+            told = f"{type(cause).__name__}: {cause}".rstrip(": ")
+        return AgentError(
+            f"The MCP server {_shown(self._server)} failed at {what} ({told}). Check that it runs, and "
+            f"that it speaks MCP there."
+        )
+
+
+class _Connection:
+    """One connection to a server. One task of its own opens and closes it, whoever uses it."""
+
+    # Any: a server or a transport of the package
+    def __init__(self, server: Any, patience: float) -> None:
+        loop = asyncio.get_running_loop()
+        # Any: the client of the package
+        self.client: asyncio.Future[Any] = loop.create_future()
+        self.client.add_done_callback(_looked_at)
+        self._stop = asyncio.Event()
+        self._owner = loop.create_task(self._hold(server, patience), context=outside_context())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it broke, or was never there."""
+        return self._owner.done()
+
+    async def close(self) -> None:
+        """Close it, or give up making it."""
+        self._stop.set()
+        if not self.client.done():
+            self._owner.cancel()
+        await asyncio.wait([self._owner])
+
+    # Any: a server or a transport of the package
+    async def _hold(self, server: Any, patience: float) -> None:
         if not isinstance(server, str) and isinstance(server, Sequence):
             server = mcp.StdioServerParameters(command=server[0], args=list(server[1:]))
         try:
-            async with mcp.Client(server) as connected:
-                client.set_result(connected)
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(patience):
+                    connected = await stack.enter_async_context(mcp.Client(server))
+                self.client.set_result(connected)
                 await self._stop.wait()
-        except Exception as error:
-            if client.done():
-                raise
-            client.set_exception(error)
+        # Whatever a server, or the package, may come up with is told to who asks.
+        except Exception as error:  # noqa: BLE001
+            if not self.client.done():
+                self.client.set_exception(error)
+            # Else it broke in use: whoever was asking has been told, and the next call connects anew.
+            elif not self._stop.is_set():
+                logger.warning("The connection to an MCP server broke: %r", error)
+        finally:
+            if not self.client.done():
+                self.client.set_exception(
+                    AgentError("The connection to the MCP server was closed.")
+                )
+
+
+# Any: the client of the package
+def _looked_at(client: asyncio.Future[Any]) -> None:
+    """Look at the error of a connection that nobody waits for any more, so that none complains."""
+    client.exception()
+
+
+# Any: a server or a transport of the package
+def _checked(server: Any) -> Any:
+    if isinstance(server, str):
+        if not server.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                f"{server!r} is no URL. Give http://... or https://..., or a command as a list: "
+                f"{server.split()!r}."
+            )
+        return server
+    if isinstance(server, Sequence):
+        if not server or not all(isinstance(each, str) for each in server):
+            raise ConfigurationError(
+                f"{server!r} is no command. Give a list of its name and its arguments."
+            )
+        return tuple(server)
+    if server is None or isinstance(server, int | float | Mapping):
+        raise ConfigurationError(
+            f"{server!r} is no MCP server. Give a URL, or a command as a list."
+        )
+    return server
+
+
+def _shown(server: object) -> str:
+    """Return a server's name for errors: no option, and nothing of a URL in which a secret may be."""
+    if isinstance(server, tuple):
+        return " ".join(takewhile(lambda each: not each.startswith("-"), server))
+    if isinstance(server, str):
+        parts = urlsplit(server)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return type(server).__name__
 
 
 # Any: a part of a result, of any kind
@@ -184,8 +312,9 @@ class _GivenShape(Shape):
 def mcp_server(*tools: Tool[..., Any], name: str = "atlas") -> Server[Any]:
     """Return an MCP server that offers tools of ours; run it as the ``mcp`` package says.
 
-    Arguments are validated here; what goes wrong is told to the client as a failed call. A tool that
-    needs approval is not offered: nobody is here who could give it.
+    By HTTP its ``streamable_http_app()`` is an ASGI application, for uvicorn and its like. Arguments
+    are validated here; what goes wrong is told to the client as a failed call. A tool that needs
+    approval is not offered: nobody is here who could give it.
 
     Args:
         tools: The tools.

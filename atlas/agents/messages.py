@@ -31,6 +31,7 @@ __all__ = [
     "Health",
     "HistorySummarised",
     "Kind",
+    "LetterStatus",
     "Limits",
     "MessageDead",
     "MessageReceived",
@@ -75,11 +76,15 @@ ToolOutcome: TypeAlias = Literal[
     "cancelled",
 ]
 
-Health: TypeAlias = Literal["ready", "stuck", "down"]
+Health: TypeAlias = Literal["ready", "stuck", "down", "away"]
+"""How an agent is: well; silent for too long; failing again and again; or not to be given anything."""
 
 Kind: TypeAlias = Literal[
     "query", "task", "response", "result", "error", "status", "tool_request", "tool_response"
 ]
+
+LetterStatus: TypeAlias = Literal["waiting", "in_hand", "handled", "dead"]
+"""How far a letter is with one of those it is for."""
 
 
 # -- what is asked ------------------------------------------------------------------------------

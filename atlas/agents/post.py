@@ -16,11 +16,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from atlas.agents.messages import (
     AgentMessage,
     Kind,
+    LetterStatus,
     MessageDead,
     MessageReceived,
     MessageRetried,
@@ -33,7 +34,7 @@ from atlas.core.subscriptions import Subscription
 from atlas.errors import ConfigurationError, UndeliverableError, nearest_name
 from atlas.typing import JSON
 
-__all__ = ["Handler", "LetterStatus", "PostOffice"]
+__all__ = ["Handler", "PostOffice"]
 
 Handler: TypeAlias = "Callable[[AgentMessage], Awaitable[JSON] | JSON]"
 """What an agent does with a letter; what it returns, but None, is answered to the sender."""
@@ -43,10 +44,6 @@ _ANSWERS: Final[dict[Kind, Kind]] = {
     "task": "result",
     "tool_request": "tool_response",
 }
-
-
-LetterStatus: TypeAlias = Literal["waiting", "in_hand", "handled", "dead"]
-"""How far a letter is with one of those it is for."""
 
 
 @dataclass(slots=True, eq=False)

@@ -140,7 +140,10 @@ def scripted_agent(
 
 
 class Retriever(Protocol):
-    """Whatever finds texts: `atlas.knowledge.Knowledge`, or something of yours."""
+    """Whatever finds texts: `atlas.knowledge.Knowledge`, or something of yours.
+
+    A hit is a text, or has one as ``text``; where it also has a ``source``, the model is told.
+    """
 
     # Any: hits have a text, and otherwise what the retriever gives them
     async def search(self, query: str, *, k: int = 5) -> Sequence[Any]:
@@ -171,8 +174,14 @@ def knowledge_agent(
 
     async def search(query: str) -> str:
         hits = await retriever.search(query, k=k)
-        return "\n\n".join(str(getattr(hit, "text", hit)) for hit in hits) or "Nothing was found."
+        return "\n\n".join(map(_passage, hits)) or "Nothing was found."
 
     found = Tool(search, description="Search the knowledge base.")
     more = options.pop("tools", ())
     return Agent(name, instructions=instructions, tools=[found, *more], model=model, **options)
+
+
+# Any: whatever a retriever finds
+def _passage(hit: Any) -> str:
+    text, source = str(getattr(hit, "text", hit)), getattr(hit, "source", None)
+    return f"{text}\n(from {source})" if source else text

@@ -1,13 +1,14 @@
 """The state of agents and tasks, as it follows from the events of a run.
 
 ``project_agents()`` is live: attach it to a bus. For a stored run, ``agents_at(app.runs[id], 12)`` is the
-state after event 12; states are immutable, so two of them can be compared with `atlas.core.patches.diff`.
+state after event 12; states are immutable, and ``agents_at(run, 7).diff(agents_at(run, 12))`` is what became
+different between two events.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Final, Protocol
 
@@ -37,9 +38,12 @@ from atlas.agents.messages import (
 )
 from atlas.agents.outcome import checked_transition
 from atlas.core.messages import Message, value
+from atlas.core.patches import Patch, diff
 from atlas.core.persistent import PMap, pmap
+from atlas.core.runs import holding
 from atlas.core.state_projector import StateProjector
 from atlas.core.transitions import Transitions
+from atlas.errors import UnknownVersionError
 from atlas.providers.messages import (
     ChatMessage,
     StreamCompleted,
@@ -48,7 +52,16 @@ from atlas.providers.messages import (
 )
 from atlas.typing import JSON
 
-__all__ = ["AgentState", "AgentsState", "TaskState", "agents_at", "project_agents", "transitions"]
+__all__ = [
+    "AgentState",
+    "AgentsState",
+    "OpenTurn",
+    "TaskState",
+    "agents_at",
+    "events_at",
+    "project_agents",
+    "transitions",
+]
 
 
 @value
@@ -101,7 +114,7 @@ class TaskState:
 
 
 @value
-class _Turn:
+class OpenTurn:
     """A turn that has not ended: what the model said, and the results so far, by call."""
 
     said: ChatMessage | None = None
@@ -109,39 +122,28 @@ class _Turn:
     results: tuple[tuple[str, ToolResultPart], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class AgentsState:
-    """The agents and tasks of a run. Immutable.
+    """The agents and tasks of a run. Immutable; two of them can be compared with `diff`.
 
     Attributes:
         agents: The agents seen so far, by name.
         tasks: The tasks, by id.
+        turns: The turns that have not ended, by the ids of their replies.
+        calls: The tasks of tool calls that have not ended, by the ids of the calls.
     """
 
-    __slots__ = ("_calls", "_turns", "agents", "tasks")
-
-    def __init__(
-        self,
-        agents: PMap[str, AgentState] = pmap(),  # noqa: B008  immutable
-        tasks: PMap[str, TaskState] = pmap(),  # noqa: B008  immutable
-        turns: PMap[str, _Turn] = pmap(),  # noqa: B008  immutable
-        calls: PMap[str, str] = pmap(),  # noqa: B008  immutable
-    ) -> None:
-        self.agents = agents
-        self.tasks = tasks
-        self._turns = turns
-        self._calls = calls
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AgentsState) and (self.agents, self.tasks) == (
-            other.agents,
-            other.tasks,
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.agents, self.tasks))
+    agents: PMap[str, AgentState] = field(default_factory=pmap)
+    tasks: PMap[str, TaskState] = field(default_factory=pmap)
+    turns: PMap[str, OpenTurn] = field(default_factory=pmap)
+    calls: PMap[str, str] = field(default_factory=pmap)
 
     def __repr__(self) -> str:
         return f"<AgentsState of {len(self.agents)} agents, {len(self.tasks)} tasks>"
+
+    def diff(self, other: AgentsState) -> Patch:
+        """Return how another state is different, as RFC 6902 operations that lead from this to it."""
+        return diff(self, other)
 
     # Any: fields of the state of a task
     def task(self, task: str, **changes: Any) -> AgentsState:
@@ -154,27 +156,27 @@ class AgentsState:
         if "status" in changes:
             checked_transition(known.status, changes["status"])
         made = replace(known, **changes)
-        return AgentsState(self.agents, self.tasks.set(task, made), self._turns, self._calls)
+        return AgentsState(self.agents, self.tasks.set(task, made), self.turns, self.calls)
 
     # Any: fields of the state of an agent
     def agent(self, name: str, **changes: Any) -> AgentsState:
         """Return the state with an agent changed, which is made if it was not seen before."""
         known = self.agents.get(name) or AgentState(name)
         made = replace(known, **changes)
-        return AgentsState(self.agents.set(name, made), self.tasks, self._turns, self._calls)
+        return AgentsState(self.agents.set(name, made), self.tasks, self.turns, self.calls)
 
     def seen(self, name: str) -> AgentState:
         """Return what is known of an agent."""
         return self.agents.get(name) or AgentState(name)
 
-    def turn(self, reply: str) -> _Turn:
+    def turn(self, reply: str) -> OpenTurn:
         """Return a turn that has not ended."""
-        return self._turns.get(reply) or _Turn()
+        return self.turns.get(reply) or OpenTurn()
 
-    def with_turn(self, reply: str, turn: _Turn | None) -> AgentsState:
+    def with_turn(self, reply: str, turn: OpenTurn | None) -> AgentsState:
         """Return the state with a turn changed, or ended."""
-        turns = self._turns.discard(reply) if turn is None else self._turns.set(reply, turn)
-        return AgentsState(self.agents, self.tasks, turns, self._calls)
+        turns = self.turns.discard(reply) if turn is None else self.turns.set(reply, turn)
+        return AgentsState(self.agents, self.tasks, turns, self.calls)
 
 
 transitions: Final[Transitions[AgentsState]] = Transitions()
@@ -187,7 +189,7 @@ def _registered(state: AgentsState, event: AgentRegistered) -> AgentsState:
 
 @transitions.on(AgentRemoved)
 def _removed(state: AgentsState, event: AgentRemoved) -> AgentsState:
-    return AgentsState(state.agents.discard(event.agent), state.tasks, state._turns, state._calls)
+    return AgentsState(state.agents.discard(event.agent), state.tasks, state.turns, state.calls)
 
 
 @transitions.on(AgentHealthChanged)
@@ -199,7 +201,7 @@ def _health(state: AgentsState, event: AgentHealthChanged) -> AgentsState:
 def _queued(state: AgentsState, event: TaskQueued) -> AgentsState:
     task = event.task
     made = TaskState(task.id, task.text, parent=event.parent)
-    return AgentsState(state.agents, state.tasks.set(task.id, made), state._turns, state._calls)
+    return AgentsState(state.agents, state.tasks.set(task.id, made), state.turns, state.calls)
 
 
 @transitions.on(TaskAssigned)
@@ -266,7 +268,7 @@ def _called(state: AgentsState, event: ToolCalled) -> AgentsState:
     part = ToolCallPart(event.id, event.tool, event.arguments)
     state = state.with_turn(reply, replace(turn, calls=(*turn.calls, (event.call, part))))
     state = AgentsState(
-        state.agents, state.tasks, state._turns, state._calls.set(event.call, event.task)
+        state.agents, state.tasks, state.turns, state.calls.set(event.call, event.task)
     )
     return state.task(event.task, open_calls=(*known.open_calls, event.call))
 
@@ -278,7 +280,7 @@ def _asked(state: AgentsState, event: ApprovalAsked) -> AgentsState:
 
 @transitions.on(ToolFinished)
 def _finished(state: AgentsState, event: ToolFinished) -> AgentsState:
-    task = state._calls.get(event.call)
+    task = state.calls.get(event.call)
     if task is None:
         return state
     reply = event.call.rpartition(".")[0]
@@ -287,7 +289,7 @@ def _finished(state: AgentsState, event: ToolFinished) -> AgentsState:
     result = ToolResultPart(part.id, event.content, event.outcome != "done")
     state = state.with_turn(reply, replace(turn, results=(*turn.results, (event.call, result))))
     left = tuple(each for each in state.tasks[task].open_calls if each != event.call)
-    state = AgentsState(state.agents, state.tasks, state._turns, state._calls.discard(event.call))
+    state = AgentsState(state.agents, state.tasks, state.turns, state.calls.discard(event.call))
     return state.task(task, open_calls=left)
 
 
@@ -348,16 +350,35 @@ def project_agents() -> StateProjector[AgentsState]:
 class StoredRun(Protocol):
     """What is asked of a stored run: `atlas.core.runs.Run` is one."""
 
+    def __len__(self) -> int:
+        """Return how many events it has."""
+        ...
+
     def read(self, after: int = 0, until: int | None = None) -> Iterable[Message]:
         """Yield its events by number."""
         ...
 
 
-def agents_at(run: StoredRun, number: int | None = None) -> AgentsState:
-    """Return the state of a run's agents and tasks after an event; default: after the last.
+def events_at(run: StoredRun, number: int | None = None) -> list[Message]:
+    """Return the events of a run that hold after one of them; default: after the last.
+
+    Those of a part that was broken off, and done again when the run was resumed, do not hold.
 
     Args:
         run: The run, such as ``app.runs[run_id]``.
-        number: Number of the event.
+        number: Number of the event; negative: counted from the end.
+
+    Raises:
+        UnknownVersionError: The run has no such event.
     """
-    return reduce(transitions, run.read(until=number), AgentsState())
+    count = len(run)
+    asked = count if number is None else number
+    wanted = asked + count + 1 if asked < 0 else asked
+    if not 0 <= wanted <= count:
+        raise UnknownVersionError(f"The run has no event {asked}; it has {count}.", version=asked)
+    return [event for _, event in holding(run.read(until=wanted))]
+
+
+def agents_at(run: StoredRun, number: int | None = None) -> AgentsState:
+    """Return the state of a run's agents and tasks after an event; see `events_at`."""
+    return reduce(transitions, events_at(run, number), AgentsState())

@@ -119,7 +119,13 @@ class Shape:
 def _fields_of(
     target: Callable[..., object], name: str
 ) -> tuple[dict[str, object], dict[str, object]]:
-    hints = typing.get_type_hints(target, include_extras=True)
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+    except NameError as error:
+        raise SchemaError(
+            f"An annotation of {name} cannot be understood: {error}. Define it before {name}, outside "
+            f"of functions and of `if TYPE_CHECKING`."
+        ) from error
     found: dict[str, object] = {}
     defaults: dict[str, object] = {}
     for parameter in inspect.signature(target).parameters.values():
@@ -226,6 +232,10 @@ class Tool(Generic[P, T]):
             raise ConfigurationError(
                 f"Tool {self.name!r} has permission {permission!r}. Give one of "
                 f"{', '.join(_DECLARED)}."
+            )
+        if timeout is not None and not timeout > 0:
+            raise ConfigurationError(
+                f"Tool {self.name!r} has the timeout {timeout!r}. Give seconds above 0, or None."
             )
         told, known = _told_by(function)
         self.description = told if description is None else description

@@ -30,12 +30,13 @@ from atlas.agents.messages import (
     TurnEnded,
     TurnStarted,
 )
+from atlas.agents.streaming import Streaming
+from atlas.agents.together import gathered
 from atlas.agents.tools import Tool
 from atlas.core.causality import CURRENT
 from atlas.core.effects import current_run, effect
 from atlas.core.effects.codec import plain
 from atlas.core.effects.entries import digest_of
-from atlas.core.event_bus import Receipt
 from atlas.errors import (
     AgentError,
     AnswerInvalidError,
@@ -44,27 +45,17 @@ from atlas.errors import (
     EffectError,
     EffectFailedError,
     LimitReachedError,
-    ProviderError,
     ValidationError,
     nearest_name,
 )
-from atlas.providers.assembler import Assembler
 from atlas.providers.base import ChatRequest, Provider
 from atlas.providers.messages import (
     ChatMessage,
     Completion,
-    StreamCancelled,
-    StreamCompleted,
-    StreamFailed,
-    StreamRetried,
-    StreamStarted,
     TextPart,
     ToolCallPart,
     ToolResultPart,
 )
-from atlas.providers.recorded import HeldBack, model_stream
-from atlas.providers.reply import Stopwatch
-from atlas.providers.resilience import Retry
 from atlas.typing import JSON
 
 __all__ = ["Work", "is_fatal"]
@@ -105,9 +96,11 @@ class Work:
         "_ids",
         "_last_prompt",
         "_leg",
+        "_left_out",
         "_loops",
         "_options",
         "_provider",
+        "_refusals",
         "_repairs",
         "_said",
         "_shown",
@@ -141,8 +134,10 @@ class Work:
         self._shown: list[ChatMessage] = []
         self._said = 0
         self._last_prompt = 0
+        self._left_out = 0
         self._turn = 0
         self._ids: set[str] = set()
+        self._refusals: dict[tuple[str, str], str] = {}
 
     async def run(self) -> JSON:
         """Work until there is an answer, and return it: text, or the fields of the agent's `output`.
@@ -259,7 +254,7 @@ class Work:
         self._said = len(self._shown)
         given: Completion | None = None
         try:
-            given = await _Streaming(desk, provider, request, reply).complete(said)
+            given = await Streaming(desk, provider, request, reply).complete(said)
         finally:
             desk.account.settle(reserved, given)
         self._last_prompt = given.usage.input_tokens or prompt
@@ -310,7 +305,9 @@ class Work:
             if len(calls) == 1:
                 await self._call_tool(0, calls[0], came)
             else:
-                await self._side_by_side(calls, came)
+                await gathered(
+                    self._call_tool(place, call, came) for place, call in enumerate(calls)
+                )
         finally:
             results = tuple(
                 each or ToolResultPart(call.id, _CANCELLED, is_error=True)
@@ -332,25 +329,6 @@ class Work:
                 self._ids.add(part.id)
             made.append(part)
         return tuple(made)
-
-    async def _side_by_side(
-        self, calls: Sequence[ToolCallPart], results: list[ToolResultPart | None]
-    ) -> None:
-        tasks = [
-            asyncio.create_task(self._call_tool(place, call, results))
-            for place, call in enumerate(calls)
-        ]
-        try:
-            await asyncio.wait(tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            for task in tasks:
-                _ = task.cancelled() or task.exception()  # looked at, so that nobody complains
-            raise
-        for task in tasks:
-            task.result()
 
     async def _call_tool(
         self, place: int, part: ToolCallPart, results: list[ToolResultPart | None]
@@ -407,8 +385,11 @@ class Work:
         self._bus.publish(ToolProgressed(key, text))
 
     async def _refused(self, key: str, part: ToolCallPart, tool: Tool[..., Any]) -> str:
-        """Ask a person; return why not, or nothing."""
+        """Ask a person; return why not, or nothing. Nobody is asked twice about the same call."""
         desk = self._desk
+        same = (tool.name, part.arguments)
+        if same in self._refusals:
+            return f"{self._refusals[same]} Do not call it like this again."
         self._bus.publish(TaskWaiting(desk.task, f"approval of {tool.name}"))
         desk.alive = float("inf")  # people take their time
         asked = ApprovalAsked(key, desk.task, self._agent.name, tool.name, part.arguments)
@@ -417,7 +398,9 @@ class Work:
         self._bus.publish(TaskResumed(desk.task))
         if given.approved:
             return ""
-        return f"A person refused this call{f': {given.reason}' if given.reason else '.'}"
+        why = f"A person refused this call{f': {given.reason}' if given.reason else '.'}"
+        self._refusals[same] = why
+        return why
 
     # -- memory -----------------------------------------------------------------------------------
 
@@ -434,8 +417,11 @@ class Work:
         if memory.summarise:
             text = await self._summary(provider, model, messages[:count])
         else:
-            text = f"({count} earlier messages are left out.)"
-        summary = ChatMessage("user", (TextPart(text),))
+            self._left_out += count - bool(self._left_out)  # without the one that said so before
+            text = f"({self._left_out} earlier messages are left out.)"
+        # Whatever is forgotten, what is to be done is not.
+        task = _question(self._task)
+        summary = ChatMessage("user", (TextPart(f"{text}\n\nThe task is still: {task}"),))
         self._history.replace(count, summary)
         self._bus.publish(HistorySummarised(self._desk.task, self._agent.name, count, text))
         self._show_again()
@@ -452,7 +438,7 @@ class Work:
         reply = f"{self._desk.task}/{self._desk.attempt}:{self._turn}s"
         given: Completion | None = None
         try:
-            given = await _Streaming(self._desk, provider, request, reply).complete(None)
+            given = await Streaming(self._desk, provider, request, reply).complete(None)
         finally:
             self._desk.account.settle(reserved, given)
         return f"What was said before, in short: {given.text}"
@@ -532,104 +518,3 @@ def _told(error: BaseException) -> str:
     if isinstance(error, EffectFailedError | AgentError):
         return str(error)
     return f"{type(error).__name__}: {error}"
-
-
-class _Streaming:
-    """One model call, in the task that works: its pieces are events while they come."""
-
-    __slots__ = ("_assembler", "_desk", "_held_back", "_provider", "_reply", "_request", "_watch")
-
-    def __init__(self, desk: Desk, provider: Provider, request: ChatRequest, reply: str) -> None:
-        self._desk = desk
-        self._provider = provider
-        self._request = request
-        self._reply = reply
-        self._assembler = Assembler(provider=provider.name, model=request.model, reply=reply)
-        self._held_back = HeldBack()
-        self._watch = Stopwatch()
-
-    async def complete(self, said: object) -> Completion:
-        """Return the whole answer; it is told how it ended, whatever happens."""
-        desk, request, reply = self._desk, self._request, self._reply
-        publish = desk.bus.publish
-        last = request.messages[-1]
-        prompt = "" if last.role == "tool" else last.text
-        started = StreamStarted(reply, desk.task, self._provider.name, request.model, prompt)
-        token = CURRENT.set(publish(started).message._stamp)  # as `caused_by`, at a third of it
-        try:
-            await self._stream(said)
-            # What tools are asked for is told by `ToolCalled`, with the ids they have here.
-            given = self._assembler.completion()
-            publish(StreamCompleted(reply, desk.task, given, self._watch.timing()))
-        except Exception as error:
-            self._tell_failure(error)
-            raise
-        except BaseException:
-            text, timing = self._assembler.text, self._watch.timing()
-            publish(StreamCancelled(reply, desk.task, text, timing))
-            raise
-        finally:
-            CURRENT.reset(token)
-        return given
-
-    async def _stream(self, said: object) -> None:
-        desk, options = self._desk, self._desk.host.stream_options
-        feed, publish, tick = self._assembler.feed, desk.bus.publish, self._watch.tick
-        deltas = model_stream(
-            self._provider,
-            self._request,
-            deadlines=options.deadlines,
-            retries=options.retries,
-            on_retry=self._tell_retry,
-            held_back=self._held_back,
-            said=said,
-        )
-        try:
-            async for delta in deltas:
-                event = feed(delta)
-                if event is None:
-                    continue
-                tick()
-                desk.touch()
-                receipt: Receipt[Any] = publish(event)
-                if not receipt.done:
-                    await self._handled(receipt)
-        finally:
-            await deltas.aclose()
-
-    # Any: whatever was published
-    async def _handled(self, receipt: Receipt[Any]) -> None:
-        """Let a slow watcher hold the vendor back; a recorded run does not depend on who watches."""
-        if current_run() is None:
-            await asyncio.shield(_wait(receipt))
-            return
-
-        async def outside() -> None:
-            self._held_back.wait = None
-            await receipt
-
-        self._held_back.wait = outside
-
-    def _tell_retry(self, retry: Retry) -> None:
-        self._watch.attempts = retry.attempt + 1
-        error = retry.error
-        self._desk.bus.publish(
-            StreamRetried(self._reply, retry.attempt, retry.delay, error.kind, str(error))
-        )
-
-    def _tell_failure(self, error: Exception) -> None:
-        kind = error.kind if isinstance(error, ProviderError) else type(error).__name__
-        failed = StreamFailed(
-            self._reply,
-            self._desk.task,
-            kind,
-            str(error),
-            self._assembler.text,
-            self._watch.timing(),
-        )
-        self._desk.bus.publish(failed)
-
-
-# Any: whatever was published
-async def _wait(receipt: Receipt[Any]) -> None:
-    await receipt

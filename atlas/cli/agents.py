@@ -11,7 +11,7 @@ import click
 from atlas.agents.approval import answer_in, keep_answer, pending_approvals
 from atlas.agents.diagram import sequence_diagram, task_tree
 from atlas.agents.messages import ApprovalAsked, ApprovalGiven
-from atlas.agents.state import agents_at
+from atlas.agents.state import agents_at, events_at
 from atlas.cli.options import db_option, json_option
 from atlas.cli.runs import opened, told
 from atlas.cli.trees import tree_lines
@@ -19,7 +19,9 @@ from atlas.core.log.engine import Engine
 from atlas.core.messages import Message
 from atlas.core.runs import Run, RunEnded, Runs
 from atlas.core.schema.codec import dump, encode
+from atlas.errors import nearest_name
 from atlas.providers.chat_state import ChatState
+from atlas.typing import JSON
 
 _PATIENCE = 0.5
 
@@ -60,13 +62,13 @@ def list_(*, run: str | None, db: str, as_json: bool) -> None:
 @agents.command()
 @click.argument("run", required=False)
 @db_option
-@click.option("--at", "number", type=int, help="As it was after this event.")
+@click.option("--at", "number", type=int, help="As it was after this event; -1: the last.")
 @json_option
 def tree(*, run: str | None, db: str, number: int | None, as_json: bool) -> None:
     """Show the tasks of RUN (default: the latest) as a tree, with their tools."""
     with opened(db) as (_, known):
         found = _found(known, run)
-        events = list(found.read(until=number))
+        events = events_at(found, number)
         state = agents_at(found, number)
     if as_json:
         tasks = [dump(task) for task in state.tasks.values()]
@@ -106,8 +108,15 @@ def _followed(engine: Engine, run: Run[ChatState]) -> Iterator[Message]:
 
 
 def _facts(event: Message) -> str:
-    facts = {name: value for name, value in dump(event).items() if value not in (None, "", {}, [])}
-    return f"  {json.dumps(facts, ensure_ascii=False)}"[:160]
+    return f"  {json.dumps(_said(dump(event)), ensure_ascii=False)}"[:160]
+
+
+def _said(facts: JSON) -> JSON:
+    """Return facts without those that say nothing, at any depth."""
+    if not isinstance(facts, dict):
+        return facts
+    said = {name: _said(fact) for name, fact in facts.items()}
+    return {name: fact for name, fact in said.items() if fact not in (None, "", {}, [])}
 
 
 @agents.command()
@@ -163,7 +172,9 @@ def approve(
 ) -> None:
     """Let the tool call APPROVAL run, or refuse it; the first decision holds."""
     given = ApprovalGiven(approval, not refuse, by or getpass.getuser(), reason)
-    with opened(db, writable=True) as (engine, _):
+    with opened(db, writable=True) as (engine, known):
+        if answer_in(engine, approval) is None:
+            _expect_asked(known, approval)
         keep_answer(engine, approval, json.dumps(dump(given)))
         holds = json.loads(answer_in(engine, approval) or "{}")
     if as_json:
@@ -171,3 +182,18 @@ def approve(
     else:
         word = "may run" if holds["approved"] else "is refused"
         click.echo(f"{approval} {word}, says {holds['by']}.")
+
+
+def _expect_asked(known: Runs[ChatState], approval: str) -> None:
+    """Refuse to decide what no run that goes on has asked: it is a slip of the pen."""
+    waiting = [
+        asked.approval
+        for name in known
+        if known[name].status != "completed"
+        for asked in pending_approvals(known[name].read())
+    ]
+    if approval not in waiting:
+        raise click.UsageError(
+            f"Nothing waits for {approval!r}{nearest_name(approval, waiting)}. "
+            f"`atlas agents approvals` lists what does."
+        )

@@ -194,6 +194,29 @@ async def test_tasks_wait_for_a_free_agent_and_the_urgent_goes_first() -> None:
     assert [each.task for each in team.of(TaskAssigned)] == ["p0", "p3", "p2", "p1"]
 
 
+async def test_a_paused_agent_is_given_nothing_until_it_is_back() -> None:
+    wait, go, came = gate()
+    calls = [[call("wait", who="first")], "first done"]
+    one = scripted_agent("one", [*calls, "second done"], tools=[wait], capabilities={"x"})
+    other = scripted_agent("other", ["other"], capabilities={"x"})
+    team = Team(one, other)
+    first = asyncio.create_task(team.controller.delegate("Go."))
+    while not came:
+        await asyncio.sleep(0)
+    team.controller.pause("one", "for lunch")
+    elsewhere = await team.controller.delegate(Task("Go.", needs={"x"}))
+    waits = asyncio.create_task(team.controller.delegate("Go.", to="one"))
+    go.set()
+    assert (await first).text == "first done"
+    assert team.controller.health("one") == "away"
+    assert not waits.done()
+    team.controller.unpause("one")
+
+    assert (await waits).text == "second done"
+    assert elsewhere.agent == "other"
+    assert [e.health for e in team.of(AgentHealthChanged)] == ["away", "ready"]
+
+
 async def test_agents_join_and_leave_while_tasks_run() -> None:
     team = Team()
     with pytest.raises(NoAgentError, match="There is: nothing"):
@@ -254,6 +277,38 @@ async def test_cancelling_the_caller_reaches_model_tools_and_all_below() -> None
         "cancelled",
         "cancelled",
     ]
+
+
+async def test_an_impatient_second_cancellation_leaves_nothing_running() -> None:
+    started, let_go, ended = asyncio.Event(), asyncio.Event(), []
+
+    @tool
+    async def tidy(who: str) -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            while not let_go.is_set():  # it tidies up, whoever cancels it
+                try:
+                    await let_go.wait()
+                except asyncio.CancelledError:
+                    continue
+            ended.append(who)
+        return who
+
+    agent = scripted_agent(
+        "a", [[call("tidy", "c1", who="one"), call("tidy", "c2", who="two")]], tools=[tidy]
+    )
+    task = asyncio.create_task(Team(agent).controller.delegate("Go."))
+    await started.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert sorted(ended) == ["one", "two"]
 
 
 async def test_one_task_can_be_cancelled_by_its_id() -> None:
@@ -328,11 +383,11 @@ async def test_an_agent_that_gives_no_sign_of_life_is_given_up() -> None:
 async def test_a_sign_of_life_now_and_then_is_enough() -> None:
     @tool
     async def steps() -> Any:
-        for number in range(6):
-            await asyncio.sleep(0.01)
+        for number in range(30):  # longer in all than its patience, and never for long
+            await asyncio.sleep(0.03)
             yield str(number)
 
-    agent = scripted_agent("busy", [[call("steps")], "done"], tools=[steps], stuck_after=0.04)
+    agent = scripted_agent("busy", [[call("steps")], "done"], tools=[steps], stuck_after=0.6)
     assert (await Team(agent).controller.delegate("Go.")).text == "done"
 
 

@@ -223,9 +223,14 @@ async def test_what_a_box_does_not_take_is_dead() -> None:
 
 
 async def test_a_question_gets_its_own_answer() -> None:
+    turn = [asyncio.Event() for _ in range(6)]
+    turn[5].set()
+
     async def double(given: AgentMessage) -> Any:
-        await asyncio.sleep(0.001 * (5 - int(str(given.body))))
-        return 2 * int(str(given.body))
+        number = int(str(given.body))
+        await turn[number + 1].wait()  # the last one answers first
+        turn[number].set()
+        return 2 * number
 
     async with PostOffice(EventBus()) as post:
         post.open("fx", double, at_once=5)

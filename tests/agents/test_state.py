@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from atlas import Atlas
 from atlas.agents import (
+    AgentsState,
     Controller,
     Task,
     agents_at,
@@ -21,8 +22,9 @@ from atlas.agents import (
     tool,
 )
 from atlas.cli.__main__ import root
-from atlas.core.patches import diff
+from atlas.core.patches import Patch, apply_patch, plain
 from atlas.core.runs import Run
+from atlas.errors import AtlasError, UnknownVersionError
 from atlas.providers.chat_state import ChatState
 from atlas.providers.messages import ToolCallPart, ToolResultPart
 
@@ -81,7 +83,10 @@ async def test_the_state_is_known_at_each_event_and_no_history_misses_a_result(
         complete(run)
         end, start = agents_at(run), agents_at(run, 0)
         assert start.tasks == {}
-        assert len(diff(start.tasks, end.tasks)) > 0
+        assert apply_patch(plain(start), start.diff(end)) == plain(end)
+        assert agents_at(run, -1) == end
+        with pytest.raises(UnknownVersionError, match="no event 999"):
+            agents_at(run, 999)
 
     assert {task.status for task in end.tasks.values()} == {"done"}
     assert end.agents["low"].done == 2
@@ -98,6 +103,33 @@ async def test_the_live_state_is_the_stored_one(stored: tuple[Path, str]) -> Non
 
         assert live.value == agents_at(app.runs[run.id])
         live.close()
+
+
+async def test_changes_of_the_live_state_are_patches() -> None:
+    async with Atlas(provider="scripted") as app:
+        copy, live = plain(AgentsState()), project_agents()
+
+        def follow(version: int, patch: Patch) -> None:
+            nonlocal copy
+            copy = apply_patch(copy, patch)
+
+        live.subscribe(follow)
+        live.attach(app.bus)
+        await team(app).delegate(Task("Both."), to="boss")
+
+        assert copy == plain(live.value)
+        live.close()
+
+
+async def test_each_task_tells_what_it_used_and_the_first_what_all_did(
+    stored: tuple[Path, str],
+) -> None:
+    async with Atlas(str(stored[0]), provider="scripted") as app:
+        tasks = agents_at(app.runs[stored[1]]).tasks.values()
+    spent = {task.parent is None: task.spent for task in tasks}
+
+    assert (spent[True].turns, spent[False].turns) == (6, 2)
+    assert (spent[True].tool_calls, spent[False].tool_calls) == (4, 1)
 
 
 async def test_a_run_is_drawn_as_a_tree_and_as_a_diagram(stored: tuple[Path, str]) -> None:
@@ -132,5 +164,7 @@ async def test_the_command_line_shows_agents(stored: tuple[Path, str]) -> None:
     assert json.loads(invoke("agents", "list", "--db", db, "--json"))["run"] == name
     assert len(json.loads(invoke("agents", "tree", "--db", db, "--json"))["tasks"]) == 3
     assert "Nothing waits" in invoke("agents", "approvals", "--db", db)
-    assert "may run, says Ann" in invoke("agents", "approve", "x", "--by", "Ann", "--db", db)
-    assert "may run, says Ann" in invoke("agents", "approve", "x", "--refuse", "--db", db)
+    for arguments in (("approve", "x"), ("tree", "--at", "9999"), ("list", "nothing")):
+        done = CliRunner().invoke(root, ["agents", *arguments, "--db", db])
+        assert done.exit_code != 0
+        assert isinstance(done.exception, SystemExit | AtlasError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,27 @@ from typing import Any
 import pytest
 
 from atlas import Atlas, EventBus
-from atlas.agents import Agent, Controller, History, Limits, Memory, Price, Task, tool
-from atlas.agents.messages import ToolCalled, ToolFinished, TurnEnded
+from atlas.agents import (
+    Agent,
+    AgentsState,
+    Controller,
+    History,
+    Limits,
+    Memory,
+    Price,
+    Task,
+    delegation,
+    tool,
+)
+from atlas.agents.messages import HistorySummarised, ToolCalled, ToolFinished, TurnEnded
+from atlas.agents.state import transitions
 from atlas.core.messages import Message
 from atlas.errors import AnswerInvalidError, LimitReachedError, ServerError, TaskFailedError
 from atlas.providers.base import Capabilities, ChatRequest, UsageDelta
 from atlas.providers.messages import (
     ChatMessage,
     StreamToken,
+    TextPart,
     ToolCallPart,
     ToolResultPart,
     Usage,
@@ -169,6 +183,61 @@ async def test_cancelled_in_the_middle_of_a_tool_the_history_is_whole() -> None:
     assert complete(bench.last_request.messages)
 
 
+async def test_cancelled_at_whatever_moment_each_call_has_one_result_at_any_depth() -> None:
+    """One run for each event of the whole: it is cancelled there."""
+
+    @tool
+    async def slow(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    @tool
+    async def tells(x: int) -> AsyncIterator[str]:
+        for piece in range(x):
+            await asyncio.sleep(0)
+            yield f"{piece}"
+
+    async def run(cancel_at: int | None) -> int:
+        tasks = [call("delegate", id=f"d{n}", task="go", to="low") for n in range(2)]
+        low = [[call("slow", x=1), call("tells", id="c2", x=2)], "Done."]
+        boss = ScriptedProvider([tasks, "All done.", "And on."])
+        bus, seen, history = EventBus(), list[Message](), History()
+        team = Controller(
+            [
+                Agent("boss", tools=[delegation("low")], model=boss),
+                Agent("low", tools=[slow, tells], model=ScriptedProvider([low[0], *low, low[1]])),
+            ],
+            bus=bus,
+        )
+        work = asyncio.create_task(team.delegate("Go.", to="boss", history=history))
+
+        def hear(event: Message) -> None:
+            seen.append(event)
+            if len(seen) == cancel_at:
+                work.cancel()
+
+        bus.subscribe("**", hear)
+        await asyncio.wait([work])
+        assert work.cancelled() == (cancel_at is not None)
+
+        assert complete(history.messages)
+        states = list(itertools.accumulate(seen, transitions, initial=AgentsState()))
+        assert all(complete(task.history) for each in states for task in each.tasks.values())
+        assert not states[-1].calls
+        assert {t.status for t in states[-1].tasks.values()} <= {"cancelled", "done", "failed"}
+        called = [each.call for each in seen if isinstance(each, ToolCalled)]
+        assert sorted(called) == sorted(e.call for e in seen if isinstance(e, ToolFinished))
+        if cancel_at is not None and len(boss.requests) < 3:
+            await team.delegate("And now?", to="boss", history=history)
+            assert complete(boss.requests[-1].messages)
+        return len(seen)
+
+    whole = await run(None)
+    assert whole > 40
+    for moment in range(1, whole):
+        await run(moment)
+
+
 async def test_each_call_has_exactly_one_end_and_joins_its_history_with_its_turn() -> None:
     bench = Bench([[call("double", x=1)], [call("broken", id="d", x=1)], "Done."], double, broken)
     await bench.team.delegate("Go.")
@@ -280,6 +349,30 @@ async def test_a_long_history_is_shown_short_and_whole() -> None:
 
     assert max(len(each.messages) for each in bench.provider.requests) <= 13
     assert all(complete(each.messages) for each in bench.provider.requests)
+    assert all("Go." in each.messages[0].text for each in bench.provider.requests)
+    assert bench.last_request.messages[0].text.startswith("(53 earlier messages are left out.)")
+
+
+async def test_what_is_left_out_can_be_summed_up_and_joins_the_history_all_the_same() -> None:
+    def model(request: ChatRequest) -> Reply:
+        if request.messages[-1].text.startswith("Sum up"):
+            return "Doubled some numbers."
+        done = sum(each.role == "tool" for each in bench.provider.requests[-1].messages)
+        turns = sum(each.role == "tool" for each in history.messages) + len(seen)
+        seen.append(done)
+        return [call("double", id=f"c{turns}", x=turns)] if len(seen) < 12 else "Done."
+
+    seen: list[int] = []
+    history = History([ChatMessage("user", (TextPart("Hello."),))])
+    bench = Bench([model] * 99, double, memory=Memory(window=6, summarise=True))
+    await bench.team.delegate("Go.", history=history)
+    summed = [each for each in bench.seen if isinstance(each, HistorySummarised)]
+
+    assert len(summed) >= 2
+    assert "Doubled some numbers." in bench.last_request.messages[0].text
+    assert "The task is still: Go." in bench.last_request.messages[0].text
+    assert len(history) == 1 + 1 + 2 * 11 + 1
+    assert complete(history.messages)
 
 
 async def test_a_model_that_fails_is_the_outcome_and_not_a_surprise() -> None:
