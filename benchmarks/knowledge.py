@@ -8,7 +8,7 @@ sees the same texts and the same embedding model: bm25s on whole pages, Chroma a
 shows it, and, where they are installed, LlamaIndex and Haystack with their defaults and rank fusion.
 
 ``--folder`` keeps vectors between runs. ``--scale`` measures queries and disk over that many passages
-of made-up text and vectors instead of quality.
+of all manual pages, with vectors that are made up, instead of quality.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import os
-import random
 import re
 import resource
 import shutil
@@ -68,24 +67,36 @@ def known_item(path: Path) -> tuple[Document, str] | None:
     """Return a page without its description, and the description; None for unusable ones."""
     if path.name.startswith("gcloud"):  # 16,000 pages of one kind would be the whole corpus
         return None
-    raw = gzip.decompress(path.read_bytes())
-    if not 1_500 < len(raw) < 80_000:
+    if not 1_500 < len(gzip.decompress(path.read_bytes())) < 80_000:
         return None
-    page = read_manual(path.name.removesuffix(".gz"), raw.decode("utf-8", "replace"))
+    page = manual(path)
+    span = description(page)
+    if span is None:
+        return None
+    start, end = span
+    said = page.text[start:end]
+    text = page.text[:start] + page.text[end:]
+    text = text.replace(said.strip(), " " * len(said.strip()))
+    headings = [
+        replace(h, offset=h.offset - (len(said) if h.offset > start else 0)) for h in page.headings
+    ]
+    return replace(page, text=text, headings=headings), " ".join(said.split())
+
+
+def manual(path: Path) -> Document:
+    content = gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
+    return read_manual(path.name.removesuffix(".gz"), content)
+
+
+def description(page: Document) -> tuple[int, int] | None:
+    """Return where in a page its one-line description is; None when it has none of three words."""
     for heading, after in zip(page.headings, page.headings[1:], strict=False):
         if heading.title.upper() == "NAME":
             begin = heading.offset + len(heading.title)
             match = re.match(r"\s*.*?\s[-–—]+\s+(.*)", page.text[begin : after.offset], re.DOTALL)
             if match is None or len(match[1].split()) < 3:
                 return None
-            start, length = begin + match.start(1), len(match[1])
-            text = page.text[:start] + page.text[start + length :]
-            text = text.replace(match[1].strip(), " " * len(match[1].strip()))
-            headings = [
-                replace(h, offset=h.offset - (length if h.offset > start else 0))
-                for h in page.headings
-            ]
-            return replace(page, text=text, headings=headings), " ".join(match[1].split())
+            return begin + match.start(1), begin + match.end(1)
     return None
 
 
@@ -341,59 +352,57 @@ def speed(folder: Path, split: str) -> None:
 
 
 def scale(rows: int, folder: Path) -> None:
-    """Measure queries and disk with many passages; their vectors are made up."""
+    """Measure queries and disk with many passages: manual pages, with vectors that are made up."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((500, 384)).astype(np.float32)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        seeds = [zlib.crc32(text.encode()) for text in texts]
+        seeds = [zlib.crc32(text.encode("utf-8", "replace")) for text in texts]
         noise = [np.random.default_rng(seed).standard_normal(384) for seed in seeds]
         return centres[[seed % 500 for seed in seeds]] + 0.8 * np.array(noise, np.float32)
 
-    vocabulary = [
-        f"{a}{b}{c}"
-        for a in "bdfgklmnprstvz"
-        for b in "aeiou"
-        for c in ("n", "rel", "tos", "mi", "lak")
-    ]
-    weights = 1 / np.arange(1, len(vocabulary) + 1) ** 0.7
-    model = CallableEmbedder(embed, name="made-up", dimension=384)
-    per_document = 10
-
-    def document(number: int) -> Document:
-        words = random.Random(number).choices(vocabulary, weights, k=per_document * 130)
-        paragraphs = [" ".join(words[i : i + 130]) for i in range(0, len(words), 130)]
-        return Document(
-            source=f"d{number}",
-            title=" ".join(words[:4]),
-            text="\n\n".join(paragraphs),
-            metadata={"group": number % 100},
-        )
-
+    model = CallableEmbedder(
+        embed, name="made-up", dimension=384, token_starts=MiniLM().token_starts
+    )
     shutil.rmtree(folder / "scale", ignore_errors=True)
+    size = passages = 0
+    queries: list[str] = []
+    began = time.perf_counter()
     with Knowledge(folder / "scale", embedder=model) as kb:
-        began = time.perf_counter()
-        size = 0
-        for first in range(0, rows // per_document, 500):
-            batch = [document(n) for n in range(first, min(first + 500, rows // per_document))]
-            size += sum(len(each.text.encode()) for each in batch)
-            kb.ingest_sync(*batch)
-        print(f"\n{rows} passages stored in {time.perf_counter() - began:.0f} s")
+        paths = (path for path in PAGES.glob("man*/*.gz") if not path.is_symlink())
+        everything = sorted(paths, key=lambda path: zlib.crc32(path.name.encode()))
+        for first in range(0, len(everything), 300):
+            batch = []
+            for number, path in enumerate(everything[first : first + 300]):
+                page = manual(path)
+                batch.append(replace(page, metadata={**page.metadata, "group": number % 100}))
+                size += len(page.text.encode())
+                span = description(page)
+                if span is not None and len(queries) < 400:
+                    queries.append(" ".join(page.text[slice(*span)].split()))
+            passages += kb.ingest_sync(*batch).chunks
+            if passages >= rows:
+                break
+    took = time.perf_counter() - began
+    print(f"{passages} passages of {size / 1e6:.0f} MB of manual pages stored in {took:.0f} s")
     began = time.perf_counter()
     with Knowledge(folder / "scale", embedder=model) as kb:
         kb.search_sync("warm up")
         print(f"opened and first search: {time.perf_counter() - began:.1f} s")
-        disk = sum(path.stat().st_size for path in (folder / "scale").rglob("*") if path.is_file())
-        print(f"disk: {disk / 1e6:.0f} MB, {disk / size:.1f} x the text")
-        queries = [" ".join(random.Random(n).choices(vocabulary, k=6)) for n in range(-300, 0)]
+        files = [path for path in (folder / "scale").rglob("*") if path.is_file()]
+        parts = {path.relative_to(folder / "scale").parts[0]: 0 for path in files}
+        for path in files:
+            parts[path.relative_to(folder / "scale").parts[0]] += path.stat().st_size
+        told = ", ".join(f"{name} {part / size:.2f}" for name, part in sorted(parts.items()))
+        print(f"disk: {sum(parts.values()) / size:.2f} x the text ({told})")
         for name, where in (("hybrid", None), ("hybrid, filter keeps 1 %", "group == 7")):
-            took = []
+            spent = []
             for query in queries:
                 kb._vectors([query], kb._collection("main"))  # the query's embedding is not counted
                 at = time.perf_counter()
                 kb.search_sync(query, where=where)
-                took.append(time.perf_counter() - at)
-            p50, p95 = np.percentile(np.array(took) * 1e3, [50, 95])
+                spent.append(time.perf_counter() - at)
+            p50, p95 = np.percentile(np.array(spent[100:]) * 1e3, [50, 95])
             print(f"{name:<28} p50 {p50:.1f} ms  p95 {p95:.1f} ms")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"memory of the process at most: {peak:.0f} MB")
