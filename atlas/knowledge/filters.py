@@ -3,7 +3,8 @@
     author == "Ann" and year >= 2020
     language in ["en", "de"] and not (title contains "draft")
 
-A condition on a field that a document does not have is false, except ``!=``.
+A condition on a field that a document does not have is false, except ``!=``. A search refuses a
+condition on a field that no document has, and one that compares a field with another kind of value.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ class Compare:
             return order < 0 or (order == 0 and self.operator == "<=")
         return order > 0 or (order == 0 and self.operator == ">=")
 
+    def suits(self, found: Field) -> bool:
+        """Return whether a value is of a kind that can be compared so."""
+        if self.operator == "contains":
+            return isinstance(found, str)
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        return any(_kind(value) is _kind(found) for value in values)
+
 
 @dataclass(frozen=True, slots=True)
 class All:
@@ -88,6 +96,11 @@ def matches(condition: Filter, metadata: Mapping[str, Field]) -> bool:
             return any(matches(each, metadata) for each in condition.conditions)
         case Not():
             return not matches(condition.condition, metadata)
+
+
+def _kind(value: Field) -> type:
+    """Return the kind of a value; all numbers are of one."""
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
 
 
 def _equal(found: Field | None, value: object) -> bool:

@@ -36,6 +36,7 @@ from atlas.errors import (
     ConfigurationError,
     DocumentError,
     KnowledgeError,
+    StoreError,
     UnknownNameError,
     UnknownVersionError,
     nearest_name,
@@ -183,6 +184,7 @@ class Knowledge:
         timeout: Seconds to wait for another process that writes.
 
     Raises:
+        StoreError: The folder cannot be made.
         LogError: The log in the folder cannot be opened.
     """
 
@@ -204,7 +206,7 @@ class Knowledge:
         self._loader = loader or Loader()
         self._timeout = timeout
         if self.path is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
+            _make(self.path)
         self._engine = LOGS.open_log(":memory:" if self.path is None else self.path / "log.db")
         self._files = IndexFiles(self.path, store)
         self._collections: dict[str, Collection] = {}
@@ -366,7 +368,7 @@ class Knowledge:
             vectors=self._vectors(asked, held),
             k=options.get("k", 5),
             mode=mode,
-            where=parse_filter(where) if isinstance(where, str) else where,
+            where=_condition(where, held),
             at=self._position(options.get("at")),
             per_document=options.get("per_document"),
             diversity=options.get("diversity", 0.0),
@@ -815,6 +817,16 @@ class _Ingest:
             )
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"The folder {str(folder)!r} for the knowledge base cannot be made: {error.strerror}. "
+            f"Give the path of a folder, or of one that can be made."
+        ) from error
+
+
 def _flat(sources: Iterable[str | PathLike[str] | Document]) -> list[str | Document]:
     """Return each document once, patterns and folders resolved, in the given order."""
     if not sources:
@@ -826,6 +838,13 @@ def _flat(sources: Iterable[str | PathLike[str] | Document]) -> list[str | Docum
         else:
             found += find_sources([fspath(source)])
     return list({each if isinstance(each, str) else id(each): each for each in found}.values())
+
+
+def _condition(where: str | Filter | None, held: Collection) -> Filter | None:
+    condition = parse_filter(where) if isinstance(where, str) else where
+    if condition is not None:
+        held.catalogue.check(condition)
+    return condition
 
 
 def _described(version: Version) -> DocumentVersion:

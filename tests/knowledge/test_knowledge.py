@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -95,6 +96,24 @@ def test_a_condition_decides_which_documents_count(kb) -> None:
         != []
     )
     assert kb.search_sync("purr", where="legs > 4") == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "problem"),
+    [
+        ("knd == 'animal'", "No document has a field 'knd'; the nearest is 'kind'.*kind, legs, so"),
+        ("kind == 'animal' and not (leg > 1)", "No document has a field 'leg'"),
+        ("legs == '4'", "'legs' is compared by '==' with '4', but holds values like 4"),
+        ("legs in ['4']", "'legs' is compared by 'in'"),
+        ("kind < 3", "'kind' is compared by '<' with 3, but holds values like 'animal'"),
+        ("legs contains '4'", "'legs' is compared by 'contains'"),
+    ],
+)
+def test_a_condition_that_no_document_can_meet_is_refused(kb, condition: str, problem: str) -> None:
+    kb.ingest_sync(*NOTES)
+
+    with pytest.raises(ConfigurationError, match=problem):
+        kb.search_sync("sea", where=condition)
 
 
 def test_scores_are_explained_and_add_up(kb) -> None:
@@ -265,6 +284,17 @@ def test_what_did_not_change_is_no_work(kb) -> None:
     assert kb.version == version + 1
 
 
+def test_a_file_that_was_only_touched_is_no_work(kb, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Cats\n\nCats purr.\n")
+    kb.ingest_sync(page)
+    os.utime(page, (1, 1))
+
+    done = kb.ingest_sync(page)
+
+    assert (done.unchanged, done.changed) == (1, 0)
+
+
 def test_a_passage_that_was_seen_before_is_not_embedded_again() -> None:
     asked: list[str] = []
 
@@ -393,6 +423,14 @@ def test_names_that_are_unknown_are_refused_with_the_nearest(kb) -> None:
         kb.ingest_sync("nowhere/*.md")
     with pytest.raises(ConfigurationError, match="question is empty"):
         kb.search_sync("  ", collection="notes")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    for path in (tmp_path / "file", tmp_path / "file" / "kb"):
+        with pytest.raises(StoreError, match=r"file.* cannot be made: .*Give the path of a folder"):
+            Knowledge(path)
 
 
 def test_a_closed_knowledge_base_says_so(kb) -> None:
