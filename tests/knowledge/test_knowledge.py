@@ -18,13 +18,16 @@ from atlas.errors import (
     DocumentError,
     EmbeddingError,
     KnowledgeError,
+    MissingDependencyError,
     StoreError,
     UnknownNameError,
     UnknownVersionError,
 )
 from atlas.knowledge import (
     CallableEmbedder,
+    Document,
     Knowledge,
+    Loader,
     MemoryStore,
     ProviderExpander,
     Ranking,
@@ -348,6 +351,19 @@ def test_everything_is_told_on_the_bus(tmp_path: Path) -> None:
     searched = next(event for event in told if isinstance(event, SearchPerformed))
     assert searched.found[0].source.endswith("good.md")
     bus.close()
+
+
+def test_a_format_whose_library_is_missing_does_not_stop_the_others(tmp_path: Path) -> None:
+    def read(source: str, content: bytes) -> Document:
+        raise MissingDependencyError("Reading TeX needs the package tex.", extra="knowledge")
+
+    (tmp_path / "a.tex").write_text("x")
+    (tmp_path / "b.md").write_text("# Cats")
+    with Knowledge(embedder=small_model(), loader=Loader(formats={".tex": read})) as kb:
+        done = kb.ingest_sync(tmp_path / "a.tex", tmp_path / "b.md")
+
+    assert done.ingested == 1
+    assert done.skipped == ((str(tmp_path / "a.tex"), "Reading TeX needs the package tex."),)
 
 
 def test_progress_is_told_document_by_document(kb) -> None:
