@@ -26,7 +26,7 @@ from pathlib import Path, PurePath
 from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from atlas.errors import DocumentError
+from atlas.errors import DocumentError, MissingDependencyError
 from atlas.knowledge.documents import Document, Field
 from atlas.knowledge.language import language_of
 
@@ -104,7 +104,7 @@ class Loader:
             else:
                 content, facts = self._read(Path(source))
             document = self._reader(source, content, str(facts.get("type", "")))(source, content)
-        except DocumentError:
+        except (DocumentError, MissingDependencyError):
             raise
         except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error) as error:
             raise self._unreadable(source, error) from error
