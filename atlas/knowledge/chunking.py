@@ -385,10 +385,10 @@ def _chunks(document: Document, ruler: _Ruler, spans: Iterable[Span]) -> list[Ch
     return chunks
 
 
-def _check(size: int, overlap: int) -> None:
-    if size < 8:
-        raise ConfigurationError(f"size is {size!r}. Give at least 8 tokens to a passage.")
-    if not 0 <= overlap < size:
+def _check(size: object, overlap: object) -> None:
+    if not isinstance(size, int) or size < 8:
+        raise ConfigurationError(f"size is {size!r}. Give a number of tokens from 8 on.")
+    if not (isinstance(overlap, int) and 0 <= overlap < size):
         raise ConfigurationError(
             f"overlap is {overlap!r}. Give a number of tokens from 0 to below the size, {size}."
         )

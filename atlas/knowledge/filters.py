@@ -132,6 +132,10 @@ _OPERATORS: Final[Mapping[str, Operator]] = {
 }  # fmt: skip
 
 
+# Reading goes as deep as brackets do.
+_DEEPEST: Final = 200
+
+
 def parse_filter(text: str) -> Filter:
     """Return the condition that a text states.
 
@@ -154,6 +158,11 @@ class _Parser:
         self._next = 0
 
     def whole(self) -> Filter:
+        if sum(token in {"(", "not"} for _, token in self._tokens) > _DEEPEST:
+            raise ConfigurationError(
+                f"The condition {self._text[:60]!r}… has more than {_DEEPEST} brackets and `not`s. "
+                f"Write it shorter: `in` takes many values at once."
+            )
         condition = self._any()
         if self._next < len(self._tokens):
             raise self._error("the end, `and` or `or`")

@@ -238,6 +238,11 @@ def resolved(sources: Iterable[str | PathLike[str] | Document]) -> list[str | Do
     for source in sources:
         if isinstance(source, Document):
             found.append(source)
-        else:
+        elif isinstance(source, str | PathLike):
             found += find_sources([fspath(source)])
+        else:
+            raise ConfigurationError(
+                f"{source!r} cannot be ingested. Give paths, patterns, URLs or `Document` values, "
+                f"each as an argument of its own."
+            )
     return list({each if isinstance(each, str) else id(each): each for each in found}.values())

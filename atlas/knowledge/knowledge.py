@@ -194,7 +194,12 @@ class Knowledge:
             held = self._collection(collection)
             self._open_store(held)
             for source in sources:
-                version = held.remove(self._known(held, source))
+                known = self._known(held, source)
+                if known not in held.catalogue.current:
+                    raise UnknownNameError(
+                        f"The document {known!r} was removed before.", name=known
+                    )
+                version = held.remove(known)
                 self._tell(DocumentRemoved(collection, version.source, version.number))
         return self.version
 
@@ -243,8 +248,13 @@ class Knowledge:
 
     def _search(self, query: str, wordings: tuple[str, ...], options: SearchOptions) -> list[Hit]:
         began = time.perf_counter()
-        if not query.strip():
-            raise ConfigurationError("The question is empty. Ask for something.")
+        if not _says_something(query):
+            raise ConfigurationError(f"The question is {query!r}. Ask for something, in words.")
+        known = SearchOptions.__annotations__
+        for name in options.keys() - known.keys():
+            raise ConfigurationError(
+                f"A search has no option {name!r}{nearest_name(name, known)}. See `SearchOptions`."
+            )
         name = options.get("collection", "main")
         held = self._collection(name)
         if not self._files.is_writer and held.is_behind():
@@ -309,6 +319,11 @@ class Knowledge:
             if at.tzinfo is None:
                 raise ConfigurationError(f"at is {at!r}. Give a time with its time zone.")
             return self._engine.position_at(int(at.timestamp() * 1e9))
+        if not isinstance(at, int):
+            raise ConfigurationError(
+                f"at is {at!r}. Give a version of the knowledge base, which is a number, or a "
+                f"datetime with its time zone."
+            )
         if not 0 <= at <= self.version:
             raise UnknownVersionError(
                 f"The knowledge base was never at version {at}; it is at {self.version}.",
@@ -496,7 +511,7 @@ class Knowledge:
 
     def _writable(self, name: str) -> Collection:
         """Return a collection to write into; make it when it is missing."""
-        if not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise ConfigurationError(
                 f"{name!r} is no name for a collection. Use letters, digits, '.', '_' and '-'."
             )
@@ -597,8 +612,21 @@ def _make(folder: Path) -> None:
         ) from error
 
 
+def _says_something(query: object) -> bool:
+    return isinstance(query, str) and bool(query.strip())
+
+
+def _is_name(collection: object) -> bool:
+    return isinstance(collection, str) and _NAME.fullmatch(collection) is not None
+
+
 def _condition(where: str | Filter | None, held: Collection) -> Filter | None:
     condition = parse_filter(where) if isinstance(where, str) else where
+    if not isinstance(condition, Filter | None):
+        raise ConfigurationError(
+            f"where is {where!r}. Give a condition as a text, such as 'year >= 2020', or as a value "
+            f"of `parse_filter`."
+        )
     if condition is not None:
         held.catalogue.check(condition)
     return condition

@@ -22,6 +22,7 @@ from atlas.errors import (
     StoreError,
     UnknownNameError,
     UnknownVersionError,
+    ValidationError,
 )
 from atlas.knowledge import (
     CallableEmbedder,
@@ -415,6 +416,15 @@ def test_vectors_that_are_none_are_refused_and_nothing_is_stored(vectors, proble
         {"per_document": 0},
         {"neighbours": -1},
         {"where": "a ="},
+        {"where": {"kind": "animal"}},
+        {"where": "(" * 1_000},
+        {"at": "yesterday"},
+        {"at": datetime(2026, 1, 1)},  # noqa: DTZ001 - which is the point
+        {"k": "3"},
+        {"k": 2.5},
+        {"limit": 3},
+        {"reranker": lambda query, passages: [float("nan")] * len(passages)},
+        {"reranker": lambda query, passages: []},
     ],
 )
 def test_options_that_make_no_sense_are_refused(kb, options) -> None:
@@ -437,8 +447,47 @@ def test_names_that_are_unknown_are_refused_with_the_nearest(kb) -> None:
         kb.ingest_sync()
     with pytest.raises(DocumentError, match="stands for no file"):
         kb.ingest_sync("nowhere/*.md")
-    with pytest.raises(ConfigurationError, match="question is empty"):
-        kb.search_sync("  ", collection="notes")
+    for question in ("  ", 5):
+        with pytest.raises(ConfigurationError, match=r"The question is .*Ask for something"):
+            kb.search_sync(question, collection="notes")
+    kb.remove_sync("cats", collection="notes")
+    with pytest.raises(UnknownNameError, match="'cats' was removed before"):
+        kb.remove_sync("cats", collection="notes")
+
+
+@pytest.mark.parametrize(
+    ("facts", "problem"),
+    [
+        ({"source": ""}, "Document.source: ''"),
+        ({"source": "a\0"}, "Document.source"),
+        ({"source": "a\udc80"}, "Document.source"),
+        ({"text": b"x"}, "Document.text: b'x' was given where a text is expected"),
+        ({"title": None}, "Document.title"),
+        ({"metadata": {"tags": ["a"]}}, r"Document.metadata.tags: \['a'\]"),
+        ({"metadata": {"size": float("inf")}}, "Document.metadata.size"),
+    ],
+)
+def test_a_document_that_cannot_be_kept_is_refused(facts, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        Document(**{"source": "x", "text": "x", **facts})
+
+
+def test_what_is_no_source_is_refused(kb) -> None:
+    for nothing in (5, None, ["a.md"]):
+        with pytest.raises(ConfigurationError, match="cannot be ingested"):
+            kb.ingest_sync(nothing)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes")
+def test_a_file_whose_name_is_no_text_is_skipped(kb, tmp_path: Path) -> None:
+    (tmp_path / "ok.md").write_text("# Cats")
+    (tmp_path / "bad\udcff.md").write_text("# Dogs")
+
+    done = kb.ingest_sync(tmp_path)
+
+    assert done.ingested == 1
+    ((_, reason),) = done.skipped
+    assert "without NUL and lone surrogates" in reason
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
