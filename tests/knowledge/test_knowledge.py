@@ -34,7 +34,7 @@ from atlas.knowledge import (
     Ranking,
     StructureChunker,
 )
-from atlas.knowledge.messages import IngestFinished, SearchPerformed
+from atlas.knowledge.messages import IndexRebuilt, IngestFinished, SearchPerformed
 from atlas.providers.context import ContextSource, pack_context
 
 from support.knowledge import DIMENSION, bag_of_words, note, small_model
@@ -48,7 +48,7 @@ def kb():
 
 
 def opened(path: Path, **options) -> Knowledge:
-    return Knowledge(path, embedder=small_model(), chunker=StructureChunker(20), **options)
+    return Knowledge(path, embedder=small_model(), **{"chunker": StructureChunker(20), **options})
 
 
 NOTES = [
@@ -554,6 +554,28 @@ def test_what_is_made_from_the_log_may_be_lost(tmp_path: Path, victim: str, dama
         assert kb.search_sync("cats sleep", k=3) == hits
         kb.ingest_sync(note("more", "Mice squeak."))
         assert kb.search_sync("mice squeak", k=1)[0].source == "more"
+
+
+@pytest.mark.parametrize("victim", ["data_level0.bin", "length.bin"])
+def test_a_graph_that_differs_from_what_was_left_is_made_again(tmp_path: Path, victim: str) -> None:
+    # Chroma opens it without a word, and would find something else.
+    many = "\n\n".join(f"part {number} about the sea and ships" for number in range(1_200))
+    with opened(tmp_path, chunker=StructureChunker(8)) as kb:
+        passages = kb.ingest_sync(note("ships", many)).chunks
+    (path,) = tmp_path.glob(f"chroma/*/{victim}")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    told: list[IndexRebuilt] = []
+    bus = EventBus()
+    bus.subscribe(IndexRebuilt, told.append)
+
+    with opened(tmp_path, bus=bus) as kb:
+        kb.ingest_sync(note("more", "Mice squeak."))
+
+    assert [(each.reason, each.added) for each in told if each.index == "vectors"] == [
+        ("it was damaged", passages)
+    ]
 
 
 def test_a_store_of_ones_own_is_kept_in_step() -> None:
