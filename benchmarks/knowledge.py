@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from atlas.knowledge.vectors import VectorCache
 
 PAGES = Path("/usr/share/man")
 Search = Callable[[str], Sequence[str]]
+Built = TypeVar("Built")
 
 
 # -- the corpus: pages without their description, and the descriptions as queries --
@@ -129,35 +131,46 @@ def report(name: str, places: np.ndarray, seconds: np.ndarray, best: np.ndarray 
         less, more = np.percentile(difference[drawn].mean(1), [2.5, 97.5])
         against = f"  {difference.mean():+.3f} [{less:+.3f}, {more:+.3f}]"
     reciprocal = np.where(places > 0, 1 / np.maximum(places, 1), 0).mean()
+    p50, p95 = np.percentile(seconds * 1e3, [50, 95])
     print(
         f"{name:<38} {gain.mean():.3f} [{low:.3f}, {high:.3f}]  {(places > 0).mean():.3f}  "
-        f"{reciprocal:.3f}  {np.median(seconds) * 1e3:6.1f} ms{against}",
+        f"{reciprocal:.3f}  {p50:6.1f} {p95:6.1f}{against}",
         flush=True,
     )
+
+
+def resident() -> int:
+    """Return how much memory the process holds, in bytes."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 # -- contestants --
 
 
-def contestants(
-    pairs: Sequence[tuple[Document, str]], folder: Path, model: CallableEmbedder
-) -> Iterator[tuple[str, Search]]:
-    documents = [document for document, _ in pairs]
-    yield "bm25s, whole pages", bm25s_search(documents)
-    yield "Chroma, 1,000 characters", chroma_search(documents, folder, model)
-    for peer in (llama_index_search, haystack_search):
-        try:
-            yield peer.__doc__ or "", peer(documents, model)
-        except ImportError as error:
-            print(f"({peer.__doc__} left out: {error})")
-    kb = Knowledge(folder / "kb", embedder=model)
-    began = time.perf_counter()
-    done = kb.ingest_sync(*documents)
-    took = time.perf_counter() - began
-    began = time.perf_counter()
-    kb.ingest_sync(*documents)
-    again = time.perf_counter() - began
-    print(f"(Atlas: {done.chunks} passages in {took:.1f} s, unchanged again in {again:.2f} s)")
+Build = Callable[[], Search]
+
+
+def peers(
+    documents: Sequence[Document], folder: Path, model: CallableEmbedder
+) -> Iterator[tuple[str, Build, Path | None]]:
+    """Yield each peer's name, what builds its index and returns its search, and its folder."""
+    yield "bm25s, whole pages", lambda: bm25s_search(documents), None
+    chroma = folder / "plain-chroma"
+    yield "Chroma, 1,000 characters", lambda: chroma_search(documents, chroma, model), chroma
+    yield (
+        "LlamaIndex, defaults, rank fusion",
+        lambda: llama_index_search(documents, model),
+        None,
+    )
+    yield "Haystack, words/200, rank fusion", lambda: haystack_search(documents, model), None
+
+
+def ours(kb: Knowledge) -> Iterator[tuple[str, Search]]:
     yield "Atlas keyword", lambda q: [h.source for h in kb.search_sync(q, k=60, mode="keyword")]
     yield "Atlas dense", lambda q: [h.source for h in kb.search_sync(q, k=60, mode="dense")]
     rrf = Ranking(fusion="rrf")
@@ -167,7 +180,6 @@ def contestants(
         "Atlas hybrid",
         lambda q: [h.source for h in kb.search_sync(q, k=10, per_document=1)],
     )
-    kb.close()
 
 
 def bm25s_search(documents: Sequence[Document]) -> Search:
@@ -193,7 +205,7 @@ def windows(text: str, size: int, overlap: int) -> list[str]:
 def chroma_search(documents: Sequence[Document], folder: Path, model: CallableEmbedder) -> Search:
     import chromadb
 
-    client = chromadb.PersistentClient(str(folder / "plain-chroma"))
+    client = chromadb.PersistentClient(str(folder))
     collection = client.get_or_create_collection("pages", embedding_function=None)
     texts, ids, names = [], [], []
     for document in documents:
@@ -216,7 +228,6 @@ def chroma_search(documents: Sequence[Document], folder: Path, model: CallableEm
 
 
 def llama_index_search(documents: Sequence[Document], model: CallableEmbedder) -> Search:
-    """LlamaIndex, defaults, rank fusion"""
     from llama_index.core import Document as Page
     from llama_index.core import VectorStoreIndex
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -244,7 +255,6 @@ def llama_index_search(documents: Sequence[Document], model: CallableEmbedder) -
 
 
 def haystack_search(documents: Sequence[Document], model: CallableEmbedder) -> Search:
-    """Haystack, words/200, rank fusion"""
     from haystack import Document as Page
     from haystack.components.preprocessors import DocumentSplitter
     from haystack.components.retrievers.in_memory import (
@@ -288,29 +298,64 @@ def fused(ask: Callable[[object, str], list[str]], *retrievers: object) -> Searc
 
 def quality(options: argparse.Namespace, folder: Path) -> None:
     pairs = corpus(options.split, options.documents)
-    print(f"{len(pairs)} pages, split {options.split!r}; the query is the description\n")
+    documents = [document for document, _ in pairs]
+    size = sum(len(document.text.encode()) for document in documents)
+    print(
+        f"{len(pairs)} pages, {size / 1e6:.1f} MB, split {options.split!r}; the query is the "
+        f"description. What building costs is told without the time of the embedding model.\n"
+    )
     local = MiniLM()
     cache = VectorCache(folder / "benchmark.vectors", local.dimension)
+    spent = [0.0]
 
     def embed(texts: Sequence[str]) -> np.ndarray:
+        began = time.perf_counter()
         for begin in range(0, len(texts), 256):
             cache.embed(texts[begin : begin + 256], local.embed)
             cache.flush()
-        return cache.take(cache.embed(texts, local.embed)[0])
+        vectors = cache.take(cache.embed(texts, local.embed)[0])
+        spent[0] += time.perf_counter() - began
+        return vectors
 
     model = CallableEmbedder(
         embed, name=local.name, dimension=local.dimension, token_starts=local.token_starts
     )
+    model.embed([query for _, query in pairs])  # so that a query's time is that of the search
     shutil.rmtree(folder / "kb", ignore_errors=True)
     shutil.rmtree(folder / "plain-chroma", ignore_errors=True)
-    print(f"{'':<38} nDCG@10 [95 %]        recall  MRR     p50        against the best peer")
+
+    def built(name: str, build: Callable[[], Built], kept: Path | None) -> Built:
+        spent[0], held, began = 0.0, resident(), time.perf_counter()
+        made = build()
+        took = time.perf_counter() - began - spent[0]
+        room = f"{disk(kept) / size:.2f} x the text on disk" if kept else "nothing on disk"
+        print(
+            f"({name}: {len(documents) / took:.0f} documents/s, "
+            f"{max(0, resident() - held) / 1e6:.0f} MB more memory, {room})"
+        )
+        return made
+
+    def ingested() -> Knowledge:
+        kb = Knowledge(folder / "kb", embedder=model)
+        kb.ingest_sync(*documents)
+        return kb
+
+    title = "nDCG@10 [95 %]        recall MRR    p50    p95 ms  against the best peer"
+    print(f"{'':<38} {title}")
     best: np.ndarray | None = None
-    for name, search in contestants(pairs, folder, model):
+    for name, build, kept in peers(documents, folder, model):
+        try:
+            search = built(name, build, kept)
+        except ImportError as error:
+            print(f"({name} left out: {error})")
+            continue
         places, seconds = measure(pairs, search)
-        ours = name.startswith("Atlas")
-        report(name, places, seconds, best if ours else None)
-        if not ours and (best is None or gains(places).mean() > gains(best).mean()):
+        report(name, places, seconds, None)
+        if best is None or gains(places).mean() > gains(best).mean():
             best = places
+    with built("Atlas", ingested, folder / "kb") as kb:
+        for name, search in ours(kb):
+            report(name, *measure(pairs, search), best)
     cache.close()
 
 

@@ -91,6 +91,19 @@ def test_html_as_a_reader_sees_it(tmp_path: Path) -> None:
     assert not any(word in page.text for word in ("menu", "bad", "note", "b{}"))
 
 
+def test_xhtml(tmp_path: Path) -> None:
+    content = (
+        '<?xml version="1.0" encoding="iso-8859-1"?>\n<!DOCTYPE html>\n'
+        '<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="fr"><head><title>Été</title>'
+        '<meta property="article:author" content="Ann"/></head><body><p>Déjà vu</p></body></html>'
+    ).encode("latin-1")
+
+    page = load(tmp_path, "page.xhtml", content)
+
+    assert (page.title, page.text.strip()) == ("Été", "Déjà vu")
+    assert (page.metadata["language"], page.metadata["author"]) == ("fr", "Ann")
+
+
 def test_pdf(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="damaged PDF"):
         load(tmp_path, "bad.pdf", b"%PDF-1.4 nothing")
