@@ -8,7 +8,7 @@ sees the same texts and the same embedding model: bm25s on whole pages, Chroma a
 shows it, and, where they are installed, LlamaIndex and Haystack with their defaults and rank fusion.
 
 ``--folder`` keeps vectors between runs. ``--scale`` measures queries and disk over that many passages
-of made-up text and vectors instead of quality.
+of all manual pages, with vectors that are made up, instead of quality.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import os
-import random
 import re
 import resource
 import shutil
@@ -26,6 +25,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from atlas.knowledge.vectors import VectorCache
 
 PAGES = Path("/usr/share/man")
 Search = Callable[[str], Sequence[str]]
+Built = TypeVar("Built")
 
 
 # -- the corpus: pages without their description, and the descriptions as queries --
@@ -68,24 +69,36 @@ def known_item(path: Path) -> tuple[Document, str] | None:
     """Return a page without its description, and the description; None for unusable ones."""
     if path.name.startswith("gcloud"):  # 16,000 pages of one kind would be the whole corpus
         return None
-    raw = gzip.decompress(path.read_bytes())
-    if not 1_500 < len(raw) < 80_000:
+    if not 1_500 < len(gzip.decompress(path.read_bytes())) < 80_000:
         return None
-    page = read_manual(path.name.removesuffix(".gz"), raw.decode("utf-8", "replace"))
+    page = manual(path)
+    span = description(page)
+    if span is None:
+        return None
+    start, end = span
+    said = page.text[start:end]
+    text = page.text[:start] + page.text[end:]
+    text = text.replace(said.strip(), " " * len(said.strip()))
+    headings = [
+        replace(h, offset=h.offset - (len(said) if h.offset > start else 0)) for h in page.headings
+    ]
+    return replace(page, text=text, headings=headings), " ".join(said.split())
+
+
+def manual(path: Path) -> Document:
+    content = gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
+    return read_manual(path.name.removesuffix(".gz"), content)
+
+
+def description(page: Document) -> tuple[int, int] | None:
+    """Return where in a page its one-line description is; None when it has none of three words."""
     for heading, after in zip(page.headings, page.headings[1:], strict=False):
         if heading.title.upper() == "NAME":
             begin = heading.offset + len(heading.title)
             match = re.match(r"\s*.*?\s[-–—]+\s+(.*)", page.text[begin : after.offset], re.DOTALL)
             if match is None or len(match[1].split()) < 3:
                 return None
-            start, length = begin + match.start(1), len(match[1])
-            text = page.text[:start] + page.text[start + length :]
-            text = text.replace(match[1].strip(), " " * len(match[1].strip()))
-            headings = [
-                replace(h, offset=h.offset - (length if h.offset > start else 0))
-                for h in page.headings
-            ]
-            return replace(page, text=text, headings=headings), " ".join(match[1].split())
+            return begin + match.start(1), begin + match.end(1)
     return None
 
 
@@ -118,35 +131,46 @@ def report(name: str, places: np.ndarray, seconds: np.ndarray, best: np.ndarray 
         less, more = np.percentile(difference[drawn].mean(1), [2.5, 97.5])
         against = f"  {difference.mean():+.3f} [{less:+.3f}, {more:+.3f}]"
     reciprocal = np.where(places > 0, 1 / np.maximum(places, 1), 0).mean()
+    p50, p95 = np.percentile(seconds * 1e3, [50, 95])
     print(
         f"{name:<38} {gain.mean():.3f} [{low:.3f}, {high:.3f}]  {(places > 0).mean():.3f}  "
-        f"{reciprocal:.3f}  {np.median(seconds) * 1e3:6.1f} ms{against}",
+        f"{reciprocal:.3f}  {p50:6.1f} {p95:6.1f}{against}",
         flush=True,
     )
+
+
+def resident() -> int:
+    """Return how much memory the process holds, in bytes."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 # -- contestants --
 
 
-def contestants(
-    pairs: Sequence[tuple[Document, str]], folder: Path, model: CallableEmbedder
-) -> Iterator[tuple[str, Search]]:
-    documents = [document for document, _ in pairs]
-    yield "bm25s, whole pages", bm25s_search(documents)
-    yield "Chroma, 1,000 characters", chroma_search(documents, folder, model)
-    for peer in (llama_index_search, haystack_search):
-        try:
-            yield peer.__doc__ or "", peer(documents, model)
-        except ImportError as error:
-            print(f"({peer.__doc__} left out: {error})")
-    kb = Knowledge(folder / "kb", embedder=model)
-    began = time.perf_counter()
-    done = kb.ingest_sync(*documents)
-    took = time.perf_counter() - began
-    began = time.perf_counter()
-    kb.ingest_sync(*documents)
-    again = time.perf_counter() - began
-    print(f"(Atlas: {done.chunks} passages in {took:.1f} s, unchanged again in {again:.2f} s)")
+Build = Callable[[], Search]
+
+
+def peers(
+    documents: Sequence[Document], folder: Path, model: CallableEmbedder
+) -> Iterator[tuple[str, Build, Path | None]]:
+    """Yield each peer's name, what builds its index and returns its search, and its folder."""
+    yield "bm25s, whole pages", lambda: bm25s_search(documents), None
+    chroma = folder / "plain-chroma"
+    yield "Chroma, 1,000 characters", lambda: chroma_search(documents, chroma, model), chroma
+    yield (
+        "LlamaIndex, defaults, rank fusion",
+        lambda: llama_index_search(documents, model),
+        None,
+    )
+    yield "Haystack, words/200, rank fusion", lambda: haystack_search(documents, model), None
+
+
+def ours(kb: Knowledge) -> Iterator[tuple[str, Search]]:
     yield "Atlas keyword", lambda q: [h.source for h in kb.search_sync(q, k=60, mode="keyword")]
     yield "Atlas dense", lambda q: [h.source for h in kb.search_sync(q, k=60, mode="dense")]
     rrf = Ranking(fusion="rrf")
@@ -156,7 +180,6 @@ def contestants(
         "Atlas hybrid",
         lambda q: [h.source for h in kb.search_sync(q, k=10, per_document=1)],
     )
-    kb.close()
 
 
 def bm25s_search(documents: Sequence[Document]) -> Search:
@@ -182,7 +205,7 @@ def windows(text: str, size: int, overlap: int) -> list[str]:
 def chroma_search(documents: Sequence[Document], folder: Path, model: CallableEmbedder) -> Search:
     import chromadb
 
-    client = chromadb.PersistentClient(str(folder / "plain-chroma"))
+    client = chromadb.PersistentClient(str(folder))
     collection = client.get_or_create_collection("pages", embedding_function=None)
     texts, ids, names = [], [], []
     for document in documents:
@@ -205,7 +228,6 @@ def chroma_search(documents: Sequence[Document], folder: Path, model: CallableEm
 
 
 def llama_index_search(documents: Sequence[Document], model: CallableEmbedder) -> Search:
-    """LlamaIndex, defaults, rank fusion"""
     from llama_index.core import Document as Page
     from llama_index.core import VectorStoreIndex
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -233,7 +255,6 @@ def llama_index_search(documents: Sequence[Document], model: CallableEmbedder) -
 
 
 def haystack_search(documents: Sequence[Document], model: CallableEmbedder) -> Search:
-    """Haystack, words/200, rank fusion"""
     from haystack import Document as Page
     from haystack.components.preprocessors import DocumentSplitter
     from haystack.components.retrievers.in_memory import (
@@ -277,29 +298,64 @@ def fused(ask: Callable[[object, str], list[str]], *retrievers: object) -> Searc
 
 def quality(options: argparse.Namespace, folder: Path) -> None:
     pairs = corpus(options.split, options.documents)
-    print(f"{len(pairs)} pages, split {options.split!r}; the query is the description\n")
+    documents = [document for document, _ in pairs]
+    size = sum(len(document.text.encode()) for document in documents)
+    print(
+        f"{len(pairs)} pages, {size / 1e6:.1f} MB, split {options.split!r}; the query is the "
+        f"description. What building costs is told without the time of the embedding model.\n"
+    )
     local = MiniLM()
     cache = VectorCache(folder / "benchmark.vectors", local.dimension)
+    spent = [0.0]
 
     def embed(texts: Sequence[str]) -> np.ndarray:
+        began = time.perf_counter()
         for begin in range(0, len(texts), 256):
             cache.embed(texts[begin : begin + 256], local.embed)
             cache.flush()
-        return cache.take(cache.embed(texts, local.embed)[0])
+        vectors = cache.take(cache.embed(texts, local.embed)[0])
+        spent[0] += time.perf_counter() - began
+        return vectors
 
     model = CallableEmbedder(
         embed, name=local.name, dimension=local.dimension, token_starts=local.token_starts
     )
+    model.embed([query for _, query in pairs])  # so that a query's time is that of the search
     shutil.rmtree(folder / "kb", ignore_errors=True)
     shutil.rmtree(folder / "plain-chroma", ignore_errors=True)
-    print(f"{'':<38} nDCG@10 [95 %]        recall  MRR     p50        against the best peer")
+
+    def built(name: str, build: Callable[[], Built], kept: Path | None) -> Built:
+        spent[0], held, began = 0.0, resident(), time.perf_counter()
+        made = build()
+        took = time.perf_counter() - began - spent[0]
+        room = f"{disk(kept) / size:.2f} x the text on disk" if kept else "nothing on disk"
+        print(
+            f"({name}: {len(documents) / took:.0f} documents/s, "
+            f"{max(0, resident() - held) / 1e6:.0f} MB more memory, {room})"
+        )
+        return made
+
+    def ingested() -> Knowledge:
+        kb = Knowledge(folder / "kb", embedder=model)
+        kb.ingest_sync(*documents)
+        return kb
+
+    title = "nDCG@10 [95 %]        recall MRR    p50    p95 ms  against the best peer"
+    print(f"{'':<38} {title}")
     best: np.ndarray | None = None
-    for name, search in contestants(pairs, folder, model):
+    for name, build, kept in peers(documents, folder, model):
+        try:
+            search = built(name, build, kept)
+        except ImportError as error:
+            print(f"({name} left out: {error})")
+            continue
         places, seconds = measure(pairs, search)
-        ours = name.startswith("Atlas")
-        report(name, places, seconds, best if ours else None)
-        if not ours and (best is None or gains(places).mean() > gains(best).mean()):
+        report(name, places, seconds, None)
+        if best is None or gains(places).mean() > gains(best).mean():
             best = places
+    with built("Atlas", ingested, folder / "kb") as kb:
+        for name, search in ours(kb):
+            report(name, *measure(pairs, search), best)
     cache.close()
 
 
@@ -341,59 +397,57 @@ def speed(folder: Path, split: str) -> None:
 
 
 def scale(rows: int, folder: Path) -> None:
-    """Measure queries and disk with many passages; their vectors are made up."""
+    """Measure queries and disk with many passages: manual pages, with vectors that are made up."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((500, 384)).astype(np.float32)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        seeds = [zlib.crc32(text.encode()) for text in texts]
+        seeds = [zlib.crc32(text.encode("utf-8", "replace")) for text in texts]
         noise = [np.random.default_rng(seed).standard_normal(384) for seed in seeds]
         return centres[[seed % 500 for seed in seeds]] + 0.8 * np.array(noise, np.float32)
 
-    vocabulary = [
-        f"{a}{b}{c}"
-        for a in "bdfgklmnprstvz"
-        for b in "aeiou"
-        for c in ("n", "rel", "tos", "mi", "lak")
-    ]
-    weights = 1 / np.arange(1, len(vocabulary) + 1) ** 0.7
-    model = CallableEmbedder(embed, name="made-up", dimension=384)
-    per_document = 10
-
-    def document(number: int) -> Document:
-        words = random.Random(number).choices(vocabulary, weights, k=per_document * 130)
-        paragraphs = [" ".join(words[i : i + 130]) for i in range(0, len(words), 130)]
-        return Document(
-            source=f"d{number}",
-            title=" ".join(words[:4]),
-            text="\n\n".join(paragraphs),
-            metadata={"group": number % 100},
-        )
-
+    model = CallableEmbedder(
+        embed, name="made-up", dimension=384, token_starts=MiniLM().token_starts
+    )
     shutil.rmtree(folder / "scale", ignore_errors=True)
+    size = passages = 0
+    queries: list[str] = []
+    began = time.perf_counter()
     with Knowledge(folder / "scale", embedder=model) as kb:
-        began = time.perf_counter()
-        size = 0
-        for first in range(0, rows // per_document, 500):
-            batch = [document(n) for n in range(first, min(first + 500, rows // per_document))]
-            size += sum(len(each.text.encode()) for each in batch)
-            kb.ingest_sync(*batch)
-        print(f"\n{rows} passages stored in {time.perf_counter() - began:.0f} s")
+        paths = (path for path in PAGES.glob("man*/*.gz") if not path.is_symlink())
+        everything = sorted(paths, key=lambda path: zlib.crc32(path.name.encode()))
+        for first in range(0, len(everything), 300):
+            batch = []
+            for number, path in enumerate(everything[first : first + 300]):
+                page = manual(path)
+                batch.append(replace(page, metadata={**page.metadata, "group": number % 100}))
+                size += len(page.text.encode())
+                span = description(page)
+                if span is not None and len(queries) < 400:
+                    queries.append(" ".join(page.text[slice(*span)].split()))
+            passages += kb.ingest_sync(*batch).chunks
+            if passages >= rows:
+                break
+    took = time.perf_counter() - began
+    print(f"{passages} passages of {size / 1e6:.0f} MB of manual pages stored in {took:.0f} s")
     began = time.perf_counter()
     with Knowledge(folder / "scale", embedder=model) as kb:
         kb.search_sync("warm up")
         print(f"opened and first search: {time.perf_counter() - began:.1f} s")
-        disk = sum(path.stat().st_size for path in (folder / "scale").rglob("*") if path.is_file())
-        print(f"disk: {disk / 1e6:.0f} MB, {disk / size:.1f} x the text")
-        queries = [" ".join(random.Random(n).choices(vocabulary, k=6)) for n in range(-300, 0)]
+        files = [path for path in (folder / "scale").rglob("*") if path.is_file()]
+        parts = {path.relative_to(folder / "scale").parts[0]: 0 for path in files}
+        for path in files:
+            parts[path.relative_to(folder / "scale").parts[0]] += path.stat().st_size
+        told = ", ".join(f"{name} {part / size:.2f}" for name, part in sorted(parts.items()))
+        print(f"disk: {sum(parts.values()) / size:.2f} x the text ({told})")
         for name, where in (("hybrid", None), ("hybrid, filter keeps 1 %", "group == 7")):
-            took = []
+            spent = []
             for query in queries:
                 kb._vectors([query], kb._collection("main"))  # the query's embedding is not counted
                 at = time.perf_counter()
                 kb.search_sync(query, where=where)
-                took.append(time.perf_counter() - at)
-            p50, p95 = np.percentile(np.array(took) * 1e3, [50, 95])
+                spent.append(time.perf_counter() - at)
+            p50, p95 = np.percentile(np.array(spent[100:]) * 1e3, [50, 95])
             print(f"{name:<28} p50 {p50:.1f} ms  p95 {p95:.1f} ms")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"memory of the process at most: {peak:.0f} MB")

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from atlas.cli.options import json_option
 from atlas.errors import ConfigurationError
 from atlas.knowledge import Hit, Ingested, IngestProgress, Knowledge, SearchOptions
+from atlas.knowledge.loading import find_sources
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,17 +51,22 @@ def ingest(*, sources: tuple[str, ...], kb: str, collection: str, as_json: bool)
     """Read documents into a knowledge base; those it has just so are no work.
 
     PATHS are files, folders, patterns such as 'docs/**/*.md', and URLs. What cannot be read is
-    listed, and the others go on. After an interruption, say it again.
+    listed, and the others go on; it fails when nothing can be read. After an interruption, say it
+    again.
     """
+    # First, so that a wrong path does not leave an empty knowledge base behind.
+    found = find_sources(sources)
     with Knowledge(kb) as knowledge, progress_bar(silent=as_json) as advance:
-        done = knowledge.ingest_sync(*sources, collection=collection, on_progress=advance)
+        done = knowledge.ingest_sync(*found, collection=collection, on_progress=advance)
     if as_json:
         told = dataclasses.asdict(done) | {
             "skipped": [{"source": source, "reason": why} for source, why in done.skipped]
         }
         click.echo(json.dumps(told, ensure_ascii=False))
-        return
-    summarise(done)
+    else:
+        summarise(done)
+    if len(done.skipped) == len(found):
+        raise click.exceptions.Exit(1)
 
 
 @click.command()
@@ -169,13 +175,14 @@ def moment(at: str | None) -> int | datetime | None:
 @contextmanager
 def progress_bar(*, silent: bool) -> Iterator[Callable[[IngestProgress], None]]:
     """Show on standard error how far an ingest is; only in a terminal."""
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
         TextColumn("{task.fields[told]}"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=silent,
+        disable=silent or not console.is_terminal,
     )
     with bar:
         task = bar.add_task("", total=None, told="")

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from atlas.knowledge.filters import parse_filter as parse_filter
     from atlas.knowledge.hits import DocumentVersion as DocumentVersion
     from atlas.knowledge.hits import Hit as Hit
-    from atlas.knowledge.knowledge import Ingested as Ingested
-    from atlas.knowledge.knowledge import IngestProgress as IngestProgress
+    from atlas.knowledge.ingest import Ingested as Ingested
+    from atlas.knowledge.ingest import IngestProgress as IngestProgress
     from atlas.knowledge.knowledge import Knowledge as Knowledge
-    from atlas.knowledge.knowledge import Searching as Searching
-    from atlas.knowledge.knowledge import SearchOptions as SearchOptions
     from atlas.knowledge.loading import Loader as Loader
     from atlas.knowledge.minilm import MiniLM as MiniLM
+    from atlas.knowledge.options import Searching as Searching
+    from atlas.knowledge.options import SearchOptions as SearchOptions
     from atlas.knowledge.retrieval import Explanation as Explanation
     from atlas.knowledge.retrieval import QueryExpander as QueryExpander
     from atlas.knowledge.retrieval import Ranking as Ranking
@@ -68,15 +68,11 @@ __getattr__, __dir__ = exported(
         "atlas.knowledge.expansion": ("ProviderExpander",),
         "atlas.knowledge.filters": ("Filter", "parse_filter"),
         "atlas.knowledge.hits": ("DocumentVersion", "Hit"),
-        "atlas.knowledge.knowledge": (
-            "IngestProgress",
-            "Ingested",
-            "Knowledge",
-            "SearchOptions",
-            "Searching",
-        ),
+        "atlas.knowledge.ingest": ("IngestProgress", "Ingested"),
+        "atlas.knowledge.knowledge": ("Knowledge",),
         "atlas.knowledge.loading": ("Loader",),
         "atlas.knowledge.minilm": ("MiniLM",),
+        "atlas.knowledge.options": ("SearchOptions", "Searching"),
         "atlas.knowledge.retrieval": ("Explanation", "QueryExpander", "Ranking", "Reranker"),
         "atlas.knowledge.store": (
             "CollectionInfo",

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas.errors import ConfigurationError, nearest_name
 from atlas.knowledge.documents import Chunk, Field
 from atlas.knowledge.filters import All, AnyOf, Compare, Filter, Not
 from atlas.knowledge.keyword import KeywordIndex, Statistics
@@ -225,6 +226,34 @@ class Catalogue:
         """Return whether an index by words that was kept is of the first rows of this catalogue."""
         return words.size <= self.rows and self.mark(words.size) == mark
 
+    def check(self, condition: Filter) -> None:
+        """Refuse a condition that cannot hold for any document, whatever version.
+
+        Raises:
+            ConfigurationError: No document has a field that it names, or none has a value in it that
+                can be compared so.
+        """
+        if not isinstance(condition, Compare):
+            inner = (condition.condition,) if isinstance(condition, Not) else condition.conditions
+            for each in inner:
+                self.check(each)
+            return
+        if not self.size:
+            return
+        values = [value for value in self._column(condition.field)[1] if value is not None]
+        if not values:
+            known = sorted(self._fields)
+            raise ConfigurationError(
+                f"No document has a field {condition.field!r}{nearest_name(condition.field, known)}. "
+                f"The fields here are: {', '.join(known)}."
+            )
+        if not any(condition.suits(value) for value in values):
+            raise ConfigurationError(
+                f"{condition.field!r} is compared by {condition.operator!r} with "
+                f"{condition.value!r}, but holds values like {values[0]!r}. Give a value of that "
+                f"kind{', or compare by == or in' if condition.operator == 'contains' else ''}."
+            )
+
     # -- filtering: each field is a column of codes, so that each value is compared once --
 
     def _versions_with(self, condition: Filter) -> Mask:
@@ -245,6 +274,11 @@ class Catalogue:
     @cached_property
     def _filtered(self) -> dict[Filter, Mask]:
         return {}
+
+    @cached_property
+    def _fields(self) -> set[str]:
+        stored = [each.stored for each in self.versions[: self.size] if each.stored is not None]
+        return {"source", "title"}.union(*(each.document.metadata for each in stored))
 
     @cached_property
     def _columns(self) -> dict[str, tuple[NDArray[np.int32], list[Field | None]]]:

@@ -259,7 +259,7 @@ def look(path: str) -> None:
     client = chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False))
     for collection in client.list_collections():
         dimension = collection.metadata["dimension"]
-        found = collection.get(limit=1, include=["embeddings"])
+        found = collection.get(include=[])
         if found["ids"]:
             question = np.ones((1, dimension), np.float32)
             collection.query(query_embeddings=question, n_results=1, include=["distances"])

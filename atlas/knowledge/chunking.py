@@ -280,12 +280,17 @@ _CODE_CUTS: Final[tuple[Cuts, ...]] = (
 # -- cutting --------------------------------------------------------------------------------------
 
 
+# A token that is longer counts as one for each so many letters.
+_LONGEST: Final = 64
+_LETTERS: Final = 16
+
+
 class _Ruler:
     """Measures spans of one text in tokens."""
 
     def __init__(self, text: str, token_starts: TokenStarts) -> None:
         self.text = text
-        self._starts: list[int] = token_starts(text).tolist()
+        self._starts: list[int] = _filled(token_starts(text), len(text)).tolist()
 
     def tokens(self, span: Span) -> int:
         return bisect_left(self._starts, span[1]) - bisect_left(self._starts, span[0])
@@ -308,6 +313,21 @@ class _Ruler:
         while begin < place and begin > limit and not self.text[begin - 1].isspace():
             begin += 1
         return begin
+
+
+def _filled(starts: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """Return the starts of tokens, with some more within those that are longer than a word is.
+
+    A model takes base64 or a minified script for one unknown word, of megabytes perhaps.
+    """
+    lengths = np.diff(starts, append=end)
+    inside = [
+        np.arange(start + _LETTERS, start + length, _LETTERS)
+        for start, length in zip(
+            starts[lengths > _LONGEST], lengths[lengths > _LONGEST], strict=True
+        )
+    ]
+    return np.sort(np.concatenate([starts, *inside])) if inside else starts
 
 
 def _cut(
@@ -385,10 +405,10 @@ def _chunks(document: Document, ruler: _Ruler, spans: Iterable[Span]) -> list[Ch
     return chunks
 
 
-def _check(size: int, overlap: int) -> None:
-    if size < 8:
-        raise ConfigurationError(f"size is {size!r}. Give at least 8 tokens to a passage.")
-    if not 0 <= overlap < size:
+def _check(size: object, overlap: object) -> None:
+    if not isinstance(size, int) or size < 8:
+        raise ConfigurationError(f"size is {size!r}. Give a number of tokens from 8 on.")
+    if not (isinstance(overlap, int) and 0 <= overlap < size):
         raise ConfigurationError(
             f"overlap is {overlap!r}. Give a number of tokens from 0 to below the size, {size}."
         )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
+
+from atlas.errors import ValidationError
 
 __all__ = ["Chunk", "Document", "Field", "Heading", "Kind", "heading_path"]
 
@@ -13,6 +17,10 @@ Field: TypeAlias = str | int | float | bool
 
 Kind: TypeAlias = Literal["prose", "code", "table"]
 """How a text is built, which decides where it may be cut."""
+
+
+# What the log has no form for.
+_UNFIT: Final = re.compile("[\\0\\ud800-\\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,9 @@ class Document:
         headings: Its headings, in the order of the text.
         kind: How the text is built.
         metadata: Facts to filter by, such as ``author``, ``language``, ``format``, ``modified``.
+
+    Raises:
+        ValidationError: A name or a text is none, or a fact cannot be filtered by.
     """
 
     source: str
@@ -50,6 +61,26 @@ class Document:
     headings: Sequence[Heading] = ()
     kind: Kind = "prose"
     metadata: Mapping[str, Field] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _is_name(self.source):
+            rule = "a text that is not empty, without NUL and lone surrogates"
+            raise ValidationError("Document", "source", self.source, rule)
+        for name in ("text", "title"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ValidationError("Document", name, value, "a text")
+        for name, value in self.metadata.items():
+            if not _is_fact(value):
+                rule = "a text, a finite number, True or False"
+                raise ValidationError("Document", f"metadata.{name}", value, rule)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and not _UNFIT.search(value)
+
+
+def _is_fact(value: object) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 @dataclass(frozen=True, slots=True)

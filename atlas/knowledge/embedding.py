@@ -71,7 +71,13 @@ def embed_checked(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     Raises:
         EmbeddingError: It is not one vector of finite numbers, and the promised length, per text.
     """
-    vectors = np.asarray(embedder.embed(texts), np.float32)
+    try:
+        vectors = np.asarray(embedder.embed(texts), np.float32)
+    except (TypeError, ValueError) as error:
+        raise EmbeddingError(
+            f"The embedding model {embedder.name!r} did not return a vector of numbers for each of "
+            f"{len(texts)} texts: {error}"
+        ) from error
     if vectors.shape != (len(texts), embedder.dimension):
         raise EmbeddingError(
             f"The embedding model {embedder.name!r} returned numbers of shape {vectors.shape} for "

@@ -3,7 +3,8 @@
     author == "Ann" and year >= 2020
     language in ["en", "de"] and not (title contains "draft")
 
-A condition on a field that a document does not have is false, except ``!=``.
+A condition on a field that a document does not have is false, except ``!=``. A search refuses a
+condition on a field that no document has, and one that compares a field with another kind of value.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ class Compare:
             return order < 0 or (order == 0 and self.operator == "<=")
         return order > 0 or (order == 0 and self.operator == ">=")
 
+    def suits(self, found: Field) -> bool:
+        """Return whether a value is of a kind that can be compared so."""
+        if self.operator == "contains":
+            return isinstance(found, str)
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        return any(_kind(value) is _kind(found) for value in values)
+
 
 @dataclass(frozen=True, slots=True)
 class All:
@@ -90,6 +98,11 @@ def matches(condition: Filter, metadata: Mapping[str, Field]) -> bool:
             return not matches(condition.condition, metadata)
 
 
+def _kind(value: Field) -> type:
+    """Return the kind of a value; all numbers are of one."""
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
+
+
 def _equal(found: Field | None, value: object) -> bool:
     # True is no number here: 1 == True would find what nobody asked for.
     return found == value and isinstance(found, bool) == isinstance(value, bool)
@@ -119,6 +132,10 @@ _OPERATORS: Final[Mapping[str, Operator]] = {
 }  # fmt: skip
 
 
+# Reading goes as deep as brackets do.
+_DEEPEST: Final = 200
+
+
 def parse_filter(text: str) -> Filter:
     """Return the condition that a text states.
 
@@ -141,6 +158,11 @@ class _Parser:
         self._next = 0
 
     def whole(self) -> Filter:
+        if sum(token in {"(", "not"} for _, token in self._tokens) > _DEEPEST:
+            raise ConfigurationError(
+                f"The condition {self._text[:60]!r}… has more than {_DEEPEST} brackets and `not`s. "
+                f"Write it shorter: `in` takes many values at once."
+            )
         condition = self._any()
         if self._next < len(self._tokens):
             raise self._error("the end, `and` or `or`")

@@ -8,9 +8,11 @@ and small collections are searched faster without it.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from atlas.errors import StoreError
 from atlas.knowledge.catalogue import Catalogue
@@ -23,6 +25,9 @@ __all__ = ["IndexFiles"]
 # Smaller collections are searched vector by vector.
 _WORTH_A_STORE = 5_000
 _READ_AT_ONCE = 1 << 20
+_GRAPH = re.compile(r"\.(bin|pickle)$")
+
+State = Literal["intact", "touched", "damaged"]
 
 
 class IndexFiles:
@@ -76,13 +81,13 @@ class IndexFiles:
             return
         # Nobody writes while it is opened; what others write after that is found without it.
         try:
-            marks, intact = self._left_behind()
+            marks, state = self._left_behind()
             mark = held.catalogue.mark(held.catalogue.rows).hex()
-            if marks.get(held.info.name) != mark:
+            if marks.get(held.info.name) != mark or state == "damaged":
                 return
-            if self._store is None and (intact or self._is_sound()):
+            if self._store is None and (state == "intact" or self._is_sound()):
                 self._store = self._opened()
-            if self._store is not None and (intact or held.is_in_step_with(self._store)):
+            if self._store is not None and (state == "intact" or held.is_in_step_with(self._store)):
                 self._marks = marks
                 held.use(self._store)
                 self._unusable = False
@@ -104,10 +109,10 @@ class IndexFiles:
             return None
         reason = "it was not closed properly"
         if self._store is None:
-            self._marks, intact = self._left_behind()
-            if not intact:
+            self._marks, state = self._left_behind()
+            if state != "intact":
                 self._marks = {}
-            if not intact and not self._is_sound():
+            if state == "damaged" or (state == "touched" and not self._is_sound()):
                 reason = "it was damaged"
                 _delete(self._folder / "chroma")
             self._state.unlink(missing_ok=True)
@@ -174,17 +179,20 @@ class IndexFiles:
         unfinished.write_text(json.dumps(state, indent=1), encoding="utf-8")
         unfinished.replace(self._state)
 
-    def _left_behind(self) -> tuple[dict[str, str], bool]:
-        """Return what the store holds, and whether its files are as they were left.
-
-        Nothing, when its last writer has not closed it.
-        """
+    def _left_behind(self) -> tuple[dict[str, str], State]:
+        """Return what the store holds, and what has become of its files since it was closed."""
         assert self._folder is not None
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
-            return dict(state["marks"]), state["files"] == _fingerprint(self._folder / "chroma")
+            marks, files = dict(state["marks"]), dict(state["files"])
         except (OSError, ValueError, KeyError, TypeError):
-            return {}, False
+            return {}, "touched"  # its last writer has not closed it
+        now = _fingerprint(self._folder / "chroma")
+        different = {name for name in files.keys() | now.keys() if files.get(name) != now.get(name)}
+        if not different:
+            return marks, "intact"
+        # Reading changes Chroma's database, but never the files of its graphs.
+        return marks, "damaged" if any(map(_GRAPH.search, different)) else "touched"
 
 
 def _fingerprint(folder: Path) -> dict[str, list[int]]:

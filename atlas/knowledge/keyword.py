@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -65,17 +65,19 @@ def terms(text: str) -> list[str]:
     The parts of ``camelCase`` and ``snake_case`` words are terms too; of scripts written without
     spaces, each pair of neighbouring signs is one.
     """
-    found: list[str] = []
-    for word in _WORD.findall(text):
-        found.append(_stem(word.lower()))
-        if not word.islower() and len(parts := _HUMP.split(word)) > 1:
-            found.extend(_stem(part.lower()) for part in parts)
-        elif not word.isascii() and _UNSPACED.search(word):
-            found.extend("".join(pair) for pair in pairwise(word))
-    return found
+    return [*chain.from_iterable(map(_terms_of, _WORD.findall(text)))]
 
 
 @lru_cache(maxsize=200_000)
+def _terms_of(word: str) -> tuple[str, ...]:
+    whole = _stem(word.lower())
+    if not word.islower() and len(parts := _HUMP.split(word)) > 1:
+        return (whole, *(_stem(part.lower()) for part in parts))
+    if not word.isascii() and _UNSPACED.search(word):
+        return (whole, *("".join(pair) for pair in pairwise(word)))
+    return (whole,)
+
+
 def _stem(word: str) -> str:
     if len(word) < 4 or not word.isascii() or not word.isalpha():
         return word

@@ -16,13 +16,12 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from datetime import datetime
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
-from typing import Final, Self, TypedDict, TypeVar
+from typing import Final, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,135 +33,46 @@ from atlas.core.log.records import NewRecord
 from atlas.core.messages import Event
 from atlas.errors import (
     ConfigurationError,
-    DocumentError,
     KnowledgeError,
+    StoreError,
     UnknownNameError,
     UnknownVersionError,
     nearest_name,
 )
 from atlas.knowledge.catalogue import Version
 from atlas.knowledge.chunking import Chunker, StructureChunker
-from atlas.knowledge.collection import Collection, Prepared
+from atlas.knowledge.collection import Collection
 from atlas.knowledge.documents import Document
 from atlas.knowledge.embedding import Embedder, embed_checked
 from atlas.knowledge.filters import Filter, parse_filter
 from atlas.knowledge.hits import DocumentVersion, Hit, time_of
 from atlas.knowledge.index_files import IndexFiles
-from atlas.knowledge.loading import Loader, find_sources
+from atlas.knowledge.ingest import BATCH, Ingest, Ingested, IngestProgress, Tools, resolved
+from atlas.knowledge.loading import Loader
 from atlas.knowledge.messages import (
     CollectionCreated,
-    DocumentChanged,
-    DocumentIngested,
     DocumentRemoved,
-    DocumentSkipped,
     IndexRebuilt,
-    IngestFinished,
-    IngestStarted,
-    SearchMode,
     SearchPerformed,
 )
+from atlas.knowledge.options import Searching, SearchOptions
 from atlas.knowledge.records import (
     COLLECTION,
     collection_stream,
     pack_collection,
     unpack_collection,
 )
-from atlas.knowledge.retrieval import QueryExpander, Ranking, Reranker
+from atlas.knowledge.retrieval import Ranking
 from atlas.knowledge.search import Question, search
 from atlas.knowledge.store import CollectionInfo, KnowledgeStore, mixed, unknown
 from atlas.knowledge.vectors import VectorCache
 from atlas.providers.context import ContextPassage
 
-__all__ = ["IngestProgress", "Ingested", "Knowledge", "SearchOptions", "Searching"]
+__all__ = ["Knowledge"]
 
 T = TypeVar("T")
-_BATCH_CHUNKS: Final = 256
 _QUERIES_KEPT: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
-
-
-class SearchOptions(TypedDict, total=False):
-    """What a search can be told, beside the question.
-
-    Attributes:
-        k: How many passages to return; default 5.
-        collection: Where to search; default ``main``.
-        mode: ``hybrid`` (default), ``dense`` (by meaning) or ``keyword``.
-        where: A condition on the metadata, such as ``'author == "Ann" and year >= 2020'``.
-        at: Search as of a version of the knowledge base, or of a time; default: now.
-        per_document: Most passages of one document; default: any number.
-        diversity: From 0 (default: only fit counts) to 1: how much passages shall differ.
-        neighbours: How many passages before and after each hit to return with it; default 0.
-        ranking: How meaning and words are weighed.
-        reranker: Has the last word on the order.
-        expander: Finds other wordings of the question, which are searched too.
-        explain: Whether explanations tell each word's part.
-    """
-
-    k: int
-    collection: str
-    mode: SearchMode
-    where: str | Filter | None
-    at: int | datetime | None
-    per_document: int | None
-    diversity: float
-    neighbours: int
-    ranking: Ranking
-    reranker: Reranker | None
-    expander: QueryExpander | None
-    explain: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ingested:
-    """What an ingest did.
-
-    Attributes:
-        ingested: Documents that are new.
-        changed: Documents of which there is a new version.
-        unchanged: Documents that were there just so.
-        skipped: What could not be read: the sources, and why.
-        chunks: Passages of the new versions.
-        embedded: How many of them had not been seen anywhere before.
-        seconds: How long it took.
-        version: The version of the knowledge base now; search as of it later.
-    """
-
-    ingested: int
-    changed: int
-    unchanged: int
-    skipped: tuple[tuple[str, str], ...]
-    chunks: int
-    embedded: int
-    seconds: float
-    version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IngestProgress:
-    """How far an ingest is.
-
-    Attributes:
-        done: Sources that were looked at.
-        total: All sources of this call.
-        chunks: Passages stored so far.
-        seconds: Since the beginning.
-    """
-
-    done: int
-    total: int
-    chunks: int
-    seconds: float
-
-    @property
-    def per_second(self) -> float:
-        """Documents per second so far."""
-        return self.done / self.seconds if self.seconds else 0.0
-
-    @property
-    def remaining(self) -> float | None:
-        """Seconds until all is done, if it goes on so; None: nobody knows yet."""
-        return (self.total - self.done) / self.per_second if self.per_second else None
 
 
 class Knowledge:
@@ -183,6 +93,7 @@ class Knowledge:
         timeout: Seconds to wait for another process that writes.
 
     Raises:
+        StoreError: The folder cannot be made.
         LogError: The log in the folder cannot be opened.
     """
 
@@ -204,7 +115,7 @@ class Knowledge:
         self._loader = loader or Loader()
         self._timeout = timeout
         if self.path is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
+            _make(self.path)
         self._engine = LOGS.open_log(":memory:" if self.path is None else self.path / "log.db")
         self._files = IndexFiles(self.path, store)
         self._collections: dict[str, Collection] = {}
@@ -283,7 +194,12 @@ class Knowledge:
             held = self._collection(collection)
             self._open_store(held)
             for source in sources:
-                version = held.remove(self._known(held, source))
+                known = self._known(held, source)
+                if known not in held.catalogue.current:
+                    raise UnknownNameError(
+                        f"The document {known!r} was removed before.", name=known
+                    )
+                version = held.remove(known)
                 self._tell(DocumentRemoved(collection, version.source, version.number))
         return self.version
 
@@ -328,12 +244,17 @@ class Knowledge:
         Args:
             **options: See `SearchOptions`; ``k`` is 12 here: more than fit are left out.
         """
-        return Searching(self, {"k": 12, **options})
+        return Searching(self.search, {"k": 12, **options})
 
     def _search(self, query: str, wordings: tuple[str, ...], options: SearchOptions) -> list[Hit]:
         began = time.perf_counter()
-        if not query.strip():
-            raise ConfigurationError("The question is empty. Ask for something.")
+        if not _says_something(query):
+            raise ConfigurationError(f"The question is {query!r}. Ask for something, in words.")
+        known = SearchOptions.__annotations__
+        for name in options.keys() - known.keys():
+            raise ConfigurationError(
+                f"A search has no option {name!r}{nearest_name(name, known)}. See `SearchOptions`."
+            )
         name = options.get("collection", "main")
         held = self._collection(name)
         if not self._files.is_writer and held.is_behind():
@@ -366,7 +287,7 @@ class Knowledge:
             vectors=self._vectors(asked, held),
             k=options.get("k", 5),
             mode=mode,
-            where=parse_filter(where) if isinstance(where, str) else where,
+            where=_condition(where, held),
             at=self._position(options.get("at")),
             per_document=options.get("per_document"),
             diversity=options.get("diversity", 0.0),
@@ -398,6 +319,11 @@ class Knowledge:
             if at.tzinfo is None:
                 raise ConfigurationError(f"at is {at!r}. Give a time with its time zone.")
             return self._engine.position_at(int(at.timestamp() * 1e9))
+        if not isinstance(at, int):
+            raise ConfigurationError(
+                f"at is {at!r}. Give a version of the knowledge base, which is a number, or a "
+                f"datetime with its time zone."
+            )
         if not 0 <= at <= self.version:
             raise UnknownVersionError(
                 f"The knowledge base was never at version {at}; it is at {self.version}.",
@@ -536,11 +462,19 @@ class Knowledge:
         stop: threading.Event,
     ) -> Ingested:
         with self._writing:
-            wanted = _flat(sources)
+            wanted = resolved(sources)
             self._open_for_writing()
             into = self._writable(collection)
-            self._tell(IngestStarted(collection, len(wanted)))
-            return _Ingest(self, into, wanted, on_progress, stop).run()
+            tools = Tools(
+                loader=self._loader,
+                chunker=self._chunker,
+                tell=self._tell,
+                before_writing=lambda: self._open_store(into),
+                version=lambda: self.version,
+                stopped=lambda: stop.is_set() or self._closing,
+                on_progress=on_progress,
+            )
+            return Ingest(into, wanted, tools).run()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         self._refuse_closed()
@@ -577,7 +511,7 @@ class Knowledge:
 
     def _writable(self, name: str) -> Collection:
         """Return a collection to write into; make it when it is missing."""
-        if not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise ConfigurationError(
                 f"{name!r} is no name for a collection. Use letters, digits, '.', '_' and '-'."
             )
@@ -612,7 +546,7 @@ class Knowledge:
                     raise mixed(info, wanted)
                 held = Collection(info, self._engine, embedder, self._cache(info), self.path)
                 indexed = held.catch_up()
-                if indexed > _BATCH_CHUNKS and self.path is not None:
+                if indexed > BATCH and self.path is not None:
                     reason = "it was not kept, or is older than the log"
                     self._tell(IndexRebuilt(name, "words", reason, indexed, 0))
                 self._collections[name] = held
@@ -668,164 +602,34 @@ class Knowledge:
         )
 
 
-class Searching:
-    """A knowledge base with options of search, as a `ContextSource`; see `Knowledge.searching`."""
-
-    def __init__(self, knowledge: Knowledge, options: SearchOptions) -> None:
-        self._knowledge = knowledge
-        self._options = options
-
-    async def passages(self, question: str) -> list[ContextPassage]:
-        """Return passages for a model to answer from."""
-        hits = await self._knowledge.search(question, **self._options)
-        return [
-            ContextPassage(
-                text=hit.text,
-                citation=hit.citation,
-                title=hit.heading,
-                source=hit.source,
-                version=hit.version,
-                start=hit.start,
-                end=hit.end,
-            )
-            for hit in hits
-        ]
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"The folder {str(folder)!r} for the knowledge base cannot be made: {error.strerror}. "
+            f"Give the path of a folder, or of one that can be made."
+        ) from error
 
 
-class _Ingest:
-    """One call of ingest: reads, cuts, embeds and stores, batch by batch."""
+def _says_something(query: object) -> bool:
+    return isinstance(query, str) and bool(query.strip())
 
-    def __init__(
-        self,
-        knowledge: Knowledge,
-        into: Collection,
-        wanted: Sequence[str | Document],
-        on_progress: Callable[[IngestProgress], object] | None,
-        stop: threading.Event,
-    ) -> None:
-        self.stop = stop
-        self.knowledge = knowledge
-        self.into = into
-        self.wanted = wanted
-        self.on_progress = on_progress
-        self.began = time.perf_counter()
-        self.batch: list[Prepared] = []
-        self.done = Ingested(
-            ingested=0,
-            changed=0,
-            unchanged=0,
-            skipped=(),
-            chunks=0,
-            embedded=0,
-            seconds=0,
-            version=0,
+
+def _is_name(collection: object) -> bool:
+    return isinstance(collection, str) and _NAME.fullmatch(collection) is not None
+
+
+def _condition(where: str | Filter | None, held: Collection) -> Filter | None:
+    condition = parse_filter(where) if isinstance(where, str) else where
+    if not isinstance(condition, Filter | None):
+        raise ConfigurationError(
+            f"where is {where!r}. Give a condition as a text, such as 'year >= 2020', or as a value "
+            f"of `parse_filter`."
         )
-        self.skipped: list[tuple[str, str]] = []
-
-    def run(self) -> Ingested:
-        for number, document in enumerate(self._documents(), 1):
-            if document is not None:
-                self._take(document)
-            if sum(len(each.chunks) for each in self.batch) >= _BATCH_CHUNKS:
-                self._store()
-            self._report(number)
-            if self.stop.is_set() or self.knowledge._closing:
-                break
-        self._store()
-        self.into.save_words()
-        done = replace(
-            self.done,
-            skipped=tuple(self.skipped),
-            seconds=time.perf_counter() - self.began,
-            version=self.knowledge.version,
-        )
-        self.knowledge._tell(
-            IngestFinished(
-                self.into.info.name,
-                done.ingested,
-                done.changed,
-                done.unchanged,
-                len(done.skipped),
-                done.chunks,
-                done.embedded,
-                round(done.seconds, 3),
-                done.version,
-            )
-        )
-        return done
-
-    def _documents(self) -> Iterator[Document | None]:
-        for source in self.wanted:
-            if isinstance(source, Document):
-                yield source
-                continue
-            try:
-                yield self.knowledge._loader.load(source)
-            except DocumentError as error:
-                self.skipped.append((source, str(error)))
-                self.knowledge._tell(DocumentSkipped(self.into.info.name, source, str(error)))
-                yield None
-
-    def _take(self, document: Document) -> None:
-        # Two versions of one document never share a batch: the second follows on the first.
-        if any(each.document.source == document.source for each in self.batch):
-            self._store()
-        prepared = self.into.prepare(document, self.knowledge._chunker)
-        if prepared is None:
-            self.done = replace(self.done, unchanged=self.done.unchanged + 1)
-            return
-        self.batch.append(prepared)
-
-    def _store(self) -> None:
-        batch, self.batch = self.batch, []
-        if not batch:
-            return
-        embedded = self.into.embed([text for each in batch for text in each.texts])
-        self.knowledge._open_store(self.into)
-        versions = self.into.commit(batch)
-        changed = sum(each.changed for each in batch)
-        chunks = sum(len(each.chunks) for each in batch)
-        self.done = replace(
-            self.done,
-            ingested=self.done.ingested + len(batch) - changed,
-            changed=self.done.changed + changed,
-            chunks=self.done.chunks + chunks,
-            embedded=self.done.embedded + embedded,
-        )
-        for each, version in zip(batch, versions, strict=True):
-            told = DocumentChanged if each.changed else DocumentIngested
-            self.knowledge._tell(
-                told(
-                    self.into.info.name,
-                    each.document.source,
-                    version.number,
-                    len(each.chunks),
-                )
-            )
-
-    def _report(self, number: int) -> None:
-        if self.on_progress is not None:
-            self.on_progress(
-                IngestProgress(
-                    done=number,
-                    total=len(self.wanted),
-                    chunks=self.done.chunks,
-                    seconds=time.perf_counter() - self.began,
-                )
-            )
-
-
-def _flat(sources: Iterable[str | PathLike[str] | Document]) -> list[str | Document]:
-    """Return each document once, patterns and folders resolved, in the given order."""
-    if not sources:
-        raise ConfigurationError("Nothing was given to ingest. Give paths, patterns or documents.")
-    found: list[str | Document] = []
-    for source in sources:
-        if isinstance(source, Document):
-            found.append(source)
-        else:
-            found += find_sources([fspath(source)])
-    return list({each if isinstance(each, str) else id(each): each for each in found}.values())
+    if condition is not None:
+        held.catalogue.check(condition)
+    return condition
 
 
 def _described(version: Version) -> DocumentVersion:

@@ -19,14 +19,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from atlas.errors import DocumentError
+from atlas.errors import DocumentError, MissingDependencyError
 from atlas.knowledge.documents import Document, Field
+from atlas.knowledge.language import language_of
 
 __all__ = ["FORMATS", "Loader", "Reader", "find_sources", "is_url"]
 
@@ -102,7 +104,7 @@ class Loader:
             else:
                 content, facts = self._read(Path(source))
             document = self._reader(source, content, str(facts.get("type", "")))(source, content)
-        except DocumentError:
+        except (DocumentError, MissingDependencyError):
             raise
         except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error) as error:
             raise self._unreadable(source, error) from error
@@ -112,6 +114,8 @@ class Loader:
         return _completed(document, facts)
 
     def _unreadable(self, source: str, error: Exception) -> DocumentError:
+        if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+            error = error.reason
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return DocumentError(
             f"{source!r} cannot be read: {why or type(error).__name__}.", source=source
@@ -142,7 +146,7 @@ class Loader:
             with urllib.request.urlopen(asked, timeout=self._timeout) as answer:  # noqa: S310
                 content = answer.read(self._max_bytes + 1)
                 kind = answer.headers.get_content_type()
-                modified = answer.headers.get("Last-Modified")
+                modified = _moment(answer.headers.get("Last-Modified", ""))
         except urllib.error.HTTPError as error:
             error.close()
             raise DocumentError(f"{url!r} answers {error.code}.", source=url) from error
@@ -240,17 +244,32 @@ def _suffix(source: str, kind: str) -> str:
     return PurePath(name.stem).suffix.lower() if suffix == ".gz" else suffix
 
 
+def _moment(header: str) -> str:
+    """Return the time in a header of HTTP in the form of ISO 8601; "" when it is none."""
+    try:
+        return parsedate_to_datetime(header).isoformat(timespec="seconds")
+    except ValueError:
+        return ""
+
+
 def _completed(document: Document, facts: Mapping[str, Field]) -> Document:
     """Return a document with a title and with what the file itself tells."""
     if not document.text.strip():
         raise DocumentError(
-            f"{document.source!r} holds no text. A scanned one has to be recognised first.",
+            f"{document.source!r} holds no text. If its pages are pictures of text, as of a scanner, "
+            f"let them be recognised first.",
             source=document.source,
         )
     title = document.title or next((each.title for each in document.headings), "")
     title = " ".join(unicodedata.normalize("NFC", title).split())[:200]
     known = {name: value for name, value in document.metadata.items() if value != ""}
     kept = {name: value for name, value in facts.items() if name != "type"}
+    if (
+        "language" not in known
+        and document.kind == "prose"
+        and (said := language_of(document.text))
+    ):
+        known["language"] = said
     return replace(document, title=title or _stem(document.source), metadata=kept | known)
 
 

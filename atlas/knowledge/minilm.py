@@ -89,7 +89,7 @@ class MiniLM:
     def token_starts(self, text: str) -> NDArray[np.int64]:
         """Return where in a text each of its tokens begins, in characters."""
         encoded = self._tokenizer.encode(_sound(text), add_special_tokens=False)
-        return np.fromiter((start for start, _ in encoded.offsets), np.int64)
+        return np.array(encoded.offsets, np.int64).reshape(-1, 2)[:, 0]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -81,10 +81,13 @@ def document_stream(collection: str, source: str) -> str:
 
 
 def digest_of(document: Document, chunker: str) -> str:
-    """Return what differs when a document, or the way it is cut, differs."""
+    """Return what differs when a document, or the way it is cut, differs.
+
+    When its file was touched is no difference: a fresh checkout of the same files is no work.
+    """
+    metadata = {name: value for name, value in document.metadata.items() if name != "modified"}
     facts = json.dumps(
-        [document.title, document.kind, dict(document.metadata), _headings(document), chunker],
-        sort_keys=True,
+        [document.title, document.kind, metadata, _headings(document), chunker], sort_keys=True
     )
     text = document.text.encode("utf-8", "surrogatepass")
     return blake2b(facts.encode() + b"\0" + text, digest_size=_DIGEST).hexdigest()

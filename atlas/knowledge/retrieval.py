@@ -7,6 +7,7 @@ what one of them did not see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,7 +67,14 @@ class Ranking:
         if not 0 <= self.weight <= 1:
             raise ConfigurationError(f"weight is {self.weight!r}. Give a share from 0 to 1.")
         if self.candidates < 1 or self.rrf_k < 1:
-            raise ConfigurationError("candidates and rrf_k are at least 1.")
+            raise ConfigurationError(
+                f"candidates is {self.candidates!r} and rrf_k {self.rrf_k!r}. Both are at least 1."
+            )
+        for name in ("length_penalty", "heading_boost"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ConfigurationError(
+                    f"{name} is {value!r}. Give a finite number, such as 0.02."
+                )
 
 
 @dataclass(frozen=True, slots=True)

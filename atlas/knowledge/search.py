@@ -68,14 +68,17 @@ class Question:
     def __post_init__(self) -> None:
         if self.mode not in {"hybrid", "dense", "keyword"}:
             raise ConfigurationError(f"mode is {self.mode!r}. Say 'hybrid', 'dense' or 'keyword'.")
-        if self.k < 1:
-            raise ConfigurationError(f"k is {self.k!r}. Ask for at least 1 passage.")
+        _whole("k", self.k, least=1)
+        _whole("neighbours", self.neighbours, least=0)
+        if self.per_document is not None:
+            _whole("per_document", self.per_document, least=1)
         if not 0 <= self.diversity <= 1:
             raise ConfigurationError(f"diversity is {self.diversity!r}. Give a number from 0 to 1.")
-        if self.per_document is not None and self.per_document < 1:
-            raise ConfigurationError(f"per_document is {self.per_document!r}. Give at least 1.")
-        if self.neighbours < 0:
-            raise ConfigurationError(f"neighbours is {self.neighbours!r}. Give 0 or more.")
+
+
+def _whole(name: str, value: object, *, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name} is {value!r}. Give a whole number from {least} on.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +260,10 @@ def _reranked(question: Question, hits: Sequence[Hit]) -> list[Hit]:
         raise ConfigurationError(
             f"The reranker returned {len(scores)} scores for {len(hits)} passages. It has to return "
             f"one for each, in their order."
+        )
+    if not np.isfinite(scores).all():
+        raise ConfigurationError(
+            f"The reranker returned {scores!r}. It has to return finite numbers."
         )
     order = sorted(range(len(hits)), key=lambda index: -scores[index])
     return [

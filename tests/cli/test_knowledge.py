@@ -70,3 +70,22 @@ def test_wrong_use_is_told_in_a_sentence(atlas, kb: str) -> None:
     assert "stands for no file" in atlas("ingest", "none/*.md", "--kb", kb).err
     assert "cannot be read from" in atlas("search", "x", "--kb", kb, "--where", "a ~ 3").err
     assert "--at" in atlas("search", "x", "--kb", kb, "--at", "soon").err
+
+
+def test_a_wrong_path_leaves_nothing_behind(atlas, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    ran = atlas("ingest", "nowhere")
+
+    assert ran.code == 1
+    assert "'nowhere' stands for no file" in ran.err
+    assert not Path("kb").exists()
+
+
+def test_an_ingest_fails_when_nothing_can_be_read(atlas, kb: str) -> None:
+    ran = atlas("ingest", "docs/broken.pdf", "--kb", kb)
+
+    assert ran.code == 1
+    # No bar and no blank lines where nobody watches.
+    assert ran.err.startswith("skipped docs/broken.pdf: ")
+    assert "0 new, 0 changed, 0 unchanged, 1 skipped" in ran.out

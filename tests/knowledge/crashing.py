@@ -9,7 +9,8 @@ from atlas.knowledge import CallableEmbedder, Document, Knowledge, MemoryStore, 
 from support.knowledge import bag_of_words
 
 DOCUMENTS = 40
-PARTS = 6
+# So that an ingest of all takes several batches, of some 256 passages each.
+PARTS = 20
 
 
 def paper(number: int) -> Document:
@@ -26,13 +27,17 @@ def opened(path: str, *, chroma: bool) -> Knowledge:
 
 
 def main() -> None:
-    """Ingest document by document, saying each time that one is stored."""
-    path, store = sys.argv[1:]
+    """Ingest document by document or all at once, saying each time how far it is."""
+    path, store, way = sys.argv[1:]
+    papers = [paper(number) for number in range(DOCUMENTS)]
     with opened(path, chroma=store == "chroma") as kb:
         print("open", flush=True)
-        for number in range(DOCUMENTS):
-            kb.ingest_sync(paper(number))
-            print(number, flush=True)
+        if way == "all":
+            kb.ingest_sync(*papers, on_progress=lambda now: print(now.done, flush=True))
+        else:
+            for number, each in enumerate(papers):
+                kb.ingest_sync(each)
+                print(number, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +43,14 @@ PIECES = [
     "wörd ",
     "字。",
     "\t",
+    "\r\n",
+    "👩‍👩‍👧‍👦 ",
+    "e\u0301",
+    "\u202eשלום\u202c ",
+    "مرحبا. ",
+    "\u2028",
+    "\ud800",
+    "x" * 40,
 ]
 texts = st.text(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=60).map("".join)
 
@@ -71,6 +81,29 @@ def test_no_chunk_is_longer_than_it_may_be(chunker, text: str) -> None:
     chunks = chunker.chunk(Document(source="x", text=text), word_starts)
 
     assert all(chunk.tokens <= chunker.size for chunk in chunks)
+
+
+@pytest.mark.parametrize("chunker", CHUNKERS, ids=lambda each: each.name)
+@pytest.mark.parametrize("piece", ["x", "word ", "字", "\n", "a.b", "( "])
+def test_a_text_of_one_line_or_of_one_sign_is_cut_too(chunker, piece: str) -> None:
+    text = piece * 20_000
+
+    chunks = chunker.chunk(Document(source="x", text=text), word_starts)
+
+    assert sum(chunk.end - chunk.start for chunk in chunks) >= len("".join(text.split())) * 0.9
+    assert all(chunk.tokens <= chunker.size for chunk in chunks)
+
+
+def test_what_a_model_takes_for_one_word_is_cut_as_well() -> None:
+    text = "A picture: " + "QUJD" * 10_000
+
+    def words(text: str) -> np.ndarray:
+        return np.array([match.start() for match in re.finditer(r"\S+", text)])
+
+    chunks = StructureChunker(50).chunk(Document(source="x", text=text), words)
+
+    assert len(chunks) > 40
+    assert max(chunk.end - chunk.start for chunk in chunks) <= 50 * 16
 
 
 def test_a_text_is_cut_at_its_headings_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -17,19 +18,23 @@ from atlas.errors import (
     DocumentError,
     EmbeddingError,
     KnowledgeError,
+    MissingDependencyError,
     StoreError,
     UnknownNameError,
     UnknownVersionError,
+    ValidationError,
 )
 from atlas.knowledge import (
     CallableEmbedder,
+    Document,
     Knowledge,
+    Loader,
     MemoryStore,
     ProviderExpander,
     Ranking,
     StructureChunker,
 )
-from atlas.knowledge.messages import IngestFinished, SearchPerformed
+from atlas.knowledge.messages import IndexRebuilt, IngestFinished, SearchPerformed
 from atlas.providers.context import ContextSource, pack_context
 
 from support.knowledge import DIMENSION, bag_of_words, note, small_model
@@ -43,7 +48,7 @@ def kb():
 
 
 def opened(path: Path, **options) -> Knowledge:
-    return Knowledge(path, embedder=small_model(), chunker=StructureChunker(20), **options)
+    return Knowledge(path, embedder=small_model(), **{"chunker": StructureChunker(20), **options})
 
 
 NOTES = [
@@ -95,6 +100,24 @@ def test_a_condition_decides_which_documents_count(kb) -> None:
         != []
     )
     assert kb.search_sync("purr", where="legs > 4") == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "problem"),
+    [
+        ("knd == 'animal'", "No document has a field 'knd'; the nearest is 'kind'.*kind, legs, so"),
+        ("kind == 'animal' and not (leg > 1)", "No document has a field 'leg'"),
+        ("legs == '4'", "'legs' is compared by '==' with '4', but holds values like 4"),
+        ("legs in ['4']", "'legs' is compared by 'in'"),
+        ("kind < 3", "'kind' is compared by '<' with 3, but holds values like 'animal'"),
+        ("legs contains '4'", "'legs' is compared by 'contains'"),
+    ],
+)
+def test_a_condition_that_no_document_can_meet_is_refused(kb, condition: str, problem: str) -> None:
+    kb.ingest_sync(*NOTES)
+
+    with pytest.raises(ConfigurationError, match=problem):
+        kb.search_sync("sea", where=condition)
 
 
 def test_scores_are_explained_and_add_up(kb) -> None:
@@ -265,6 +288,17 @@ def test_what_did_not_change_is_no_work(kb) -> None:
     assert kb.version == version + 1
 
 
+def test_a_file_that_was_only_touched_is_no_work(kb, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Cats\n\nCats purr.\n")
+    kb.ingest_sync(page)
+    os.utime(page, (1, 1))
+
+    done = kb.ingest_sync(page)
+
+    assert (done.unchanged, done.changed) == (1, 0)
+
+
 def test_a_passage_that_was_seen_before_is_not_embedded_again() -> None:
     asked: list[str] = []
 
@@ -320,6 +354,19 @@ def test_everything_is_told_on_the_bus(tmp_path: Path) -> None:
     bus.close()
 
 
+def test_a_format_whose_library_is_missing_does_not_stop_the_others(tmp_path: Path) -> None:
+    def read(source: str, content: bytes) -> Document:
+        raise MissingDependencyError("Reading TeX needs the package tex.", extra="knowledge")
+
+    (tmp_path / "a.tex").write_text("x")
+    (tmp_path / "b.md").write_text("# Cats")
+    with Knowledge(embedder=small_model(), loader=Loader(formats={".tex": read})) as kb:
+        done = kb.ingest_sync(tmp_path / "a.tex", tmp_path / "b.md")
+
+    assert done.ingested == 1
+    assert done.skipped == ((str(tmp_path / "a.tex"), "Reading TeX needs the package tex."),)
+
+
 def test_progress_is_told_document_by_document(kb) -> None:
     told = []
 
@@ -369,6 +416,15 @@ def test_vectors_that_are_none_are_refused_and_nothing_is_stored(vectors, proble
         {"per_document": 0},
         {"neighbours": -1},
         {"where": "a ="},
+        {"where": {"kind": "animal"}},
+        {"where": "(" * 1_000},
+        {"at": "yesterday"},
+        {"at": datetime(2026, 1, 1)},  # noqa: DTZ001 - which is the point
+        {"k": "3"},
+        {"k": 2.5},
+        {"limit": 3},
+        {"reranker": lambda query, passages: [float("nan")] * len(passages)},
+        {"reranker": lambda query, passages: []},
     ],
 )
 def test_options_that_make_no_sense_are_refused(kb, options) -> None:
@@ -391,8 +447,55 @@ def test_names_that_are_unknown_are_refused_with_the_nearest(kb) -> None:
         kb.ingest_sync()
     with pytest.raises(DocumentError, match="stands for no file"):
         kb.ingest_sync("nowhere/*.md")
-    with pytest.raises(ConfigurationError, match="question is empty"):
-        kb.search_sync("  ", collection="notes")
+    for question in ("  ", 5):
+        with pytest.raises(ConfigurationError, match=r"The question is .*Ask for something"):
+            kb.search_sync(question, collection="notes")
+    kb.remove_sync("cats", collection="notes")
+    with pytest.raises(UnknownNameError, match="'cats' was removed before"):
+        kb.remove_sync("cats", collection="notes")
+
+
+@pytest.mark.parametrize(
+    ("facts", "problem"),
+    [
+        ({"source": ""}, "Document.source: ''"),
+        ({"source": "a\0"}, "Document.source"),
+        ({"source": "a\udc80"}, "Document.source"),
+        ({"text": b"x"}, "Document.text: b'x' was given where a text is expected"),
+        ({"title": None}, "Document.title"),
+        ({"metadata": {"tags": ["a"]}}, r"Document.metadata.tags: \['a'\]"),
+        ({"metadata": {"size": float("inf")}}, "Document.metadata.size"),
+    ],
+)
+def test_a_document_that_cannot_be_kept_is_refused(facts, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        Document(**{"source": "x", "text": "x", **facts})
+
+
+def test_what_is_no_source_is_refused(kb) -> None:
+    for nothing in (5, None, ["a.md"]):
+        with pytest.raises(ConfigurationError, match="cannot be ingested"):
+            kb.ingest_sync(nothing)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes")
+def test_a_file_whose_name_is_no_text_is_skipped(kb, tmp_path: Path) -> None:
+    (tmp_path / "ok.md").write_text("# Cats")
+    (tmp_path / "bad\udcff.md").write_text("# Dogs")
+
+    done = kb.ingest_sync(tmp_path)
+
+    assert done.ingested == 1
+    ((_, reason),) = done.skipped
+    assert "without NUL and lone surrogates" in reason
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    for path in (tmp_path / "file", tmp_path / "file" / "kb"):
+        with pytest.raises(StoreError, match=r"file.* cannot be made: .*Give the path of a folder"):
+            Knowledge(path)
 
 
 def test_a_closed_knowledge_base_says_so(kb) -> None:
@@ -451,6 +554,28 @@ def test_what_is_made_from_the_log_may_be_lost(tmp_path: Path, victim: str, dama
         assert kb.search_sync("cats sleep", k=3) == hits
         kb.ingest_sync(note("more", "Mice squeak."))
         assert kb.search_sync("mice squeak", k=1)[0].source == "more"
+
+
+@pytest.mark.parametrize("victim", ["data_level0.bin", "length.bin"])
+def test_a_graph_that_differs_from_what_was_left_is_made_again(tmp_path: Path, victim: str) -> None:
+    # Chroma opens it without a word, and would find something else.
+    many = "\n\n".join(f"part {number} about the sea and ships" for number in range(1_200))
+    with opened(tmp_path, chunker=StructureChunker(8)) as kb:
+        passages = kb.ingest_sync(note("ships", many)).chunks
+    (path,) = tmp_path.glob(f"chroma/*/{victim}")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    told: list[IndexRebuilt] = []
+    bus = EventBus()
+    bus.subscribe(IndexRebuilt, told.append)
+
+    with opened(tmp_path, bus=bus) as kb:
+        kb.ingest_sync(note("more", "Mice squeak."))
+
+    assert [(each.reason, each.added) for each in told if each.index == "vectors"] == [
+        ("it was damaged", passages)
+    ]
 
 
 def test_a_store_of_ones_own_is_kept_in_step() -> None:

@@ -91,6 +91,19 @@ def test_html_as_a_reader_sees_it(tmp_path: Path) -> None:
     assert not any(word in page.text for word in ("menu", "bad", "note", "b{}"))
 
 
+def test_xhtml(tmp_path: Path) -> None:
+    content = (
+        '<?xml version="1.0" encoding="iso-8859-1"?>\n<!DOCTYPE html>\n'
+        '<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="fr"><head><title>Été</title>'
+        '<meta property="article:author" content="Ann"/></head><body><p>Déjà vu</p></body></html>'
+    ).encode("latin-1")
+
+    page = load(tmp_path, "page.xhtml", content)
+
+    assert (page.title, page.text.strip()) == ("Été", "Déjà vu")
+    assert (page.metadata["language"], page.metadata["author"]) == ("fr", "Ann")
+
+
 def test_pdf(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="damaged PDF"):
         load(tmp_path, "bad.pdf", b"%PDF-1.4 nothing")
@@ -276,12 +289,32 @@ def test_a_format_of_ones_own(tmp_path: Path) -> None:
     assert (page.text, page.title) == ("WORDS", "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The sea is deep and the ships that sail on it are built for the waves of the sea.", "en"),
+        ("Die See ist tief, und die Schiffe auf der See sind nicht für den Sturm gebaut, der wird.", "de"),
+        ("La mer est grande et les bateaux qui sont sur la mer ne sont pas pour le vent du nord.", "fr"),
+        ("El mar es profundo y los barcos que van por el mar no se hacen para la calma del sur.", "es"),
+        ("Море глубокое, и корабли плывут.", "ru"),
+        ("Море глибоке, і кораблі пливуть її шляхом.", "uk"),
+        ("海は深い。船は海を渡る。", "ja"),
+        ("海很深,船在海上航行。", "zh"),
+        ("alpha beta gamma delta 12 13 14 port host name size path user mode type time", None),
+        ("short words", None),
+    ],
+)  # fmt: skip
+def test_the_language_of_a_text(tmp_path: Path, text: str, language: str | None) -> None:
+    assert load(tmp_path, "page.txt", text.encode()).metadata.get("language") == language
+
+
 def test_a_page_from_a_server() -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = self.path == "/page"
             self.send_response(200 if found else 404)
             self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Last-Modified", "Mon, 02 Jan 2023 03:04:05 GMT")
             self.end_headers()
             self.wfile.write(b"<title>Far</title><p>words" if found else b"")
 
@@ -294,8 +327,11 @@ def test_a_page_from_a_server() -> None:
         with pytest.raises(DocumentError, match="answers 404"):
             LOADER.load(f"{root}/none")
         server.shutdown()
+    with pytest.raises(DocumentError, match=r"/page' cannot be read: Connection refused"):
+        LOADER.load(f"{root}/page")
 
     assert (page.title, page.text.strip()) == ("Far", "words")
+    assert page.metadata["modified"] == "2023-01-02T03:04:05+00:00"
 
 
 def test_sources_are_found_each_once(tmp_path: Path) -> None:

@@ -93,12 +93,25 @@ _APART = frozenset(
         "h6",
     ]
 )
-_FACTS = {"author": "author", "date": "date", "dcterms.date": "date", "description": "description"}
+_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml\b[^>]*?(?:encoding=[\"']([\w.-]+)[\"'][^>]*)?\?>")
+_FACTS = {
+    "author": "author",
+    "article:author": "author",
+    "date": "date",
+    "dcterms.date": "date",
+    "article:published_time": "date",
+    "description": "description",
+}
 
 
 def read_html(source: str, content: bytes) -> Document:
     """Return a page as a document."""
-    page = BeautifulSoup(content, "lxml")
+    # XHTML is read as HTML too, but the parser warns of what looks like XML.
+    declared = _XML.match(content)
+    encoding = declared[1].decode("ascii", "replace") if declared and declared[1] else None
+    if declared:
+        content = content[declared.end() :]
+    page = BeautifulSoup(content, "lxml", from_encoding=encoding)
     facts = _facts(page)
     title = page.title.get_text(" ", strip=True) if page.title else ""
     for tag in page.find_all(_UNSEEN):
@@ -128,10 +141,10 @@ def _content(page: BeautifulSoup) -> Tag:
 def _facts(page: BeautifulSoup) -> dict[str, Field]:
     facts: dict[str, Field] = {}
     for tag in page.find_all("meta"):
-        name = _FACTS.get(str(tag.get("name", "")).lower())
+        name = _FACTS.get(str(tag.get("name") or tag.get("property") or "").lower())
         if name and tag.get("content"):
             facts[name] = str(tag["content"]).strip()[:500]
-    language = page.html.get("lang") if page.html else None
+    language = (page.html.get("lang") or page.html.get("xml:lang")) if page.html else None
     if language:
         facts["language"] = str(language)
     return facts

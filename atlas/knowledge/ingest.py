@@ -1,0 +1,248 @@
+"""One ingest: sources are read, cut, embedded and stored, batch by batch; and what is told of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from typing import Final
+
+from atlas.core.messages import Event
+from atlas.errors import ConfigurationError, DocumentError, MissingDependencyError
+from atlas.knowledge.chunking import Chunker
+from atlas.knowledge.collection import Collection, Prepared
+from atlas.knowledge.documents import Document
+from atlas.knowledge.loading import Loader, find_sources
+from atlas.knowledge.messages import (
+    DocumentChanged,
+    DocumentIngested,
+    DocumentSkipped,
+    IngestFinished,
+    IngestStarted,
+)
+
+__all__ = ["BATCH", "Ingest", "IngestProgress", "Ingested", "Tools", "resolved"]
+
+BATCH: Final = 256
+"""So many passages, and the rest of their document, are embedded and stored together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingested:
+    """What an ingest did.
+
+    Attributes:
+        ingested: Documents that are new.
+        changed: Documents of which there is a new version.
+        unchanged: Documents that were there just so.
+        skipped: What could not be read: the sources, and why.
+        chunks: Passages of the new versions.
+        embedded: How many of them had not been seen anywhere before.
+        seconds: How long it took.
+        version: The version of the knowledge base now; search as of it later.
+    """
+
+    ingested: int
+    changed: int
+    unchanged: int
+    skipped: tuple[tuple[str, str], ...]
+    chunks: int
+    embedded: int
+    seconds: float
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestProgress:
+    """How far an ingest is.
+
+    Attributes:
+        done: Sources that were looked at.
+        total: All sources of this call.
+        chunks: Passages stored so far.
+        seconds: Since the beginning.
+    """
+
+    done: int
+    total: int
+    chunks: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Documents per second so far."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until all is done, if it goes on so; None: nobody knows yet."""
+        return (self.total - self.done) / self.per_second if self.per_second else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What an ingest needs of the knowledge base it belongs to.
+
+    Attributes:
+        loader: How sources are read.
+        chunker: How documents are cut.
+        tell: Publishes what happens.
+        before_writing: Called before each batch is stored.
+        version: Returns the version of the knowledge base.
+        stopped: Whether to stop after the batch at work.
+        on_progress: Told after each document; None: nobody asks.
+    """
+
+    loader: Loader
+    chunker: Chunker
+    tell: Callable[[Event], None]
+    before_writing: Callable[[], None]
+    version: Callable[[], int]
+    stopped: Callable[[], bool]
+    on_progress: Callable[[IngestProgress], object] | None
+
+
+class Ingest:
+    """One call of ingest.
+
+    Args:
+        into: The collection that the documents go into.
+        wanted: Paths and URLs of documents, and whole documents; see `resolved`.
+        tools: What it needs beside.
+    """
+
+    def __init__(self, into: Collection, wanted: Sequence[str | Document], tools: Tools) -> None:
+        self._into = into
+        self._wanted = wanted
+        self._tools = tools
+        self._began = time.perf_counter()
+        self._batch: list[Prepared] = []
+        self._skipped: list[tuple[str, str]] = []
+        self._done = Ingested(
+            ingested=0,
+            changed=0,
+            unchanged=0,
+            skipped=(),
+            chunks=0,
+            embedded=0,
+            seconds=0,
+            version=0,
+        )
+
+    def run(self) -> Ingested:
+        """Do it, and return what was done."""
+        self._tools.tell(IngestStarted(self._into.info.name, len(self._wanted)))
+        for number, document in enumerate(self._documents(), 1):
+            if document is not None:
+                self._take(document)
+            if sum(len(each.chunks) for each in self._batch) >= BATCH:
+                self._store()
+            self._report(number)
+            if self._tools.stopped():
+                break
+        self._store()
+        self._into.save_words()
+        done = replace(
+            self._done,
+            skipped=tuple(self._skipped),
+            seconds=time.perf_counter() - self._began,
+            version=self._tools.version(),
+        )
+        self._tools.tell(
+            IngestFinished(
+                self._into.info.name,
+                done.ingested,
+                done.changed,
+                done.unchanged,
+                len(done.skipped),
+                done.chunks,
+                done.embedded,
+                round(done.seconds, 3),
+                done.version,
+            )
+        )
+        return done
+
+    def _documents(self) -> Iterator[Document | None]:
+        for source in self._wanted:
+            if isinstance(source, Document):
+                yield source
+                continue
+            try:
+                yield self._tools.loader.load(source)
+            except (DocumentError, MissingDependencyError) as error:
+                self._skipped.append((source, str(error)))
+                self._tools.tell(DocumentSkipped(self._into.info.name, source, str(error)))
+                yield None
+
+    def _take(self, document: Document) -> None:
+        # Two versions of one document never share a batch: the second follows on the first.
+        if any(each.document.source == document.source for each in self._batch):
+            self._store()
+        prepared = self._into.prepare(document, self._tools.chunker)
+        if prepared is None:
+            self._done = replace(self._done, unchanged=self._done.unchanged + 1)
+            return
+        self._batch.append(prepared)
+
+    def _store(self) -> None:
+        batch, self._batch = self._batch, []
+        if not batch:
+            return
+        embedded = self._into.embed([text for each in batch for text in each.texts])
+        self._tools.before_writing()
+        versions = self._into.commit(batch)
+        changed = sum(each.changed for each in batch)
+        chunks = sum(len(each.chunks) for each in batch)
+        self._done = replace(
+            self._done,
+            ingested=self._done.ingested + len(batch) - changed,
+            changed=self._done.changed + changed,
+            chunks=self._done.chunks + chunks,
+            embedded=self._done.embedded + embedded,
+        )
+        for each, version in zip(batch, versions, strict=True):
+            told = DocumentChanged if each.changed else DocumentIngested
+            self._tools.tell(
+                told(
+                    self._into.info.name,
+                    each.document.source,
+                    version.number,
+                    len(each.chunks),
+                )
+            )
+
+    def _report(self, number: int) -> None:
+        if self._tools.on_progress is not None:
+            self._tools.on_progress(
+                IngestProgress(
+                    done=number,
+                    total=len(self._wanted),
+                    chunks=self._done.chunks,
+                    seconds=time.perf_counter() - self._began,
+                )
+            )
+
+
+def resolved(sources: Iterable[str | PathLike[str] | Document]) -> list[str | Document]:
+    """Return each document once, patterns and folders resolved, in the given order.
+
+    Raises:
+        ConfigurationError: There are no sources.
+        DocumentError: A path or a pattern stands for nothing.
+    """
+    if not sources:
+        raise ConfigurationError("Nothing was given to ingest. Give paths, patterns or documents.")
+    found: list[str | Document] = []
+    for source in sources:
+        if isinstance(source, Document):
+            found.append(source)
+        elif isinstance(source, str | PathLike):
+            found += find_sources([fspath(source)])
+        else:
+            raise ConfigurationError(
+                f"{source!r} cannot be ingested. Give paths, patterns, URLs or `Document` values, "
+                f"each as an argument of its own."
+            )
+    return list({each if isinstance(each, str) else id(each): each for each in found}.values())
