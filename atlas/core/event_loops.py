@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from atlas.core.answers import Answer
-from atlas.core.lanes import Lane, ObserverLane
+from atlas.core.lanes import AsyncHandler, Lane, ObserverLane
 from atlas.core.messages import Message, Origin
 from atlas.core.ports import Failed, Group, Port, Waits
 from atlas.core.subscriptions import Subscription
@@ -156,7 +156,7 @@ class Ports:
                 self._own_thread.join()
 
 
-def _in_a_coroutine(call: Callable[[Any], object]) -> Callable[[Message], Awaitable[object]]:
+def _in_a_coroutine(call: Callable[[Any], object]) -> AsyncHandler:
     async def handle(message: Message) -> None:
         call(message)
 

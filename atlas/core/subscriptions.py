@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import weakref
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable
+from types import CodeType
 from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar
 
 from atlas.core.lanes import Carrier, Lane, ObserverLane
@@ -234,6 +236,8 @@ class Subscription(Generic[M]):
             call = self._at_most_once(call)
         if self.options.where is not None and self.options.mode == "reliable":
             call = self._filtered(call, self.options.where)
+        if self.is_async and not _is_native(handler):
+            call = _in_a_coroutine(call)
         return call
 
     def _filtered(
@@ -290,6 +294,13 @@ async def _nothing() -> None:
     pass
 
 
+def _in_a_coroutine(call: Callable[[Any], Awaitable[object]]) -> Callable[[Any], Any]:
+    async def awaited(message: Any) -> None:
+        await call(message)
+
+    return _named_like(awaited, call)
+
+
 def handler_name(handler: Callable[..., object]) -> str:
     """Return the name of a handler for people: module and qualified name."""
     while isinstance(handler, functools.partial):
@@ -333,18 +344,28 @@ def check_handler(handler: Callable[..., object]) -> bool:
         raise SubscriptionError(
             f"{handler!r} cannot handle messages: it is a {type(handler).__name__}, not a callable."
         )
-    target: Any = handler
-    while isinstance(target, functools.partial):
-        target = target.func
-    if not (inspect.isroutine(target) or inspect.isclass(target)):
-        target = type(target).__call__
+    target = _called(handler)
     if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
         raise SubscriptionError(
             f"{handler_name(handler)} is a generator: calling it would run nothing. Handle messages "
             f"in a plain or an async function, or iterate over `bus.stream(...)`."
         )
     _check_signature(handler)
-    return inspect.iscoroutinefunction(target)
+    # of asyncio, for it also knows what is only marked as asynchronous: an `AsyncMock`, say
+    return asyncio.iscoroutinefunction(target) or asyncio.iscoroutinefunction(handler)
+
+
+def _called(handler: Callable[..., object]) -> Any:  # Any: whatever it is that runs in the end
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    is_called_itself = inspect.isroutine(handler) or inspect.isclass(handler)
+    return handler if is_called_itself else type(handler).__call__
+
+
+def _is_native(handler: Callable[..., object]) -> bool:
+    """Whether calling an asynchronous handler returns a coroutine, not something else to await."""
+    code = getattr(_called(handler), "__code__", None)
+    return isinstance(code, CodeType) and bool(code.co_flags & inspect.CO_COROUTINE)
 
 
 def _check_signature(handler: Callable[..., object]) -> None:

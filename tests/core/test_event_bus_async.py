@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import threading
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -239,6 +240,32 @@ async def test_async_callables_of_all_kinds_are_handlers(bus, seen):
     await bus.publish(Begun())
 
     assert seen == ["object", "method", "partial"]
+
+
+@pytest.mark.parametrize("subscribers", [1, 3])
+async def test_what_is_only_marked_as_asynchronous_is_awaited(bus, seen, subscribers):
+    class Later:
+        """Something to await that is no coroutine, as compiled code returns."""
+
+        def __init__(self, event: Begun) -> None:
+            self.event = event
+
+        def __await__(self):
+            yield from asyncio.sleep(0).__await__()
+            seen.append(self.event.number)
+
+    def compiled(event: Begun) -> Later:
+        return Later(event)
+
+    compiled._is_coroutine = asyncio.coroutines._is_coroutine
+    mocked = AsyncMock(side_effect=lambda event: seen.append(event.number))
+    for _ in range(subscribers):
+        bus.subscribe(Begun, compiled)
+        bus.subscribe(Begun, mocked)
+    receipt = await bus.publish(Begun(number=7))
+
+    assert receipt.errors == ()
+    assert seen == [7, 7] * subscribers
 
 
 async def test_async_handlers_take_predicates_and_once(bus, seen):
