@@ -433,7 +433,7 @@ class Port:
             while many and self.inbox and not self.busy and self.express is None:
                 many -= 1
                 receipt = self.inbox.popleft()
-                await _Within(receipt.context, self.go(receipt, is_awaited=False))
+                await _within(receipt.context, self.go(receipt, is_awaited=False))
             while ready:
                 await self._drain(ready.popleft())
         except CancelledError:
@@ -494,7 +494,7 @@ class Port:
             while many and lane.queue:
                 many -= 1
                 receipt = lane.queue.popleft()
-                await _Within(receipt.context.copy(), self._deliver(lane, receipt))
+                await _within(receipt.context.copy(), self._deliver(lane, receipt).__await__())
         finally:
             self._release(lane)
 
@@ -734,7 +734,7 @@ class Port:
             self._start(self._overtaking(lane, receipt))
 
     async def _overtaking(self, lane: Lane, receipt: Pending[Any]) -> None:
-        await _Within(receipt.context.copy(), self._deliver(lane, receipt))
+        await _within(receipt.context.copy(), self._deliver(lane, receipt).__await__())
 
     def _waits_for(self, lane: Lane, me: Origin, seen: set[Origin]) -> bool:
         """Whether what a lane is at cannot end before the handler of ``me`` goes on."""
@@ -771,32 +771,29 @@ class Port:
             task.cancel()
 
 
-class _Within:
-    """Awaits a coroutine step by step inside a context of its own, in the awaiting task."""
+_ENDED = object()
 
-    __slots__ = ("context", "coroutine")
 
-    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, object]) -> None:
-        self.context = context
-        self.coroutine = coroutine
-
-    def __await__(self) -> Generator[object, object, None]:
-        run = self.context.run
-        coroutine = self.coroutine
-        try:
-            yielded = run(coroutine.send, None)
-            while True:
-                try:
-                    sent = yield yielded
-                except GeneratorExit:
-                    run(coroutine.close)
-                    raise
-                except BaseException as error:  # noqa: BLE001  handed on
-                    yielded = run(coroutine.throw, error)
-                else:
-                    yielded = run(coroutine.send, sent)
-        except StopIteration:
-            return
+# Any: what asyncio sends through an await is its own affair
+@types.coroutine
+def _within(context: Context, steps: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
+    """Await something step by step inside a context of its own, in the awaiting task."""
+    run = context.run
+    try:
+        # most often there is one step, and `next` tells the end without making an exception of it
+        yielded = run(next, steps, _ENDED)
+        while yielded is not _ENDED:
+            try:
+                sent = yield yielded
+            except GeneratorExit:
+                run(steps.close)
+                raise
+            except BaseException as error:  # noqa: BLE001  handed on
+                yielded = run(steps.throw, error)
+            else:
+                yielded = run(steps.send, sent)
+    except StopIteration:
+        return
 
 
 def _ends_the_task(error: BaseException) -> bool:
