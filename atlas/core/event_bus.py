@@ -78,6 +78,7 @@ from atlas.core.subscriptions import (
     Options,
     Subscription,
     check_handler,
+    check_returned,
     check_weak,
     handler_name,
 )
@@ -289,11 +290,12 @@ class EventBus:
         # The time of this method is the time of the bus. A message with nothing to it but its
         # place, which most are, is therefore dealt with right here; whatever else there may be
         # (causes, scopes, links, middleware, a message published before) is left to `_publish`.
+        places: Iterator[Place] | None
         try:
             call, begin, places, keep, route = self._direct[type(message)]
         except KeyError:
-            return self._publish(message, links)
-        if message._stamp is not None or links or _current_cause() is not None:
+            places = None  # goes on outside, or what handlers raise would come "during" this
+        if places is None or message._stamp is not None or links or _current_cause() is not None:
             return self._publish(message, links)
         known = next(places)
         _set_stamp(message, known)
@@ -306,7 +308,8 @@ class EventBus:
         if call is not None:
             token = _enter(known)
             try:
-                call(message)
+                if (returned := call(message)) is not None:
+                    check_returned(returned)
             except (Exception, CancelledError) as error:  # noqa: BLE001  isolated, and told
                 return self._go_on(receipt, route, error)
             finally:
@@ -338,7 +341,8 @@ class EventBus:
         if call is not None:
             token = _enter(known)
             try:
-                call(message)
+                if (returned := call(message)) is not None:
+                    check_returned(returned)
             except (Exception, CancelledError) as error:  # noqa: BLE001  isolated, and told
                 return self._go_on(receipt, route, error)
             finally:
@@ -369,7 +373,7 @@ class EventBus:
             self._failed(owners[at], message, error)
             try:
                 for at in range(at + 1, len(owners)):  # noqa: B020  goes on where it was
-                    owners[at].call(message)
+                    check_returned(owners[at].call(message))
             except (Exception, CancelledError) as next_error:  # noqa: BLE001
                 error = next_error
             else:
@@ -459,9 +463,10 @@ class EventBus:
         route = Route([subscription])
         with self._lock:
             route.open(self._ports, self._failed)
-        for deliver in (route.begin, route.call):
-            if deliver is not None:
-                deliver(message)
+        if route.begin is not None:
+            route.begin(message)
+        if route.call is not None:
+            check_returned(route.call(message))
 
     # -- routes -----------------------------------------------------------------------------------
 

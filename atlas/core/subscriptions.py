@@ -9,7 +9,7 @@ import weakref
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable
-from types import CodeType
+from types import CodeType, CoroutineType
 from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar
 
 from atlas.core.lanes import Carrier, Lane, ObserverLane
@@ -25,6 +25,7 @@ __all__ = [
     "PatternSelector",
     "Selector",
     "Subscription",
+    "check_returned",
     "matches",
     "selectors_of",
 ]
@@ -250,9 +251,8 @@ class Subscription(Generic[M]):
 
             return _named_like(filtered_async, call)
 
-        def filtered(message: Any) -> None:
-            if where(message):
-                call(message)
+        def filtered(message: Any) -> object:
+            return call(message) if where(message) else None
 
         return _named_like(filtered, call)
 
@@ -353,6 +353,21 @@ def check_handler(handler: Callable[..., object]) -> bool:
     _check_signature(handler)
     # of asyncio, for it also knows what is only marked as asynchronous: an `AsyncMock`, say
     return asyncio.iscoroutinefunction(target) or asyncio.iscoroutinefunction(handler)
+
+
+def check_returned(returned: object) -> None:
+    """Look at what a plain handler returned other than None.
+
+    Raises:
+        SubscriptionError: It is a coroutine: the work of the handler, which nobody would do.
+    """
+    if isinstance(returned, CoroutineType):
+        returned.close()
+        raise SubscriptionError(
+            f"A plain handler returned a coroutine, {returned.__qualname__}, which nobody awaits: it "
+            f"did not run. Subscribe the async function itself, bound with functools.partial if need "
+            f"be, or an async function that awaits it."
+        )
 
 
 def _called(handler: Callable[..., object]) -> Any:  # Any: whatever it is that runs in the end

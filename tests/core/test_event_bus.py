@@ -403,6 +403,19 @@ def test_a_failure_becomes_an_event_caused_by_what_was_handled(bus, seen):
     assert (failure.meta.causation, failure.meta.run) == (cause.meta.id, "r1")
 
 
+def test_what_the_first_handler_raises_has_nothing_of_the_bus_in_its_context():
+    bus = EventBus()
+
+    def fails(_: OrderPlaced) -> None:
+        raise ValueError("no")
+
+    bus.subscribe(HandlerFailed, lambda _: None)
+    bus.subscribe(OrderPlaced, fails)
+    (error,) = bus.publish(OrderPlaced()).errors
+
+    assert error.__context__ is None
+
+
 def test_a_failure_that_nobody_watches_is_logged(bus, caplog):
     bus.subscribe(OrderPlaced, fail)
     bus.publish(OrderPlaced())
