@@ -77,6 +77,7 @@ from atlas.core.subscriptions import (
     ObserverOverflow,
     Options,
     Subscription,
+    check_choices,
     check_handler,
     check_returned,
     check_weak,
@@ -86,6 +87,7 @@ from atlas.errors import (
     AtlasError,
     BusClosedError,
     BusError,
+    ConfigurationError,
     NoResponderError,
     NotAMessageError,
     RecursionLimitError,
@@ -235,8 +237,8 @@ class EventBus:
         self.strict = strict
         self.history = History(history)
         self._clock = SystemClock() if clock is None else clock
-        self._middleware = tuple(middleware)
-        self._max_depth = max_depth
+        self._middleware = _checked_middleware(middleware)
+        self._max_depth = _checked_depth(max_depth)
         self._on_unhandled = on_unhandled
         self._lock = threading.RLock()  # guards subscriptions, routes and ports; not publishing
         self._order = itertools.count()
@@ -389,6 +391,10 @@ class EventBus:
 
     def _stamp(self, message: Message, **links: Unpack[Links]) -> Stamp:
         """Work out the stamp of a message for which something was given, or a scope is open."""
+        if not links.keys() <= Links.__annotations__.keys():
+            unknown = ", ".join(sorted(links.keys() - Links.__annotations__.keys()))
+            known = ", ".join(Links.__annotations__)
+            raise TypeError(f"EventBus.publish() takes {known} as keywords, and not {unknown}.")
         current = _current_cause()
         cause = cause_of(current)
         depth = 0 if cause is None else spelled_out(cause)[6] + 1
@@ -655,9 +661,8 @@ class EventBus:
         is_plain = (
             where is None
             and not (once or weak)
-            and mode == "reliable"
-            and capacity is None
-            and name is None
+            and (mode, overflow) == ("reliable", "merge")
+            and all(chosen is None for chosen in (capacity, merge, droppable, name))
         )
         if loop is None and check_handler(handler):
             loop = _running_loop()
@@ -678,6 +683,7 @@ class EventBus:
             )
         )
         parts = selectors_of(selector)
+        check_choices(priority, options)
         if weak:
             check_weak(handler)
         with self._lock:
@@ -823,7 +829,7 @@ class EventBus:
             timeout: Seconds to wait at most; None waits as long as it takes.
 
         Raises:
-            NoResponderError: Nobody is subscribed to it.
+            NoResponderError: Nobody is subscribed to it, or a middleware dropped it.
             HandlersFailedError: Its handlers have ended, one failed, and none answered.
             WaitTimeoutError: No answer came in time.
             BusClosedError: The bus was closed meanwhile.
@@ -837,16 +843,18 @@ class EventBus:
                 f"Nobody answers {message!r}: no handler is subscribed to {message.message_name!r}."
             )
         given: Answer[AnswerT] = Answer(asyncio.get_running_loop())
+        asked: list[Origin] = []
+
+        def ask(origin: Origin) -> None:
+            asked.append(origin)
+            self._answers[origin] = given
+
         self._closers.add(given.close)
-        token = _enter(
-            inner_scope(on_stamped=lambda origin: self._answers.__setitem__(origin, given))
-        )
         try:
-            receipt = self.publish(message)
-        finally:
-            _leave(token)
-        receipt.when_done(lambda: given.fail_with(receipt))
-        try:
+            receipt = self._publish_in(inner_scope(on_stamped=ask), message)
+            if receipt.dropped:
+                raise NoResponderError(f"Nobody answers {message!r}: a middleware dropped it.")
+            receipt.when_done(lambda: given.fail_with(receipt))
             async with asyncio.timeout(timeout):
                 return await given
         except TimeoutError as error:
@@ -857,7 +865,15 @@ class EventBus:
             ) from error
         finally:
             self._closers.discard(given.close)
-            self._answers.pop(origin_of(receipt.message, "request"), None)
+            for origin in asked:
+                self._answers.pop(origin, None)
+
+    def _publish_in(self, scope: Scope, message: M) -> Receipt[M]:
+        token = _enter(scope)
+        try:
+            return self.publish(message)
+        finally:
+            _leave(token)
 
     def reply(self, request: Command[AnswerT], answer: AnswerT) -> bool:
         """Answer a command. Any thread.
@@ -1010,6 +1026,26 @@ class EventBus:
 
     def __repr__(self) -> str:
         return f"<EventBus {self.name!r}, {self._state}, {len(self.history)} messages kept>"
+
+
+def _checked_middleware(steps: object) -> tuple[Middleware, ...]:
+    found = tuple(steps) if isinstance(steps, Iterable) else (steps,)
+    for step in found:
+        if not callable(step):
+            raise ConfigurationError(
+                f"middleware holds {step!r}, which cannot be called; give functions that take a "
+                f"message and return one, or None to drop it."
+            )
+    return found
+
+
+def _checked_depth(depth: object) -> int:
+    if isinstance(depth, int) and depth >= 1:
+        return depth
+    raise ConfigurationError(
+        f"max_depth={depth!r} makes no sense; give an int from 1, how deep handlers may publish "
+        f"into each other."
+    )
 
 
 def _is_nested(message: Message) -> bool:

@@ -10,7 +10,7 @@ from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import CodeType, CoroutineType
-from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar, cast, get_args
 
 from atlas.core.lanes import Carrier, Lane, ObserverLane
 from atlas.core.messages import Message
@@ -91,6 +91,67 @@ class Options:
         self.droppable = droppable
         self.loop = loop
         self.name = name
+
+
+def check_choices(priority: object, options: Options) -> None:
+    """Refuse options with which no subscription can be made.
+
+    Raises:
+        SubscriptionError: The text names the option, its value and the mend.
+    """
+    if not _is_int(priority):
+        raise SubscriptionError(f"priority={priority!r} is no int; higher comes first, 0 is usual.")
+    check_one_of("mode", options.mode, get_args(Mode))
+    check_one_of("overflow", options.overflow, get_args(ObserverOverflow))
+    check_capacity(options.capacity)
+    if options.overflow != "merge" and options.mode != "observer":
+        raise _only_for_observers("overflow")
+    for name in ("where", "merge", "droppable"):
+        chosen = getattr(options, name)
+        if not (chosen is None or callable(chosen)):
+            raise SubscriptionError(f"{name}={chosen!r} cannot be called; give a function or None.")
+        if chosen is not None and name != "where" and options.mode != "observer":
+            raise _only_for_observers(name)
+    if not isinstance(options.loop, AbstractEventLoop | None):
+        raise SubscriptionError(
+            f"loop={options.loop!r} is no event loop; give asyncio's, or None for the one running."
+        )
+    if not isinstance(options.name, str | None):
+        raise SubscriptionError(f"name={options.name!r} is no string.")
+
+
+def _only_for_observers(name: str) -> SubscriptionError:
+    return SubscriptionError(
+        f"{name}= is for observers: nothing is merged or dropped on the way to a reliable handler. "
+        f"Leave it out, or add mode='observer'."
+    )
+
+
+def check_capacity(capacity: object) -> None:
+    """Refuse what is no number of messages that may wait.
+
+    Raises:
+        SubscriptionError: It is no int from 1.
+    """
+    if capacity is not None and not (_is_int(capacity) and cast("int", capacity) >= 1):
+        raise SubscriptionError(
+            f"capacity={capacity!r} is no number of messages; give an int from 1."
+        )
+
+
+def check_one_of(name: str, chosen: object, known: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those known.
+
+    Raises:
+        SubscriptionError: The text lists them.
+    """
+    if chosen not in known:
+        words = ", ".join(map(repr, known))
+        raise SubscriptionError(f"{name}={chosen!r} is none of {words}.")
+
+
+def _is_int(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 class Home(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import re
 import threading
 import weakref
 
@@ -489,6 +490,68 @@ def test_what_is_no_message_is_refused_by_its_type(bus, thing):
 def test_a_handler_that_cannot_be_called_with_a_message_is_refused_at_once(bus, handler, text):
     with pytest.raises(SubscriptionError, match=text):
         bus.subscribe(OrderPlaced, handler)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"priority": "high"},
+        {"priority": 1.5},
+        {"where": "total > 1"},
+        {"mode": "reliably"},
+        {"mode": "observer", "overflow": "forget"},
+        {"mode": "observer", "merge": 1},
+        {"mode": "observer", "droppable": True},
+        {"capacity": 0},
+        {"capacity": "many"},
+        {"loop": "mine"},
+        {"name": 7},
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_by_its_value(bus, wrong):
+    name, value = list(wrong.items())[-1]
+    with pytest.raises(SubscriptionError, match=re.escape(f"{name}={value!r}")):
+        bus.subscribe(OrderPlaced, lambda _: None, **wrong)
+
+
+@pytest.mark.parametrize(
+    "misplaced",
+    [
+        {"merge": lambda one, other: other},
+        {"droppable": lambda _: True},
+        {"overflow": "drop_oldest"},
+    ],
+)
+def test_what_only_observers_do_is_refused_for_a_reliable_handler(bus, misplaced):
+    with pytest.raises(SubscriptionError, match="observer"):
+        bus.subscribe(OrderPlaced, lambda _: None, **misplaced)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"history": "long"},
+        {"history": 1.5},
+        {"max_depth": 0},
+        {"middleware": [5]},
+        {"middleware": 5},
+    ],
+)
+def test_a_bus_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ConfigurationError):
+        EventBus(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"headers": [1]}, {"source": 5}, {"run": 5}, {"correlation": 5}, {"causation": 5}]
+)
+def test_what_is_said_about_a_message_is_refused_by_its_value_when_it_makes_no_sense(bus, wrong):
+    (name, value) = next(iter(wrong.items()))
+    with pytest.raises(ValidationError, match=re.escape(f"publish.{name}: {value!r}")):
+        bus.publish(OrderPlaced(), **wrong)
+
+    with pytest.raises(TypeError, match="colour"):
+        bus.publish(OrderPlaced(), colour="red")
 
 
 def test_a_generator_is_refused_as_a_handler(bus):
