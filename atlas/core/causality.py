@@ -29,6 +29,7 @@ __all__ = [
     "frozen_headers",
     "inner_scope",
     "links_of",
+    "merged_headers",
     "origin_of",
 ]
 
@@ -151,12 +152,19 @@ def inner_scope(
         run=outer.run if run is None else run,
         correlation=outer.correlation if correlation is None else correlation_of(correlation),
         source=outer.source if source is None else source,
-        headers=_over(outer.headers, headers),
+        headers=merged_headers(outer.headers, headers),
         on_stamped=on_stamped,
     )
 
 
-def _over(outer: Mapping[str, str], headers: Mapping[str, str] | None) -> Mapping[str, str]:
+def merged_headers(
+    outer: Mapping[str, str], headers: Mapping[str, str] | None
+) -> Mapping[str, str]:
+    """Return headers over those of the scope, read-only.
+
+    Raises:
+        ValidationError: A name or a value is no string.
+    """
     if not headers:
         return outer
     return frozen_headers({**outer, **frozen_headers(headers)})
@@ -193,7 +201,7 @@ def links_of(
     if run is None:
         run = scope.run if scope.run is not None or cause is None else cause[3]
     source = scope.source if source is None else source
-    return by, together, run, source, _over(scope.headers, headers)
+    return by, together, run, source, merged_headers(scope.headers, headers)
 
 
 def causal_tree(messages: Iterable[Message]) -> str:

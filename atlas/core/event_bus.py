@@ -66,6 +66,7 @@ from atlas.core.messages import (
     stamped_copy,
 )
 from atlas.core.metrics import HandlerMetrics
+from atlas.core.middleware import Middleware, said_about, steps_of
 from atlas.core.ports import Pending, Port
 from atlas.core.receipts import Dropped, Joint, Receipt, Settled, receipt_of
 from atlas.core.routes import Begin, Call, Route, place_of_failure
@@ -110,9 +111,6 @@ __all__ = [
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 AnswerT = TypeVar("AnswerT")
-
-Middleware = Callable[[Message], "Message | None"]
-"""Sees every message before it is stamped; returns it, another one, or None to drop it."""
 
 _log = logging.getLogger("atlas.bus")
 _running_loop = asyncio._get_running_loop
@@ -183,8 +181,9 @@ class EventBus:
             counts; what none selects shares 1,024.
         clock: Where the time in stamps comes from.
         middleware: Callables that see every message before it is stamped, in this order; each
-            returns the message, another one, or None to drop it. One that raises makes `publish`
-            raise.
+            returns the message, another one, or None to drop it. One that takes two arguments also
+            gets what is said about the message (headers, source, run), and may change it. One that
+            raises makes `publish` raise.
         max_depth: How deep messages may be published inside handlers of messages published inside
             handlers before `RecursionLimitError`. Async chains that do not await each other are
             not nested and have no limit.
@@ -237,7 +236,7 @@ class EventBus:
         self.strict = strict
         self.history = History(history)
         self._clock = SystemClock() if clock is None else clock
-        self._middleware = _checked_middleware(middleware)
+        self._middleware = steps_of(middleware)
         self._max_depth = _checked_depth(max_depth)
         self._on_unhandled = on_unhandled
         self._lock = threading.RLock()  # guards subscriptions, routes and ports; not publishing
@@ -326,7 +325,9 @@ class EventBus:
         if type(cause) is tuple and message._stamp is None and not (links or self._middleware):
             known: Stamp | Place = self._caused_by(cause, message)
         else:
-            passed = self._pass_middleware(message)
+            if self._middleware:
+                links = said_about(links)
+            passed = self._pass_middleware(message, links)
             if passed is None:
                 return _dropped(message)
             if type(passed) is not cls:
@@ -381,10 +382,10 @@ class EventBus:
             else:
                 return known.raise_for_errors() if self.strict else known
 
-    def _pass_middleware(self, message: Message) -> Message | None:
+    def _pass_middleware(self, message: Message, links: Links) -> Message | None:
         passed: Message | None = message
         for step in self._middleware:
-            passed = step(cast("Message", passed))
+            passed = step(cast("Message", passed), links)
             if passed is None:
                 return None
         return passed
@@ -1026,17 +1027,6 @@ class EventBus:
 
     def __repr__(self) -> str:
         return f"<EventBus {self.name!r}, {self._state}, {len(self.history)} messages kept>"
-
-
-def _checked_middleware(steps: object) -> tuple[Middleware, ...]:
-    found = tuple(steps) if isinstance(steps, Iterable) else (steps,)
-    for step in found:
-        if not callable(step):
-            raise ConfigurationError(
-                f"middleware holds {step!r}, which cannot be called; give functions that take a "
-                f"message and return one, or None to drop it."
-            )
-    return found
 
 
 def _checked_depth(depth: object) -> int:

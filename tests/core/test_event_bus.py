@@ -12,6 +12,7 @@ import weakref
 import blinker
 import pytest
 
+from atlas.core.causality import Links
 from atlas.core.event_bus import EventBus, HandlerFailed
 from atlas.core.messages import Command, Event, Message, message
 from atlas.errors import (
@@ -733,6 +734,37 @@ def test_middleware_may_return_a_message_of_another_class(seen):
     bus.publish(OrderPlaced())
 
     assert seen == [ItemAdded(sku="from order.placed")]
+
+
+def test_middleware_of_two_arguments_sees_and_changes_what_is_said_about_a_message():
+    said = []
+
+    def trace(item: Message, links: Links) -> Message:
+        said.append({**links, "headers": dict(links["headers"])})
+        links["headers"]["trace"] = "t1"
+        links["source"] = "traced"
+        return item
+
+    bus = EventBus(middleware=[trace, lambda item: item])
+    with bus.scope(headers={"tenant": "a"}, source="shop", run="r1"):
+        receipt = bus.publish(OrderPlaced(), headers={"user": "u"}, correlation="c1")
+    plain = bus.publish(OrderPlaced())
+
+    assert said[0] == {
+        "headers": {"tenant": "a", "user": "u"},
+        "source": "shop",
+        "run": "r1",
+        "correlation": "c1",
+    }
+    meta = receipt.message.meta
+    assert meta.headers == {"tenant": "a", "user": "u", "trace": "t1"}
+    assert (meta.source, meta.run, meta.correlation) == ("traced", "r1", "c1")
+    assert plain.message.meta.headers == {"trace": "t1"}
+
+
+def test_middleware_that_cannot_be_called_with_a_message_is_refused():
+    with pytest.raises(ConfigurationError, match="three"):
+        EventBus(middleware=[lambda one, two, three: one])
 
 
 def test_middleware_that_fails_fails_the_publish(seen):
