@@ -451,10 +451,10 @@ def flat_section(budget: Budget) -> Results:
         if backlog:
             loop = asyncio.new_event_loop()  # never run: what is for it waits
             loop.call_soon_threadsafe = lambda *_, **__: None  # type: ignore[assignment]
-            bus.subscribe(Tick, async_handler(), loop=loop, capacity=backlog)
+            held = bus.subscribe(Tick, async_handler(), loop=loop, capacity=backlog)
             for _ in range(backlog):
                 bus.publish(Tick())
-            bus.signal(Tick).disconnect(bus._receivers(Tick)[-1])
+            bus.signal(Tick).disconnect(held)
         return bus
 
     grown = {

@@ -27,13 +27,10 @@ import secrets
 import sys
 import threading
 import traceback
-import weakref
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack, cast, overload
-
-import blinker
 
 from atlas.core.answers import Answer
 from atlas.core.causality import (
@@ -71,6 +68,7 @@ from atlas.core.ports import Pending, Port
 from atlas.core.receipts import Dropped, Joint, Receipt, Settled, receipt_of
 from atlas.core.routes import Begin, Call, Route, place_of_failure
 from atlas.core.selectors import PatternSelector, Selector, matches, selectors_of
+from atlas.core.signals import Part, Receivers, ReceiverSignal
 from atlas.core.streams import MessageStream, StreamOverflow
 from atlas.core.subscriptions import (
     Choices,
@@ -133,34 +131,6 @@ class HandlerFailed(Event):
     traceback: str
 
 
-class _Signal(blinker.Signal):
-    """A signal in which subscriptions register without blinker's own bookkeeping of senders.
-
-    blinker keeps a set of senders for each receiver and one of receivers for each sender, some 300
-    bytes a receiver. A subscription is for any sender and takes one entry in ``receivers``.
-    """
-
-    def register(self, subscription: Subscription[Any]) -> None:
-        """Connect a subscription, for any sender."""
-        self.receivers[id(subscription)] = subscription
-        self.receiver_connected.send(self, receiver=subscription, sender=blinker.ANY, weak=False)
-
-    def has_receivers_for(self, sender: Any) -> bool:
-        """Whether a message sent by this sender would reach somebody."""
-        return any(isinstance(one, Subscription) for one in list(self.receivers.values())) or (
-            super().has_receivers_for(sender)
-        )
-
-    def receivers_for(self, sender: Any) -> Generator[Callable[..., Any], None, None]:
-        """Yield every subscription, and what was connected with blinker for this sender."""
-        for one in list(self.receivers.values()):
-            if isinstance(one, Subscription):
-                yield one
-        for one in super().receivers_for(sender):
-            if not isinstance(one, Subscription):
-                yield one
-
-
 _Entry: TypeAlias = "tuple[Call | None, Begin | None, Iterator[Place], Keep, Route]"
 """A route with what else `EventBus.publish` needs, taken out of one place in one go."""
 
@@ -201,7 +171,6 @@ class EventBus:
         "_closers",
         "_direct",
         "_expired",
-        "_foreign",
         "_lock",
         "_max_depth",
         "_middleware",
@@ -209,8 +178,8 @@ class EventBus:
         "_order",
         "_places",
         "_ports",
+        "_receivers",
         "_routes",
-        "_signals",
         "_state",
         "_streams",
         "history",
@@ -241,8 +210,9 @@ class EventBus:
         self._on_unhandled = on_unhandled
         self._lock = threading.RLock()  # guards subscriptions, routes and ports; not publishing
         self._order = itertools.count()
-        self._signals: dict[type[Message] | str, _Signal] = {}
-        self._foreign: dict[tuple[type[Message] | str, object], Subscription[Any]] = {}
+        self._receivers = Receivers(
+            name, self._lock, changed=self._forget_routes, adopt=self._adopted
+        )
         self._routes: dict[type[Message], _Entry] = {}
         # those that `publish` may take at once: none where a middleware has to see every message
         self._direct: dict[type[Message], _Entry] = {} if self._middleware else self._routes
@@ -491,7 +461,7 @@ class EventBus:
                         f"publish an instance of a class that derives from Event or Command and is "
                         f"decorated with @message."
                     )
-                route = Route(self._receivers(cls))
+                route = Route(self._receivers.of(cls))
                 if not route.all and self._on_unhandled is not None:
                     route = Route([self._subscription((cls,), self._on_unhandled, 0, _NO_ONE)])
                 route.open(self._ports, self._failed)
@@ -507,68 +477,24 @@ class EventBus:
             f"{self.name!r} is closed and accepts no more messages; {message!r} was not published."
         )
 
-    def _receivers(self, cls: type[Message]) -> list[Subscription[Any]]:
-        found: dict[Subscription[Any], None] = {}
-        for part, signal in self._signals.items():
-            if not matches(part, cls):
-                continue
-            for key, receiver in list(signal.receivers.items()):
-                if isinstance(receiver, Subscription):
-                    found[receiver] = None
-                elif key in signal._by_sender[0]:  # connected for any sender
-                    adopted = self._adopted(part, key, receiver)
-                    if adopted is not None:
-                        found[adopted] = None
-        return sorted(found, key=lambda one: (-one.priority, one.order))
-
     def _adopted(
-        self,
-        part: type[Message] | str,
-        key: object,
-        receiver: Callable[..., object] | weakref.ref[Callable[..., object]],
-    ) -> Subscription[Any] | None:
+        self, part: Part, receiver: Callable[..., object], is_weak: bool
+    ) -> Subscription[Any]:
         """Return the subscription that stands for a receiver connected with blinker itself."""
-        known = self._foreign.get((part, key))
-        is_weak = isinstance(receiver, weakref.ref)
-        target = receiver() if isinstance(receiver, weakref.ref) else receiver
-        if known is None and target is not None:
-            known = self._subscription((part,), target, 0, Options(weak=is_weak))
-            self._foreign[part, key] = known
-        return known
+        return self._subscription((part,), receiver, 0, Options(weak=is_weak))
 
-    def _forget_foreign(self, part: type[Message] | str, receiver: object) -> None:
-        for key, one in list(self._foreign.items()):
-            if key[0] == part and one.handler == receiver:
-                del self._foreign[key]
-
-    def _forget_routes(self, parts: Iterable[type[Message] | str]) -> None:
-        for cls in [cls for cls in self._routes if any(matches(part, cls) for part in parts)]:
+    def _forget_routes(self, part: Part) -> None:
+        for cls in [cls for cls in self._routes if matches(part, cls)]:
             self._routes.pop(cls)[-1].close()
 
-    def signal(self, part: type[M] | str) -> blinker.Signal:
+    def signal(self, part: type[M] | str) -> ReceiverSignal:
         """Return the `blinker.Signal` in which receivers of a class or pattern register.
 
         A receiver connected to it directly receives every message selected, as its sender, at
         priority 0. A message sent through it reaches the subscriptions to just this part, without
         being stamped into the history.
         """
-        return self._signal(part)
-
-    def _signal(self, part: type[Message] | str) -> _Signal:
-        with self._lock:
-            (checked,) = selectors_of(part)
-            signal = self._signals.get(checked)
-            if signal is None:
-                self._signals[checked] = signal = _Signal(f"{self.name}: {checked}")
-
-                def changed(_: object, receiver: object, **__: object) -> None:
-                    with self._lock:
-                        self._forget_routes((checked,))
-                        self._forget_foreign(checked, receiver)
-
-                signal.receiver_connected.connect(changed, weak=False)
-                signal.receiver_disconnected.connect(changed, weak=False)
-            return signal
+        return self._receivers.signal(part)
 
     # -- subscribing ------------------------------------------------------------------------------
 
@@ -695,8 +621,7 @@ class EventBus:
             subscription = self._subscription(parts, handler, priority, options)
             if mode == "observer":
                 subscription._lanes = self._ports.observer_lane(subscription)
-            for part in parts:
-                self._signal(part).register(subscription)
+            self._receivers.register(subscription)
         self._forget_expired()
         return subscription
 
@@ -716,10 +641,7 @@ class EventBus:
             if not subscription.is_open:
                 return
             subscription.is_open = False
-            for part in subscription.selectors:
-                signal = self._signals.get(part)
-                if signal is not None:
-                    signal.disconnect(subscription)
+            self._receivers.withdraw(subscription)
         for lane in subscription._all_lanes():
             lane.close()
 
@@ -931,18 +853,13 @@ class EventBus:
     def metrics(self) -> tuple[HandlerMetrics, ...]:
         """The figures of every open subscription, in the order subscribed."""
         with self._lock:
-            found = {
-                receiver
-                for signal in self._signals.values()
-                for receiver in signal.receivers.values()
-                if isinstance(receiver, Subscription)
-            }
-        return tuple(one.metrics for one in sorted(found, key=lambda one: one.order))
+            found = self._receivers.all()
+        return tuple(one.metrics for one in found)
 
     def explain(self, cls: type[Message]) -> str:
         """Say who would receive a message of this class, in which order, and why, for people."""
         with self._lock:
-            receivers = self._receivers(cls)
+            receivers = self._receivers.of(cls)
         title = f"{cls.message_name} ({cls.__qualname__}) on {self.name!r}: "
         if not receivers:
             return title + "nobody is subscribed"
