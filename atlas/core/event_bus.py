@@ -116,7 +116,6 @@ _current_cause = CURRENT.get
 _enter = CURRENT.set
 _leave = CURRENT.reset
 _set_stamp = stamp
-_NEVER = -(1 << 62)  # no time a clock tells: an int, for each time told is compared with it
 
 
 @message("bus.handler_failed")
@@ -227,7 +226,7 @@ class EventBus:
         self._places: Iterator[Place] = zip(
             itertools.repeat(secrets.randbits(30)),
             itertools.count(1),
-            iter(self._clock.time_ns, _NEVER),
+            itertools.starmap(self._clock.time_ns, itertools.repeat(())),
             strict=False,
         )
 
