@@ -278,8 +278,7 @@ class EventBus:
         if call is not None:
             token = _enter(known)
             try:
-                if (returned := call(message)) is not None:
-                    check_returned(returned)
+                call(message)
             except (Exception, CancelledError) as error:  # noqa: BLE001  isolated, and told
                 return self._go_on(receipt, route, error)
             finally:
@@ -313,8 +312,7 @@ class EventBus:
         if call is not None:
             token = _enter(known)
             try:
-                if (returned := call(message)) is not None:
-                    check_returned(returned)
+                call(message)
             except (Exception, CancelledError) as error:  # noqa: BLE001  isolated, and told
                 return self._go_on(receipt, route, error)
             finally:
@@ -442,7 +440,7 @@ class EventBus:
         if route.begin is not None:
             route.begin(message)
         if route.call is not None:
-            check_returned(route.call(message))
+            route.call(message)
 
     # -- routes -----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import weakref
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dis import findlabels, opmap
 from types import CodeType, CoroutineType
 from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar, cast, get_args
 
@@ -34,6 +35,9 @@ M = TypeVar("M", bound=Message)
 
 Mode = Literal["reliable", "observer"]
 ObserverOverflow = Literal["merge", "drop_oldest", "drop_newest"]
+
+
+_RETURNS = {opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in opmap}
 
 
 class Choices(TypedDict, Generic[M], total=False):
@@ -183,6 +187,7 @@ class Subscription(Generic[M]):
         "handler",
         "is_async",
         "is_open",
+        "may_return",
         "options",
         "order",
         "priority",
@@ -206,6 +211,7 @@ class Subscription(Generic[M]):
         self.order = order
         self.options = options
         self.is_async = check_handler(handler)
+        self.may_return = not self.is_async and _may_return(handler)
         self.is_open = True
         self.failures = 0
         self._meter = Meter() if bus.measures else None
@@ -442,6 +448,31 @@ def _is_native(handler: Callable[..., object]) -> bool:
     """Whether calling an asynchronous handler returns a coroutine, not something else to await."""
     code = getattr(_called(handler), "__code__", None)
     return isinstance(code, CodeType) and bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+def _may_return(handler: Callable[..., object]) -> bool:
+    """Whether a plain handler may return something other than None, which has to be looked at then.
+
+    Its code tells, once, so that most calls need no look. What is not written in Python returns no
+    coroutine.
+    """
+    code = getattr(_called(handler), "__code__", None)
+    if not isinstance(code, CodeType):
+        return False
+    units = code.co_code
+    returns = [at for at in range(0, len(units), 2) if units[at] in _RETURNS]
+    return not all(_returns_none(code, at) for at in returns)
+
+
+def _returns_none(code: CodeType, at: int) -> bool:
+    units = code.co_code
+    if units[at] == opmap["RETURN_VALUE"]:
+        # it may also return what something else has loaded; typeshed takes the bytes for a function
+        if at == 0 or at in findlabels(units):  # type: ignore[arg-type]
+            return False
+        at -= 2
+    is_constant = units[at] in (opmap["LOAD_CONST"], opmap.get("RETURN_CONST"))
+    return is_constant and code.co_consts[units[at + 1]] is None
 
 
 def _check_signature(handler: Callable[..., object]) -> None:
