@@ -27,6 +27,7 @@ __all__ = [
     "caused_by",
     "correlation_of",
     "frozen_headers",
+    "given",
     "inner_scope",
     "links_of",
     "merged_headers",
@@ -44,6 +45,31 @@ class Links(TypedDict, total=False):
     run: str | None
     correlation: Message | str | None
     causation: Message | str | None
+
+
+_NOTHING_SAID: Links = {}
+
+
+def given(
+    headers: Mapping[str, str] | None,
+    source: str | None,
+    run: str | None,
+    correlation: Message | str | None,
+    causation: Message | str | None,
+) -> Links:
+    """Return what a publisher did say about a message."""
+    said: Links = _NOTHING_SAID
+    if headers is not None:
+        said = {**said, "headers": headers}
+    if source is not None:
+        said = {**said, "source": source}
+    if run is not None:
+        said = {**said, "run": run}
+    if correlation is not None:
+        said = {**said, "correlation": correlation}
+    if causation is not None:
+        said = {**said, "causation": causation}
+    return said
 
 
 class Scope:
