@@ -9,6 +9,9 @@ rounds. Peers that are not installed are named and left out: ``pip install --gro
 
 A message is made fresh for each publish, outside of the time measured. To let go of one is within, for
 all: a bus with a history frees its oldest message in each publish, where the others free the newest.
+Handlers do nothing, and each has code of its own, as the subscribers of a program have: what one
+``def`` makes shares, from Python 3.12 on, what the interpreter has learnt of it, which is good for a
+third of the time of a plain loop and is found in no program.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ import sys
 import threading
 import time
 import tracemalloc
+import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import _peers
 import messages
@@ -41,6 +45,8 @@ logging.disable(logging.CRITICAL)
 Contestants = dict[str, Callable[[list[Any]], None]]
 AsyncContestants = dict[str, AsyncPeer]
 Results = dict[str, dict[str, float]]
+
+F = TypeVar("F", bound=Callable[..., object])
 
 now = time.perf_counter_ns
 cpu = time.process_time_ns
@@ -88,14 +94,19 @@ def plain_handler() -> Callable[[Any], None]:
     def handle(event: Any) -> None:
         pass
 
-    return handle
+    return with_code_of_its_own(handle)
 
 
 def async_handler() -> Callable[[Any], Awaitable[None]]:
     async def handle(event: Any) -> None:
         pass
 
-    return handle
+    return with_code_of_its_own(handle)
+
+
+def with_code_of_its_own(function: F) -> F:
+    made = cast("types.FunctionType", function)
+    return cast("F", types.FunctionType(made.__code__.replace(), made.__globals__, made.__name__))
 
 
 def numbered(number: int) -> Tick:
@@ -440,10 +451,10 @@ def flat_section(budget: Budget) -> Results:
         if backlog:
             loop = asyncio.new_event_loop()  # never run: what is for it waits
             loop.call_soon_threadsafe = lambda *_, **__: None  # type: ignore[assignment]
-            bus.subscribe(Tick, async_handler(), loop=loop, capacity=backlog)
+            held = bus.subscribe(Tick, async_handler(), loop=loop, capacity=backlog)
             for _ in range(backlog):
                 bus.publish(Tick())
-            bus.signal(Tick).disconnect(bus._receivers(Tick)[-1])
+            bus.signal(Tick).disconnect(held)
         return bus
 
     grown = {

@@ -27,8 +27,10 @@ __all__ = [
     "caused_by",
     "correlation_of",
     "frozen_headers",
+    "given",
     "inner_scope",
     "links_of",
+    "merged_headers",
     "origin_of",
 ]
 
@@ -43,6 +45,31 @@ class Links(TypedDict, total=False):
     run: str | None
     correlation: Message | str | None
     causation: Message | str | None
+
+
+_NOTHING_SAID: Links = {}
+
+
+def given(
+    headers: Mapping[str, str] | None,
+    source: str | None,
+    run: str | None,
+    correlation: Message | str | None,
+    causation: Message | str | None,
+) -> Links:
+    """Return what a publisher did say about a message."""
+    said: Links = _NOTHING_SAID
+    if headers is not None:
+        said = {**said, "headers": headers}
+    if source is not None:
+        said = {**said, "source": source}
+    if run is not None:
+        said = {**said, "run": run}
+    if correlation is not None:
+        said = {**said, "correlation": correlation}
+    if causation is not None:
+        said = {**said, "causation": causation}
+    return said
 
 
 class Scope:
@@ -101,8 +128,9 @@ def origin_of(reference: Message | str, argument: str) -> Origin:
     """
     if isinstance(reference, str):
         return reference
-    if reference._stamp is not None:
-        return origin_in(reference._stamp)
+    known = getattr(reference, "_stamp", None)  # of what is no message at all there is none either
+    if known is not None:
+        return origin_in(known)
     raise ValidationError("publish", argument, reference, "a published message, or its id")
 
 
@@ -119,10 +147,18 @@ def frozen_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     Raises:
         ValidationError: A name or a value is no string.
     """
+    if not isinstance(headers, Mapping):
+        raise ValidationError("publish", "headers", headers, "strings by strings")
     for name, text in headers.items():
         if not all(isinstance(part, str) for part in (name, text)):
             raise ValidationError("publish", "headers", {name: text}, "strings by strings")
     return FrozenDict(headers)
+
+
+def _check_words(**words: str | None) -> None:
+    for name, word in words.items():
+        if not isinstance(word, str | None):
+            raise ValidationError("publish", name, word, "a string")
 
 
 def inner_scope(
@@ -134,6 +170,7 @@ def inner_scope(
     on_stamped: Callable[[Origin], object] | None = None,
 ) -> Scope:
     """Return the scope that is current when these are given inside the one that is current now."""
+    _check_words(run=run, source=source)
     current = CURRENT.get()
     outer = current if isinstance(current, Scope) else NO_SCOPE
     return Scope(
@@ -141,9 +178,22 @@ def inner_scope(
         run=outer.run if run is None else run,
         correlation=outer.correlation if correlation is None else correlation_of(correlation),
         source=outer.source if source is None else source,
-        headers=frozen_headers({**outer.headers, **(headers or {})}),
+        headers=merged_headers(outer.headers, headers),
         on_stamped=on_stamped,
     )
+
+
+def merged_headers(
+    outer: Mapping[str, str], headers: Mapping[str, str] | None
+) -> Mapping[str, str]:
+    """Return headers over those of the scope, read-only.
+
+    Raises:
+        ValidationError: A name or a value is no string.
+    """
+    if not headers:
+        return outer
+    return frozen_headers({**outer, **frozen_headers(headers)})
 
 
 def links_of(
@@ -160,6 +210,7 @@ def links_of(
     What is given goes before what the scope says, and that before what the cause says. Correlation
     None means the message itself.
     """
+    _check_words(run=run, source=source)
     scope = current if isinstance(current, Scope) else NO_SCOPE
     carried = cause_of(current)
     cause = None if carried is None else spelled_out(carried)
@@ -176,9 +227,7 @@ def links_of(
     if run is None:
         run = scope.run if scope.run is not None or cause is None else cause[3]
     source = scope.source if source is None else source
-    if not headers and not scope.headers:
-        return by, together, run, source, NO_HEADERS
-    return by, together, run, source, frozen_headers({**scope.headers, **(headers or {})})
+    return by, together, run, source, merged_headers(scope.headers, headers)
 
 
 def causal_tree(messages: Iterable[Message]) -> str:

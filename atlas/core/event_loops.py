@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from atlas.core.answers import Answer
-from atlas.core.lanes import Lane, ObserverLane
+from atlas.core.lanes import AsyncHandler, Lane, ObserverLane
 from atlas.core.messages import Message, Origin
 from atlas.core.ports import Failed, Group, Port, Waits
-from atlas.core.subscriptions import Subscription
+from atlas.core.subscriptions import Subscription, check_returned
 from atlas.errors import BusError
 
 __all__ = ["OBSERVER_CAPACITY", "RELIABLE_CAPACITY", "Ports"]
@@ -156,9 +156,9 @@ class Ports:
                 self._own_thread.join()
 
 
-def _in_a_coroutine(call: Callable[[Any], object]) -> Callable[[Message], Awaitable[object]]:
+def _in_a_coroutine(call: Callable[[Any], object]) -> AsyncHandler:
     async def handle(message: Message) -> None:
-        call(message)
+        check_returned(call(message))
 
     return handle
 

@@ -97,10 +97,10 @@ class History:
         return found
 
 
-def _ring(capacity: int) -> deque[Message]:
-    if capacity < 0:
+def _ring(capacity: object) -> deque[Message]:
+    if not (isinstance(capacity, int) and capacity >= 0):
         raise ConfigurationError(
-            f"A history of {capacity} messages makes no sense; give 0 to keep none."
+            f"A history of {capacity!r} messages makes no sense; give an int, 0 to keep none."
         )
     return deque(maxlen=capacity)
 

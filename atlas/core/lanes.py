@@ -10,7 +10,7 @@ import contextlib
 import threading
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeAlias
 
 from atlas.core.messages import Message, Place, Stamp, stamp
@@ -18,7 +18,8 @@ from atlas.errors import BufferOverflowError
 
 __all__ = ["AsyncHandler", "Carrier", "Lane", "ObserverLane", "Owner"]
 
-AsyncHandler: TypeAlias = Callable[[Message], Awaitable[object]]
+# Any: what asyncio sends through an await is its own affair
+AsyncHandler: TypeAlias = Callable[[Message], Coroutine[Any, Any, object]]
 
 
 class Owner(Protocol):

@@ -49,10 +49,10 @@ class Meter:
     def plain(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return a plain handler that is measured."""
 
-        def measured(message: Any) -> None:
+        def measured(message: Any) -> object:
             started = perf_counter()
             try:
-                call(message)
+                return call(message)
             finally:
                 self._note(started)
 

@@ -19,9 +19,10 @@ import asyncio
 import functools
 import sys
 import threading
+import types
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextvars import Context, Token, copy_context
 from operator import length_hint
 from threading import get_ident
@@ -29,7 +30,7 @@ from typing import Any, Self, TypeVar
 
 from atlas.core.causality import CURRENT, cause_of
 from atlas.core.inner_loop import HERE, here, outside_context
-from atlas.core.lanes import Lane, ObserverLane
+from atlas.core.lanes import AsyncHandler, Lane, ObserverLane
 from atlas.core.messages import Message, Origin, causation_in, origin_in
 from atlas.core.receipts import M, M_co, Receipt, answered
 from atlas.errors import BufferOverflowError, BusError, SubscriptionError
@@ -43,20 +44,27 @@ Failed = Callable[[Any, Message, BaseException], None]
 
 _running_loop = asyncio._get_running_loop
 _current_cause = CURRENT.get
+_enter = CURRENT.set
+_reset = CURRENT.reset
 _place_in_run = HERE.get
 
 
-if sys.version_info >= (3, 12):
+def _is_running(loop: AbstractEventLoop) -> bool:
+    return _running_loop() is loop
 
-    def _runs_here(loop: AbstractEventLoop) -> bool:
-        return _running_loop() is loop
 
-else:
+def _is_of_this_thread(loop: Any) -> bool:  # Any: the attribute is asyncio's own
+    return bool(loop._thread_id == get_ident())
 
-    def _runs_here(loop: AbstractEventLoop) -> bool:
-        """Whether a loop runs in this thread. To ask asyncio costs a system call before 3.12."""
-        thread = getattr(loop, "_thread_id", None)  # which loops other than asyncio's do not have
-        return _running_loop() is loop if thread is None else bool(thread == get_ident())
+
+def _way_to_tell(loop: AbstractEventLoop) -> Callable[[AbstractEventLoop], bool]:
+    """Return what tells whether a loop runs in this thread.
+
+    Before 3.12 asyncio asks the system for the process whenever it is asked for the running loop,
+    which costs more than the rest of an await. Its loops, unlike others, know their thread.
+    """
+    is_asked = sys.version_info >= (3, 12) or not hasattr(loop, "_thread_id")
+    return _is_running if is_asked else _is_of_this_thread
 
 
 class Waits:
@@ -72,12 +80,16 @@ class Waits:
 class Group:
     """The lanes of one message class on one port, in order, with their handlers side by side."""
 
-    __slots__ = ("handlers", "lanes", "port")
+    __slots__ = ("handlers", "lanes", "only", "port")
 
     def __init__(self, port: Port, lanes: tuple[Lane, ...]) -> None:
         self.port = port
         self.lanes = lanes
-        self.handlers = tuple(lane.handler for lane in lanes)
+        self._take([lane.handler for lane in lanes])
+
+    def _take(self, handlers: Sequence[AsyncHandler]) -> None:
+        self.handlers = tuple(handlers)
+        self.only = handlers[0] if len(handlers) == 1 else None
 
     def post(self, message: M) -> Pending[M]:
         """Send a message on its way to these lanes. Any thread; never blocks."""
@@ -86,8 +98,8 @@ class Group:
         receipt.group = self
         # handlers are no part of the publisher's run, if there is one
         receipt.context = copy_context() if _place_in_run() is None else outside_context()
-        receipt.claimed = receipt.finished = False
-        receipt.failures = receipt.waiters = receipt.broken = None
+        receipt.stage = _WAITS
+        receipt.notes = None
         port = self.port
         inbox = port.inbox
         if len(inbox) >= port.limit:
@@ -100,17 +112,29 @@ class Group:
 
     def refresh(self) -> None:
         """Make messages already on their way skip subscriptions that are closed."""
-        self.handlers = tuple(
-            lane.handler if lane.subscription.is_open else _skip for lane in self.lanes
-        )
+        self._take([lane.handler if lane.subscription.is_open else _skip for lane in self.lanes])
 
 
 async def _skip(message: Message) -> None:
     pass
 
 
-_waiting = threading.RLock()  # reentrant: a finalizer may publish while it is held
-"""Guards only the creation of a receipt's list of waiters; never held while anything runs."""
+_WAITS, _TAKEN, _OVER = range(3)
+_NONE_LEFT: Iterator[AsyncHandler] = iter(())
+
+
+class _Notes:
+    """What few receipts have: failures, and callbacks that wait for the end."""
+
+    __slots__ = ("failures", "waiters")
+
+    def __init__(self) -> None:
+        self.failures: list[BaseException] = []
+        self.waiters: deque[Callable[[], object]] = deque()
+
+
+_noting = threading.RLock()  # reentrant: a finalizer may publish while it is held
+"""Guards only the creation of a receipt's notes; never held while anything runs."""
 
 
 class Pending(Receipt[M_co]):
@@ -121,10 +145,8 @@ class Pending(Receipt[M_co]):
     Attributes:
         group: The lanes the message is for.
         context: The publisher's context, a copy.
-        claimed: Whether the message has left the inbox.
-        finished: Whether every handler has ended.
-        failures: What handlers raised, once one has.
-        waiters: Whom to tell, once somebody waits.
+        stage: Whether the message waits in the inbox, was taken out, or every handler has ended.
+        notes: Failures and waiters, once there is one.
         remaining: How many handlers have not ended, once the message is in the lanes.
         handlers: While it runs in one go (see `lanes.Port`): the handlers still to come.
         broken: The lane at which going on in one go was broken off.
@@ -133,45 +155,37 @@ class Pending(Receipt[M_co]):
 
     __slots__ = (
         "broken",
-        "claimed",
         "context",
-        "failures",
-        "finished",
         "group",
         "handlers",
+        "notes",
         "remaining",
         "reserved",
-        "waiters",
+        "stage",
     )
 
     group: Group
     context: Context
-    claimed: bool
-    finished: bool
-    failures: list[BaseException] | None
-    waiters: deque[Callable[[], object]] | None
+    stage: int
+    notes: _Notes | None
     remaining: int
-    handlers: Iterator[Callable[[Message], Awaitable[object]]]
-    broken: Lane | None
+    handlers: Iterator[AsyncHandler]
+    broken: Lane
     reserved: deque[Lane]
 
     @property
     def done(self) -> bool:
         """Whether every reliable handler has ended."""
-        return self.finished
+        return self.stage == _OVER
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
         """What handlers have raised so far, in the order in which they failed."""
-        return () if self.failures is None else tuple(self.failures)
+        return () if self.notes is None else tuple(self.notes.failures)
 
     def fail(self, error: BaseException) -> None:
         """Note that a handler failed."""
-        if self.failures is None:
-            with _waiting:
-                if self.failures is None:
-                    self.failures = []
-        self.failures.append(error)
+        self._noted().failures.append(error)
 
     def finish_one(self) -> None:
         """Note that one handler has ended. In the loop's thread only."""
@@ -181,40 +195,46 @@ class Pending(Receipt[M_co]):
 
     def finish(self) -> None:
         """Note that the last handler has ended, and wake who waits."""
-        self.finished = True
-        if self.waiters is not None:
-            _call_all(self.waiters)
+        self.stage = _OVER
+        if self.notes is not None:
+            _call_all(self.notes.waiters)
 
     def when_done(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once when every reliable handler has ended; at once if they have."""
-        if self.waiters is None:
-            with _waiting:
-                if self.waiters is None:
-                    self.waiters = deque()
-        self.waiters.append(callback)
-        if self.finished:
-            _call_all(self.waiters)
+        waiters = self._noted().waiters
+        waiters.append(callback)
+        if self.stage == _OVER:
+            _call_all(waiters)
+
+    def _noted(self) -> _Notes:
+        if self.notes is None:
+            with _noting:
+                if self.notes is None:
+                    self.notes = _Notes()
+        return self.notes
 
     # Any: what asyncio sends through an await is its own affair
     # A generator, which hands its result to `await` as it is. A method that returns a coroutine's
     # `__await__()` would hand it over inside a StopIteration, made for each message.
     def __await__(self) -> Generator[Any, Any, Self]:
-        if _place_in_run() is not None and here() is not None:
-            return (yield from answered(self))
-        if self.finished:
-            return self._checked()
         port = self.group.port
+        runs_here = port.runs_here
         if (
-            not self.claimed
-            and _current_cause() is None  # else it has to be known who waits for whom
+            self.stage == _WAITS
             and len(port.inbox) == 1
             and not port.busy
             and port.express is None
-            and _runs_here(port.loop)
+            and _current_cause() is None  # else it has to be known who waits for whom
+            and _place_in_run() is None
+            and runs_here(port.loop)
         ):
             port.inbox.popleft()
-            yield from port.go(self, is_awaited=True).__await__()
-            return self if self.failures is None else self._checked()
+            yield from port.go(self, is_awaited=True)
+            return self if self.notes is None else self._checked()
+        if _place_in_run() is not None and here() is not None:
+            return (yield from answered(self))
+        if self.stage == _OVER:
+            return self._checked()
         return (yield from port.join(self).__await__())
 
     def _checked(self) -> Self:
@@ -250,6 +270,7 @@ class Port:
         "limit",
         "loop",
         "runs",
+        "runs_here",
         "strict",
         "tasks",
         "woken",
@@ -265,6 +286,7 @@ class Port:
         strict: bool,
     ) -> None:
         self.loop = loop
+        self.runs_here = _way_to_tell(loop)
         self.strict = strict
         self.failed = failed
         self.limit = limit
@@ -297,14 +319,14 @@ class Port:
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have something called in the loop's thread, as soon as what runs there suspends."""
-        if _runs_here(self.loop):
+        if self.runs_here(self.loop):
             self.loop.call_soon(call, context=Context())
         else:
             self.loop.call_soon_threadsafe(call, context=Context())
 
     def in_loop(self, call: Callable[[], object]) -> None:
         """Call something in the loop's thread; here, if the loop is not running. Any thread."""
-        if _runs_here(self.loop) or not self.loop.is_running():
+        if self.runs_here(self.loop) or not self.loop.is_running():
             call()
         else:
             self.loop.call_soon_threadsafe(call)
@@ -411,7 +433,7 @@ class Port:
             while many and self.inbox and not self.busy and self.express is None:
                 many -= 1
                 receipt = self.inbox.popleft()
-                await _Within(receipt.context, self.go(receipt, is_awaited=False))
+                await _within(receipt.context, self.go(receipt, is_awaited=False))
             while ready:
                 await self._drain(ready.popleft())
         except CancelledError:
@@ -424,7 +446,7 @@ class Port:
         self, receipt: Pending[Any], ready: deque[Lane], *, is_awaited: bool = False
     ) -> None:
         lanes = receipt.group.lanes
-        receipt.claimed = True
+        receipt.stage = _TAKEN
         receipt.remaining = len(lanes)
         for lane in lanes:
             if len(lane.queue) >= lane.capacity and not is_awaited:
@@ -472,34 +494,44 @@ class Port:
             while many and lane.queue:
                 many -= 1
                 receipt = lane.queue.popleft()
-                await _Within(receipt.context.copy(), self._deliver(lane, receipt))
+                await _within(receipt.context.copy(), self._deliver(lane, receipt).__await__())
         finally:
             self._release(lane)
 
     # -- running handlers -------------------------------------------------------------------------
 
-    async def go(self, receipt: Pending[Any], *, is_awaited: bool) -> None:
-        """Run all handlers of a message in one go, as far as nothing suspends."""
-        receipt.claimed = True
-        receipt.handlers = handlers = iter(receipt.group.handlers)
+    # Any: what asyncio sends through an await is its own affair
+    @types.coroutine
+    def go(self, receipt: Pending[Any], is_awaited: bool) -> Generator[Any, Any, None]:
+        """Run all handlers of a message in one go, as far as nothing suspends.
+
+        A generator: what awaits it is one, and would take a coroutine only in a wrapper, which costs
+        as much as a handler.
+        """
+        receipt.stage = _TAKEN
         message = receipt.message
         self.express = receipt
-        token = CURRENT.set(message._stamp)
+        token = _enter(message._stamp)
         try:
-            for handler in handlers:
-                await handler(message)
+            if (only := receipt.group.only) is not None:
+                receipt.handlers = _NONE_LEFT
+                yield from only(message)
+            else:
+                receipt.handlers = handlers = iter(receipt.group.handlers)
+                for handler in handlers:
+                    yield from handler(message)
         except BaseException as error:  # noqa: BLE001  isolated, and told
-            await self._go_on(receipt, error, token)
-        CURRENT.reset(token)
+            yield from self._go_on(receipt, error, token)
+        _reset(token)
         if self.express is receipt:
             self.express = None
-            receipt.finished = True
-            if receipt.waiters is not None:
+            receipt.stage = _OVER
+            if receipt.notes is not None:
                 receipt.finish()
         else:
-            await self._finish_broken(receipt)
-            if is_awaited and not receipt.finished:
-                await _until_done(receipt)
+            yield from self._finish_broken(receipt)
+            if is_awaited and receipt.stage != _OVER:
+                yield from _until_done(receipt)
 
     async def _go_on(
         self, receipt: Pending[Any], error: BaseException | None, token: Token[Any]
@@ -520,7 +552,7 @@ class Port:
                 error = next_error
 
     def _lane_at(self, receipt: Pending[Any]) -> Lane:
-        if receipt.broken is not None:
+        if self.express is not receipt:
             return receipt.broken
         lanes = receipt.group.lanes
         return lanes[len(lanes) - length_hint(receipt.handlers) - 1]
@@ -533,8 +565,7 @@ class Port:
     def _stop_going(self, receipt: Pending[Any]) -> None:
         if self.express is receipt:
             self._break_express()
-        lane, receipt.broken = receipt.broken, None
-        assert lane is not None
+        lane = receipt.broken
         lane.running.remove(receipt.message._stamp)
         self._hand_over(receipt.reserved)
         self._release(lane)
@@ -567,8 +598,7 @@ class Port:
             one.queue.append(receipt)
 
     async def _finish_broken(self, receipt: Pending[Any]) -> None:
-        lane, receipt.broken = receipt.broken, None
-        assert lane is not None
+        lane = receipt.broken
         lane.running.remove(receipt.message._stamp)
         self._release(lane)
         receipt.finish_one()
@@ -660,9 +690,9 @@ class Port:
         return receipt._checked()
 
     async def _join(self, receipt: Pending[Any]) -> None:
-        if not receipt.claimed and _runs_here(self.loop):
+        if receipt.stage == _WAITS and self.runs_here(self.loop):
             await self._join_in_lanes(receipt)
-        if not receipt.finished:
+        if receipt.stage != _OVER:
             self._let_overtake()
             await _until_done(receipt)
 
@@ -674,7 +704,7 @@ class Port:
             for one in waiting:
                 self._distribute(one, self.handed, is_awaited=one is receipt)
             return
-        receipt.claimed = True
+        receipt.stage = _TAKEN
         receipt.remaining = len(receipt.group.lanes)
         reserved: deque[Lane] = deque()
         for lane in receipt.group.lanes:
@@ -704,7 +734,7 @@ class Port:
             self._start(self._overtaking(lane, receipt))
 
     async def _overtaking(self, lane: Lane, receipt: Pending[Any]) -> None:
-        await _Within(receipt.context.copy(), self._deliver(lane, receipt))
+        await _within(receipt.context.copy(), self._deliver(lane, receipt).__await__())
 
     def _waits_for(self, lane: Lane, me: Origin, seen: set[Origin]) -> bool:
         """Whether what a lane is at cannot end before the handler of ``me`` goes on."""
@@ -741,32 +771,29 @@ class Port:
             task.cancel()
 
 
-class _Within:
-    """Awaits a coroutine step by step inside a context of its own, in the awaiting task."""
+_ENDED = object()
 
-    __slots__ = ("context", "coroutine")
 
-    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, object]) -> None:
-        self.context = context
-        self.coroutine = coroutine
-
-    def __await__(self) -> Generator[object, object, None]:
-        run = self.context.run
-        coroutine = self.coroutine
-        try:
-            yielded = run(coroutine.send, None)
-            while True:
-                try:
-                    sent = yield yielded
-                except GeneratorExit:
-                    run(coroutine.close)
-                    raise
-                except BaseException as error:  # noqa: BLE001  handed on
-                    yielded = run(coroutine.throw, error)
-                else:
-                    yielded = run(coroutine.send, sent)
-        except StopIteration:
-            return
+# Any: what asyncio sends through an await is its own affair
+@types.coroutine
+def _within(context: Context, steps: Generator[Any, Any, None]) -> Generator[Any, Any, None]:
+    """Await something step by step inside a context of its own, in the awaiting task."""
+    run = context.run
+    try:
+        # most often there is one step, and `next` tells the end without making an exception of it
+        yielded = run(next, steps, _ENDED)
+        while yielded is not _ENDED:
+            try:
+                sent = yield yielded
+            except GeneratorExit:
+                run(steps.close)
+                raise
+            except BaseException as error:  # noqa: BLE001  handed on
+                yielded = run(steps.throw, error)
+            else:
+                yielded = run(steps.send, sent)
+    except StopIteration:
+        return
 
 
 def _ends_the_task(error: BaseException) -> bool:
@@ -797,7 +824,7 @@ async def _until_done(receipt: Pending[Any]) -> None:
             future.set_result(None)
 
     def ended() -> None:
-        if _runs_here(loop):
+        if _running_loop() is loop:
             tell()
         elif not loop.is_closed():
             loop.call_soon_threadsafe(tell)

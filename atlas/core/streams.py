@@ -8,13 +8,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, cast, get_args
 
 from atlas.core.inner_loop import here
 from atlas.core.messages import Message
 from atlas.core.selectors import Selector
-from atlas.core.subscriptions import Subscription
-from atlas.errors import BufferOverflowError
+from atlas.core.subscriptions import Subscription, check_capacity, check_one_of
+from atlas.errors import BufferOverflowError, BusError
 
 __all__ = ["MessageStream", "StreamOverflow"]
 
@@ -47,8 +47,9 @@ class MessageStream(Generic[M_co]):
     """Messages of a subscription as an async iterator; made by `EventBus.stream`.
 
     It collects from entering the ``async with`` block to leaving it, and is read on the loop that
-    entered it, by one ``async for`` at a time. When the bus closes, what is waiting can still be
-    read, then the iteration ends. Nothing ends it silently and nothing keeps it hanging.
+    entered it. Several tasks may read it: each message goes to one of them. When the bus closes, what
+    is waiting can still be read, then the iteration ends. Nothing ends it silently and nothing keeps
+    it hanging.
 
     Attributes:
         dropped: How many messages the overflow policy has dropped.
@@ -62,6 +63,8 @@ class MessageStream(Generic[M_co]):
         capacity: int,
         overflow: StreamOverflow,
     ) -> None:
+        check_capacity(capacity)
+        check_one_of("overflow", overflow, get_args(StreamOverflow))
         self._bus = bus
         self._selector = selector
         self._where = where
@@ -69,7 +72,7 @@ class MessageStream(Generic[M_co]):
         self._overflow = overflow
         self._items: deque[M_co] = deque()
         self._lock = threading.RLock()  # reentrant: a finalizer may publish while it is held
-        self._reader: asyncio.Future[None] | None = None
+        self._readers: list[asyncio.Future[None]] = []
         self._room: deque[asyncio.Future[None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._subscription: Subscription[Any] | None = None
@@ -134,15 +137,21 @@ class MessageStream(Generic[M_co]):
             await self._next_arrival()
 
     async def _next_arrival(self) -> None:
+        if self._loop is None:
+            raise BusError(
+                "This stream was not entered, so nothing comes in. Read it inside of "
+                "`async with bus.stream(...) as messages:`."
+            )
         if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError(
+            raise BusError(
                 "This stream is read on another event loop than the one that entered it; enter a "
                 "stream of its own on each loop."
             )
         with self._lock:
             if self._items or self._ended:
                 return
-            self._reader = reader = self._loop.create_future()
+            reader = self._loop.create_future()
+            self._readers.append(reader)
         await reader
 
     # -- the bus's side ---------------------------------------------------------------------------
@@ -155,7 +164,7 @@ class MessageStream(Generic[M_co]):
             if len(self._items) >= self._capacity and not self._give_way():
                 return
             self._items.append(message)
-        self._tell_reader()
+        self._tell_readers()
 
     def _give_way(self) -> bool:
         if self._overflow == "error":
@@ -183,7 +192,7 @@ class MessageStream(Generic[M_co]):
             await room
         if not self._ended:
             self._items.append(message)
-            self._tell_reader()
+            self._tell_readers()
 
     def _make_room(self) -> None:
         while self._room:
@@ -192,15 +201,16 @@ class MessageStream(Generic[M_co]):
                 room.set_result(None)
                 return
 
-    def _tell_reader(self) -> None:
-        reader = self._reader
-        if reader is None:
+    def _tell_readers(self) -> None:
+        if not self._readers:
             return
-        self._reader = None
+        # all of them: one that gave up meanwhile would keep it from the others
+        readers, self._readers = self._readers, []
 
         def wake() -> None:
-            if not reader.done():
-                reader.set_result(None)
+            for reader in readers:
+                if not reader.done():
+                    reader.set_result(None)
 
         self._on_loop(wake)
 
@@ -216,7 +226,7 @@ class MessageStream(Generic[M_co]):
     def _end_soon(self) -> None:
         self._ended = True
         self._on_loop(self._close)
-        self._tell_reader()
+        self._tell_readers()
 
     def _close(self) -> None:
         """End the stream; what waits in it stays readable. Any thread."""
@@ -224,7 +234,7 @@ class MessageStream(Generic[M_co]):
         self._bus._streams.discard(self)
         if self._subscription is not None:
             self._subscription.close()
-        self._tell_reader()
+        self._tell_readers()
         self._on_loop(self._free_all)
 
     def _free_all(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import weakref
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar
+from dis import findlabels, opmap
+from types import CodeType, CoroutineType
+from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar, cast, get_args
 
 from atlas.core.lanes import Carrier, Lane, ObserverLane
 from atlas.core.messages import Message
@@ -23,6 +26,7 @@ __all__ = [
     "PatternSelector",
     "Selector",
     "Subscription",
+    "check_returned",
     "matches",
     "selectors_of",
 ]
@@ -31,6 +35,9 @@ M = TypeVar("M", bound=Message)
 
 Mode = Literal["reliable", "observer"]
 ObserverOverflow = Literal["merge", "drop_oldest", "drop_newest"]
+
+
+_RETURNS = {opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in opmap}
 
 
 class Choices(TypedDict, Generic[M], total=False):
@@ -90,6 +97,67 @@ class Options:
         self.name = name
 
 
+def check_choices(priority: object, options: Options) -> None:
+    """Refuse options with which no subscription can be made.
+
+    Raises:
+        SubscriptionError: The text names the option, its value and the mend.
+    """
+    if not _is_int(priority):
+        raise SubscriptionError(f"priority={priority!r} is no int; higher comes first, 0 is usual.")
+    check_one_of("mode", options.mode, get_args(Mode))
+    check_one_of("overflow", options.overflow, get_args(ObserverOverflow))
+    check_capacity(options.capacity)
+    if options.overflow != "merge" and options.mode != "observer":
+        raise _only_for_observers("overflow")
+    for name in ("where", "merge", "droppable"):
+        chosen = getattr(options, name)
+        if not (chosen is None or callable(chosen)):
+            raise SubscriptionError(f"{name}={chosen!r} cannot be called; give a function or None.")
+        if chosen is not None and name != "where" and options.mode != "observer":
+            raise _only_for_observers(name)
+    if not isinstance(options.loop, AbstractEventLoop | None):
+        raise SubscriptionError(
+            f"loop={options.loop!r} is no event loop; give asyncio's, or None for the one running."
+        )
+    if not isinstance(options.name, str | None):
+        raise SubscriptionError(f"name={options.name!r} is no string.")
+
+
+def _only_for_observers(name: str) -> SubscriptionError:
+    return SubscriptionError(
+        f"{name}= is for observers: nothing is merged or dropped on the way to a reliable handler. "
+        f"Leave it out, or add mode='observer'."
+    )
+
+
+def check_capacity(capacity: object) -> None:
+    """Refuse what is no number of messages that may wait.
+
+    Raises:
+        SubscriptionError: It is no int from 1.
+    """
+    if capacity is not None and not (_is_int(capacity) and cast("int", capacity) >= 1):
+        raise SubscriptionError(
+            f"capacity={capacity!r} is no number of messages; give an int from 1."
+        )
+
+
+def check_one_of(name: str, chosen: object, known: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those known.
+
+    Raises:
+        SubscriptionError: The text lists them.
+    """
+    if chosen not in known:
+        words = ", ".join(map(repr, known))
+        raise SubscriptionError(f"{name}={chosen!r} is none of {words}.")
+
+
+def _is_int(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 class Home(Protocol):
     """What a subscription asks of its bus."""
 
@@ -119,6 +187,7 @@ class Subscription(Generic[M]):
         "handler",
         "is_async",
         "is_open",
+        "may_return",
         "options",
         "order",
         "priority",
@@ -142,6 +211,7 @@ class Subscription(Generic[M]):
         self.order = order
         self.options = options
         self.is_async = check_handler(handler)
+        self.may_return = not self.is_async and _may_return(handler)
         self.is_open = True
         self.failures = 0
         self._meter = Meter() if bus.measures else None
@@ -234,6 +304,8 @@ class Subscription(Generic[M]):
             call = self._at_most_once(call)
         if self.options.where is not None and self.options.mode == "reliable":
             call = self._filtered(call, self.options.where)
+        if self.is_async and not _is_native(handler):
+            call = _in_a_coroutine(call)
         return call
 
     def _filtered(
@@ -246,9 +318,8 @@ class Subscription(Generic[M]):
 
             return _named_like(filtered_async, call)
 
-        def filtered(message: Any) -> None:
-            if where(message):
-                call(message)
+        def filtered(message: Any) -> object:
+            return call(message) if where(message) else None
 
         return _named_like(filtered, call)
 
@@ -288,6 +359,13 @@ class Subscription(Generic[M]):
 
 async def _nothing() -> None:
     pass
+
+
+def _in_a_coroutine(call: Callable[[Any], Awaitable[object]]) -> Callable[[Any], Any]:
+    async def awaited(message: Any) -> None:
+        await call(message)
+
+    return _named_like(awaited, call)
 
 
 def handler_name(handler: Callable[..., object]) -> str:
@@ -333,18 +411,68 @@ def check_handler(handler: Callable[..., object]) -> bool:
         raise SubscriptionError(
             f"{handler!r} cannot handle messages: it is a {type(handler).__name__}, not a callable."
         )
-    target: Any = handler
-    while isinstance(target, functools.partial):
-        target = target.func
-    if not (inspect.isroutine(target) or inspect.isclass(target)):
-        target = type(target).__call__
+    target = _called(handler)
     if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
         raise SubscriptionError(
             f"{handler_name(handler)} is a generator: calling it would run nothing. Handle messages "
             f"in a plain or an async function, or iterate over `bus.stream(...)`."
         )
     _check_signature(handler)
-    return inspect.iscoroutinefunction(target)
+    # of asyncio, for it also knows what is only marked as asynchronous: an `AsyncMock`, say
+    return asyncio.iscoroutinefunction(target) or asyncio.iscoroutinefunction(handler)
+
+
+def check_returned(returned: object) -> None:
+    """Look at what a plain handler returned other than None.
+
+    Raises:
+        SubscriptionError: It is a coroutine: the work of the handler, which nobody would do.
+    """
+    if isinstance(returned, CoroutineType):
+        returned.close()
+        raise SubscriptionError(
+            f"A plain handler returned a coroutine, {returned.__qualname__}, which nobody awaits: it "
+            f"did not run. Subscribe the async function itself, bound with functools.partial if need "
+            f"be, or an async function that awaits it."
+        )
+
+
+def _called(handler: Callable[..., object]) -> Any:  # Any: whatever it is that runs in the end
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    is_called_itself = inspect.isroutine(handler) or inspect.isclass(handler)
+    return handler if is_called_itself else type(handler).__call__
+
+
+def _is_native(handler: Callable[..., object]) -> bool:
+    """Whether calling an asynchronous handler returns a coroutine, not something else to await."""
+    code = getattr(_called(handler), "__code__", None)
+    return isinstance(code, CodeType) and bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+def _may_return(handler: Callable[..., object]) -> bool:
+    """Whether a plain handler may return something other than None, which has to be looked at then.
+
+    Its code tells, once, so that most calls need no look. What is not written in Python returns no
+    coroutine.
+    """
+    code = getattr(_called(handler), "__code__", None)
+    if not isinstance(code, CodeType):
+        return False
+    units = code.co_code
+    returns = [at for at in range(0, len(units), 2) if units[at] in _RETURNS]
+    return not all(_returns_none(code, at) for at in returns)
+
+
+def _returns_none(code: CodeType, at: int) -> bool:
+    units = code.co_code
+    if units[at] == opmap["RETURN_VALUE"]:
+        # it may also return what something else has loaded; typeshed takes the bytes for a function
+        if at == 0 or at in findlabels(units):  # type: ignore[arg-type]
+            return False
+        at -= 2
+    is_constant = units[at] in (opmap["LOAD_CONST"], opmap.get("RETURN_CONST"))
+    return is_constant and code.co_consts[units[at + 1]] is None
 
 
 def _check_signature(handler: Callable[..., object]) -> None:

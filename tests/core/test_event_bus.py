@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import re
 import threading
 import weakref
 
 import blinker
 import pytest
 
+from atlas.core.causality import Links
 from atlas.core.event_bus import EventBus, HandlerFailed
 from atlas.core.messages import Command, Event, Message, message
 from atlas.errors import (
@@ -403,6 +405,19 @@ def test_a_failure_becomes_an_event_caused_by_what_was_handled(bus, seen):
     assert (failure.meta.causation, failure.meta.run) == (cause.meta.id, "r1")
 
 
+def test_what_the_first_handler_raises_has_nothing_of_the_bus_in_its_context():
+    bus = EventBus()
+
+    def fails(_: OrderPlaced) -> None:
+        raise ValueError("no")
+
+    bus.subscribe(HandlerFailed, lambda _: None)
+    bus.subscribe(OrderPlaced, fails)
+    (error,) = bus.publish(OrderPlaced()).errors
+
+    assert error.__context__ is None
+
+
 def test_a_failure_that_nobody_watches_is_logged(bus, caplog):
     bus.subscribe(OrderPlaced, fail)
     bus.publish(OrderPlaced())
@@ -476,6 +491,65 @@ def test_what_is_no_message_is_refused_by_its_type(bus, thing):
 def test_a_handler_that_cannot_be_called_with_a_message_is_refused_at_once(bus, handler, text):
     with pytest.raises(SubscriptionError, match=text):
         bus.subscribe(OrderPlaced, handler)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"priority": "high"},
+        {"priority": 1.5},
+        {"where": "total > 1"},
+        {"mode": "reliably"},
+        {"mode": "observer", "overflow": "forget"},
+        {"mode": "observer", "merge": 1},
+        {"mode": "observer", "droppable": True},
+        {"capacity": 0},
+        {"capacity": "many"},
+        {"loop": "mine"},
+        {"name": 7},
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_by_its_value(bus, wrong):
+    name, value = list(wrong.items())[-1]
+    with pytest.raises(SubscriptionError, match=re.escape(f"{name}={value!r}")):
+        bus.subscribe(OrderPlaced, lambda _: None, **wrong)
+
+
+@pytest.mark.parametrize(
+    "misplaced",
+    [
+        {"merge": lambda one, other: other},
+        {"droppable": lambda _: True},
+        {"overflow": "drop_oldest"},
+    ],
+)
+def test_what_only_observers_do_is_refused_for_a_reliable_handler(bus, misplaced):
+    with pytest.raises(SubscriptionError, match="observer"):
+        bus.subscribe(OrderPlaced, lambda _: None, **misplaced)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"history": "long"},
+        {"history": 1.5},
+        {"max_depth": 0},
+        {"middleware": [5]},
+        {"middleware": 5},
+    ],
+)
+def test_a_bus_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ConfigurationError):
+        EventBus(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"headers": [1]}, {"source": 5}, {"run": 5}, {"correlation": 5}, {"causation": 5}]
+)
+def test_what_is_said_about_a_message_is_refused_by_its_value_when_it_makes_no_sense(bus, wrong):
+    (name, value) = next(iter(wrong.items()))
+    with pytest.raises(ValidationError, match=re.escape(f"publish.{name}: {value!r}")):
+        bus.publish(OrderPlaced(), **wrong)
 
 
 def test_a_generator_is_refused_as_a_handler(bus):
@@ -657,6 +731,37 @@ def test_middleware_may_return_a_message_of_another_class(seen):
     bus.publish(OrderPlaced())
 
     assert seen == [ItemAdded(sku="from order.placed")]
+
+
+def test_middleware_of_two_arguments_sees_and_changes_what_is_said_about_a_message():
+    said = []
+
+    def trace(item: Message, links: Links) -> Message:
+        said.append({**links, "headers": dict(links["headers"])})
+        links["headers"]["trace"] = "t1"
+        links["source"] = "traced"
+        return item
+
+    bus = EventBus(middleware=[trace, lambda item: item])
+    with bus.scope(headers={"tenant": "a"}, source="shop", run="r1"):
+        receipt = bus.publish(OrderPlaced(), headers={"user": "u"}, correlation="c1")
+    plain = bus.publish(OrderPlaced())
+
+    assert said[0] == {
+        "headers": {"tenant": "a", "user": "u"},
+        "source": "shop",
+        "run": "r1",
+        "correlation": "c1",
+    }
+    meta = receipt.message.meta
+    assert meta.headers == {"tenant": "a", "user": "u", "trace": "t1"}
+    assert (meta.source, meta.run, meta.correlation) == ("traced", "r1", "c1")
+    assert plain.message.meta.headers == {"trace": "t1"}
+
+
+def test_middleware_that_cannot_be_called_with_a_message_is_refused():
+    with pytest.raises(ConfigurationError, match="three"):
+        EventBus(middleware=[lambda one, two, three: one])
 
 
 def test_middleware_that_fails_fails_the_publish(seen):

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import threading
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -239,6 +240,32 @@ async def test_async_callables_of_all_kinds_are_handlers(bus, seen):
     await bus.publish(Begun())
 
     assert seen == ["object", "method", "partial"]
+
+
+@pytest.mark.parametrize("subscribers", [1, 3])
+async def test_what_is_only_marked_as_asynchronous_is_awaited(bus, seen, subscribers):
+    class Later:
+        """Something to await that is no coroutine, as compiled code returns."""
+
+        def __init__(self, event: Begun) -> None:
+            self.event = event
+
+        def __await__(self):
+            yield from asyncio.sleep(0).__await__()
+            seen.append(self.event.number)
+
+    def compiled(event: Begun) -> Later:
+        return Later(event)
+
+    compiled._is_coroutine = asyncio.coroutines._is_coroutine
+    mocked = AsyncMock(side_effect=lambda event: seen.append(event.number))
+    for _ in range(subscribers):
+        bus.subscribe(Begun, compiled)
+        bus.subscribe(Begun, mocked)
+    receipt = await bus.publish(Begun(number=7))
+
+    assert receipt.errors == ()
+    assert seen == [7, 7] * subscribers
 
 
 async def test_async_handlers_take_predicates_and_once(bus, seen):
@@ -783,6 +810,36 @@ async def test_a_stream_yields_what_is_published_while_it_is_open(bus, seen):
     assert seen == [Begun(number=0), Begun(number=2), Done(number=3)]
 
 
+async def test_several_tasks_may_read_one_stream_and_none_is_left_hanging(bus):
+    read: list[int] = []
+
+    async def reader(events) -> None:
+        async for event in events:
+            read.append(event.number)
+
+    async with bus.stream(Begun) as events:
+        readers = [asyncio.ensure_future(reader(events)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for number in range(9):
+            await bus.publish(Begun(number=number))
+            await asyncio.sleep(0)
+    await asyncio.wait_for(asyncio.gather(*readers), 5)
+
+    assert sorted(read) == list(range(9))
+
+
+async def test_a_stream_that_was_not_entered_says_so(bus):
+    with pytest.raises(BusError, match="async with"):
+        await anext(bus.stream(Begun))
+
+
+@pytest.mark.parametrize("wrong", [{"capacity": 0}, {"capacity": "many"}, {"overflow": "forget"}])
+async def test_a_stream_that_makes_no_sense_is_refused_by_the_value(bus, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(SubscriptionError, match=f"{name}={value!r}"):
+        bus.stream(Begun, **wrong)
+
+
 async def test_a_blocking_stream_holds_up_publishers_who_await(bus):
     async with bus.stream(Begun, capacity=2) as events:
         receipts = [asyncio.ensure_future(bus.publish(Begun(number=n))) for n in range(4)]
@@ -966,6 +1023,23 @@ async def test_a_request_fails_at_once_when_nobody_is_there_or_the_handler_fails
     bus.subscribe(PriceAsked, fail)
     with pytest.raises(HandlersFailedError, match="no price"):
         await bus.request(PriceAsked(), timeout=5)
+
+
+async def test_a_request_that_middleware_drops_or_refuses_fails_at_once_and_leaves_nothing():
+    def drop(_: object) -> None:
+        return None
+
+    def refuse(_: object) -> None:
+        raise ValueError("not today")
+
+    for step, expected in ((drop, NoResponderError), (refuse, ValueError)):
+        bus = EventBus(middleware=[step])
+        bus.subscribe(PriceAsked, lambda asked, bus=bus: bus.reply(asked, 1.0))
+        with pytest.raises(expected):
+            await bus.request(PriceAsked())
+
+        assert not bus._answers
+        assert not bus._closers
 
 
 async def test_a_request_times_out(bus):

@@ -264,6 +264,32 @@ async def test_plain_and_async_handlers_mix_and_no_coroutine_is_left_unawaited(b
     assert seen == ["plain", "async object"]
 
 
+@pytest.mark.parametrize("others", [0, 2, 200])
+async def test_a_coroutine_that_a_plain_handler_returns_is_told_as_its_failure(bus, others):
+    seen = []
+
+    async def work(event: Happened) -> None:
+        raise AssertionError("nobody awaits it")
+
+    def forgets_to_await(event: Happened) -> object:
+        return work(event)
+
+    bus.subscribe(HandlerFailed, lambda failed: seen.append(failed.handler))
+    for _ in range(others):
+        bus.subscribe(Happened, lambda event: seen.append(event.number) or event)
+    bus.subscribe(Happened, forgets_to_await, name="forgetful")
+    bus.subscribe(Happened, lambda event: work(event) or None, name="shortened")
+    bus.subscribe(Happened, forgets_to_await, name="filtered", where=lambda _: True)
+    bus.subscribe(Happened, forgets_to_await, name="aside", mode="observer")
+    receipt = bus.publish(Happened(number=3))
+    await bus.drain()
+
+    assert sorted(set(seen) - {3}) == ["aside", "filtered", "forgetful", "shortened"]
+    assert seen.count(3) == others
+    assert [type(error) for error in receipt.errors] == [SubscriptionError] * 3
+    assert "work" in str(receipt.errors[0])
+
+
 def test_publishing_from_a_thread_without_a_loop_reaches_async_handlers():
     seen = []
     with EventBus() as bus:
