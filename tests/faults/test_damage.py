@@ -112,6 +112,34 @@ def test_changed_rows_are_named_and_repair_keeps_what_was_before(swap: str, memo
     assert repair.set_aside > 0
 
 
+FORMAT_NUMBER = range(60, 64)
+
+
+def test_whatever_becomes_of_the_header_every_record_is_kept(memory: Path) -> None:
+    """But for the number of the format: a file with another one may be of a newer Atlas."""
+    records, chance = build(memory / "good.db"), random.Random(SEED)
+    fresh, whole = copies(memory / "good.db", memory), (memory / "good.db").read_bytes()
+    bits = [(at, bit) for at in range(100) for bit in range(8)]
+    headers = [bytes(100), chance.randbytes(100)]
+    for at, bit in chance.sample(bits, count(60, len(bits))):
+        header = bytearray(whole[:100])
+        header[at] ^= 1 << bit
+        if at in FORMAT_NUMBER:
+            (copy := next(fresh)).write_bytes(header + whole[100:])
+            assert examine(copy, records).how == "refused"
+        else:
+            headers.append(bytes(header))
+    for header in headers:
+        (copy := next(fresh)).write_bytes(header + whole[100:])
+        engine = SqliteEngine(copy)
+        engine.repair()
+        assert engine.read_all(until=len(records)) == records
+        assert engine.verify().ok
+        engine.close()
+        for aside in memory.glob("copy.db.*"):
+            aside.unlink()
+
+
 def test_a_truncated_file_is_noticed(memory: Path) -> None:
     records, chance = build(memory / "good.db"), random.Random(SEED)
     fresh, size = copies(memory / "good.db", memory), (memory / "good.db").stat().st_size
