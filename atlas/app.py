@@ -572,6 +572,7 @@ class Atlas:
         Returns:
             The run and what the program returned.
         """
+        check_arguments(program, arguments)
         called = name or str(getattr(program, "__name__", "run"))
         where = program_of(program)
         async with self.recording(called, program=where, arguments=arguments) as run:
@@ -636,6 +637,8 @@ class Atlas:
         return session, result
 
     def _run_id(self, name: str) -> str:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"The name of the run is {name!r}. Give a text.")
         return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-') or 'run'}-{new_id()[:8]}"
 
     def _session(self, started: RunStarted, **options: Unpack[SessionOptions]) -> RunSession:
