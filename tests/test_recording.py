@@ -449,6 +449,34 @@ async def test_a_fork_with_other_arguments_is_replayed_with_these() -> None:
         assert app.runs[again.id].origin.arguments == {"items": (2,), "style": "pirate"}
 
 
+async def test_what_makes_no_sense_is_refused_before_anything_happens() -> None:
+    async with Atlas(provider=ListProvider(WORDS)) as app:
+        async with app.recording("done") as run:
+            pass
+        with pytest.raises(LookupError):
+            async with app.recording("failed") as failed:
+                raise LookupError
+        for pace in (0, -1, float("nan"), float("inf"), "fast"):
+            with pytest.raises(ConfigurationError, match="pace is"):
+                app.replaying(run.id, pace=pace)  # type: ignore[arg-type]
+        for at in ("3", None, 1.5):
+            with pytest.raises(ConfigurationError, match="number of an event"):
+                app.forking(run.id, at=at)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="layers has 5"):
+            app.recording("x", layers=[5])  # type: ignore[list-item]
+        with pytest.raises(ConfigurationError, match="in_doubt is 'again'"):
+            app.resume(failed.id, in_doubt="again")  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="name of the run is 5"):
+            app.recording(5)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="time is 'noon'"):
+            app.runs[run.id].at(time="noon")  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="The program is 5"):
+            await app.record(5)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=r"shopping\("):
+            await app.record(shopping, things=[1])
+        assert len(app.runs) == 2
+
+
 async def test_arguments_that_the_program_does_not_have_are_refused() -> None:
     async with Atlas(provider=ListProvider(WORDS)) as app:
         run, _ = await app.record(shopping, items=[1])

@@ -59,11 +59,15 @@ def load_program(program: str) -> Callable[..., Any]:
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, object]) -> None:
-    """Refuse arguments that a program does not take, or lacks.
+    """Refuse arguments that a program does not take, or lacks; and what is no program.
 
     Raises:
         ConfigurationError: The text names the argument and those that the program has.
     """
+    if not callable(function):
+        raise ConfigurationError(
+            f"The program is {function!r}. It has to be an `async def` that takes the application first."
+        )
     signature = inspect.signature(function)
     try:
         signature.bind(None, **arguments)

@@ -401,6 +401,11 @@ class Run(Generic[S]):
 
     def _checked(self, number: int) -> int:
         count = len(self)
+        if type(number) is not int:
+            raise ConfigurationError(
+                f"{number!r} is no number of an event of run {self.id}. Give a whole number up to "
+                f"{count}; negative ones count from the end."
+            )
         wanted = number + count + 1 if number < 0 else number
         if not 0 <= wanted <= count:
             raise UnknownVersionError(
@@ -598,7 +603,11 @@ def _messages(record: Any) -> list[Message]:
     return unpack(record.payload) if record.name == PAGE else []
 
 
-def _nanoseconds(time: datetime) -> int:
+def _nanoseconds(time: object) -> int:
+    if not isinstance(time, datetime):
+        raise ConfigurationError(
+            f"time is {time!r}. Give an aware datetime, such as datetime.now(timezone.utc)."
+        )
     if time.tzinfo is None:
         raise UnknownVersionError(
             f"{time} says no time zone. Give an aware datetime, such as "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import threading
@@ -43,6 +44,7 @@ from atlas.core.effects.entries import (
 from atlas.core.effects.pending import Completion, Pending, text_of
 from atlas.core.inner_loop import Delivery, InnerLoop, Place, outside_context
 from atlas.errors import (
+    ConfigurationError,
     EffectError,
     ReplayDiverged,
     UndeclaredEffectError,
@@ -92,6 +94,7 @@ class RunContext:
             model to ask) is to be decided anew in each.
 
     Raises:
+        ConfigurationError: ``pace``, ``layers`` or ``in_doubt`` make no sense.
         EffectError: From entering, in a run; or where a run is not possible.
         ReplayDiverged: The program does not do what was recorded. From the effect at which it was
             noticed and, in any case, from leaving.
@@ -114,6 +117,7 @@ class RunContext:
         rewrite: bool | None = None,
         guard: bool = True,
     ) -> None:
+        _check(pace, layers, in_doubt)
         self.run_id = run_id
         self.mode = mode
         self.layers = tuple(layers)
@@ -619,6 +623,25 @@ class RunContext:
                 self.run_id,
                 text,
             )
+
+
+def _check(pace: object, layers: Iterable[object], in_doubt: object) -> None:
+    if pace is not None and not (isinstance(pace, int | float) and 0 < pace < math.inf):
+        raise ConfigurationError(
+            f"pace is {pace!r}. Give a number above 0: 1 is as fast as it was recorded, 2 twice as fast; "
+            f"or None, for as fast as possible."
+        )
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ConfigurationError(
+                f"layers has {layer!r}. Give objects whose class derives from Layer, such as Retry(3); "
+                f"see atlas.core.effect_layers."
+            )
+    if not (in_doubt in ("raise", "retry") or isinstance(in_doubt, Skip) or callable(in_doubt)):
+        raise ConfigurationError(
+            f"in_doubt is {in_doubt!r}. Give 'raise', 'retry', Skip(value), or an async function that "
+            f"decides."
+        )
 
 
 def _given(value: str, failed: bool, cause: BaseException | None = None) -> Any:
