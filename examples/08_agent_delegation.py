@@ -5,16 +5,14 @@
     python examples/08_agent_delegation.py --db runs.db     # then: atlas agents tree --db runs.db
 
 With no argument, no key and no network this runs a model of 135 million parameters. It is far too small
-to be trusted with a choice of words (of four sums asked for in words it got one right), so its
-answers are *constrained* by the JSON Schemas of the tools, and what a tool returns is the answer. Which
-agent does what is decided by code, from capabilities. A large model needs no such crutches. In a
-terminal you are asked before the calculator calculates.
+to be trusted with a choice of words (of four sums asked for in words it got one right), so its answers
+are *constrained* by the JSON Schemas of the tools, and what a tool returns is the answer. Which agent does
+what is decided by code. A large model needs no such crutches. In a terminal you are asked first.
 """
 
 import argparse
 import asyncio
 import os
-import signal
 import sys
 import tempfile
 from datetime import datetime
@@ -29,49 +27,44 @@ from atlas.agents.messages import ApprovalAsked, ToolCalled, ToolFinished
 
 FOLDER = Path(tempfile.gettempdir(), "atlas-notes")
 SUM = {"first": 3, "operator": "times", "second": 17}
+ME = os.getpid()
+ASK = sys.stdin.isatty() and not {"--crash", "--die"} & set(sys.argv)
 
 
+@tool(approval=ASK)
 def calculate(first: int, operator: Literal["plus", "minus", "times"], second: int) -> int:
     """Calculate with two whole numbers."""
-    print("    (calculating)", flush=True)
-    operations = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}
-    return operations[operator](first, second)
+    return {"plus": first + second, "minus": first - second, "times": first * second}[operator]
 
 
 @tool
 def read_note(name: Literal["shopping"]) -> str:
     """Read a note; no other file can be named at all: that is the sandbox."""
-    print("    (reading the file)", flush=True)
     return (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
 
 
 @tool
 async def clock(place: Literal["Berlin", "New York", "Tokyo"]) -> str:
     """Tell the time at a place."""
-    print("    (looking at the clock)", flush=True)
     zones = {"Berlin": "Europe/Berlin", "New York": "America/New_York", "Tokyo": "Asia/Tokyo"}
     return f"{datetime.now(ZoneInfo(zones[place])):%H:%M} in {place}"
 
 
-def team(app: Atlas, *, ask: bool) -> Controller:
+def team(app: Atlas) -> Controller:
     """Return three specialists. An agent is a definition; what goes on belongs to the run."""
     constrained = {"tool_choice": "required", "finish": "tool", "temperature": 0.0}
-    sums = tool(approval=ask)(calculate)
-    calculator = Agent("calculator", tools=[sums], capabilities={"sums"}, **constrained)
+    calculator = Agent("calculator", tools=[calculate], capabilities={"sums"}, **constrained)
     reader = Agent("reader", tools=[read_note], capabilities={"notes"}, **constrained)
     watchman = Agent("watch", tools=[clock], capabilities={"time"}, **constrained)
     return Controller([calculator, reader, watchman], bus=app.bus)
 
 
-async def morning(app: Atlas, *, ask: bool) -> list[str]:
+async def morning(app: Atlas) -> list[str]:
     """Do what there is to do: two tasks side by side, then one that depends on an answer."""
-    outcomes = await team(app, ask=ask).run(
-        [
-            Task("Read the note.", needs={"notes"}, inputs={"name": "shopping"}, id="note"),
-            Task("What time is it in Tokyo?", needs={"time"}, id="time"),
-            Task("Calculate this.", needs={"sums"}, inputs=SUM, after=("note",), id="sum"),
-        ]
-    )
+    note = Task("Read the note.", needs={"notes"}, inputs={"name": "shopping"}, id="note")
+    hour = Task("What time is it in Tokyo?", needs={"time"}, id="time")
+    price = Task("Calculate this.", needs={"sums"}, inputs=SUM, after=("note",), id="sum")
+    outcomes = await team(app).run([note, hour, price])
     return [each.text if each.is_done else f"({each.error})" for each in outcomes.values()]
 
 
@@ -86,15 +79,11 @@ def watch(event: Event) -> None:
 
 async def decide(app: Atlas, asked: ApprovalAsked) -> None:
     """Ask whoever sits at the terminal. The run waits, also across a restart."""
-    print(f"  May {asked.agent} call {asked.tool}({asked.arguments})? [Y/n] ", end="", flush=True)
-    loop, typed = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(sys.stdin, typed.set)  # input() in a thread would not let itself be interrupted
-    try:
-        await typed.wait()
-    finally:
-        loop.remove_reader(sys.stdin)
-    yes = sys.stdin.readline().lower() in ("\n", "y\n", "yes\n")
-    await app.approve(asked.approval, approved=yes, by="you", reason="" if yes else "Not today.")
+    print(f"  May {asked.agent} call {asked.tool}? [Y/n] ", end="", flush=True)
+    typed = asyncio.Event()  # input() in a thread would not let itself be interrupted
+    asyncio.get_running_loop().add_reader(sys.stdin, typed.set)
+    await typed.wait()
+    await app.approve(asked.approval, approved=sys.stdin.readline() in ("\n", "y\n"), by="you")
 
 
 async def live(db: str, options: argparse.Namespace) -> None:
@@ -102,36 +91,22 @@ async def live(db: str, options: argparse.Namespace) -> None:
     async with Atlas(db, provider=options.provider, model=options.model) as app:
         app.bus.subscribe("tool.*", watch)
         app.bus.subscribe(ApprovalAsked, partial(decide, app))
-        ask = sys.stdin.isatty() and not (options.die or options.resume)
         if options.die:  # as in a power cut, when it is known what time it is
-            app.bus.subscribe(ToolFinished, kill, where=lambda event: "Tokyo" in event.content)
+            app.bus.subscribe(ToolFinished, lambda e: "Tokyo" in e.content and os.kill(ME, 9))
         session = app.resume(options.resume) if options.resume else app.recording("morning")
         async with session as run:
-            answers = await morning(app, ask=ask)
+            answers = await morning(app)
         print("\nAnswers:", *answers, sep="\n  ")
         print("\nThe run as it is kept:", *task_tree(app.runs[run.id].held()), sep="\n  ")
-        if options.verbose:
-            events = app.runs[run.id].held()
-            told = [each for each in events if not each.message_name.startswith(("stream", "eff"))]
-            print("\nIts events, but tokens and effects:", *told, sep="\n  ")
-
-
-def kill(event: ToolFinished) -> None:
-    """End this process without any warning to it."""
-    os.kill(os.getpid(), signal.SIGKILL)
+        print(*(app.runs[run.id].held() if options.verbose else ()), sep="\n")
 
 
 async def crash(db: str, options: argparse.Namespace) -> None:
     """Let another process do it and die, then resume: what finished there is not done again."""
     print("Another process begins, and dies when its second tool has finished:", flush=True)
-    again = [sys.executable, __file__, "--die", "--db", db]
-    for name in ("provider", "model"):
-        again += [f"--{name}", given] if (given := getattr(options, name)) else []
-    process = await asyncio.create_subprocess_exec(*again)
-    print(
-        f"It ended with {await process.wait()}. This process resumes its run; what finished there is"
-    )
-    print("told again from the log, and is not done again:", flush=True)
+    again = ["--die", "--db", db, *(f"--provider={each}" for each in [options.provider] if each)]
+    process = await asyncio.create_subprocess_exec(sys.executable, __file__, *again)
+    print(f"It ended with {await process.wait()}. This one tells again what finished, and goes on:")
     async with Atlas(db, provider="scripted") as app:
         options.resume = app.runs.latest().id
     await live(db, options)
@@ -152,8 +127,7 @@ def main() -> int:
     Path(FOLDER, "shopping.txt").write_text("3 kettles at 17 EUR each", encoding="utf-8")
     try:
         with tempfile.TemporaryDirectory() as folder:
-            program = crash if options.crash else live
-            asyncio.run(program(options.db or str(Path(folder, "runs.db")), options))
+            asyncio.run((crash if options.crash else live)(options.db or f"{folder}/x.db", options))
     except AtlasError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,8 @@ The values are plain data: a `Task`, its `Limits`, what it used (`Spent`). The e
      tool.finished)*  agent.turn_ended)*
     then exactly one of  task.completed | task.failed | task.cancelled | task.expired
 
-Each ``tool.called`` is followed by exactly one ``tool.finished``, whatever happens.
+Each ``tool.called`` is followed by exactly one ``tool.finished``, whatever happens. It stands for the
+``stream.tool_call`` that a chat has.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ different between two events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from typing import Any, Final, Protocol
 
@@ -155,8 +155,9 @@ class AgentsState:
             del changes["status"]
         if "status" in changes:
             checked_transition(known.status, changes["status"])
-        made = replace(known, **changes)
-        return AgentsState(self.agents, self.tasks.set(task, made), self.turns, self.calls)
+        return AgentsState(
+            self.agents, self.tasks.set(task, _changed(known, changes)), self.turns, self.calls
+        )
 
     # Any: fields of the state of an agent
     def agent(self, name: str, **changes: Any) -> AgentsState:
@@ -177,6 +178,22 @@ class AgentsState:
         """Return the state with a turn changed, or ended."""
         turns = self.turns.discard(reply) if turn is None else self.turns.set(reply, turn)
         return AgentsState(self.agents, self.tasks, turns, self.calls)
+
+
+_TASK_FIELDS: Final = tuple(each.name for each in fields(TaskState))
+
+
+# Any: fields of the state of a task
+def _changed(task: TaskState, changes: Mapping[str, Any]) -> TaskState:
+    """Return the state of a task with some fields changed, which are not checked again.
+
+    `replace` would look at each message of the history, at each event: what was checked when it came.
+    """
+    made = object.__new__(TaskState)
+    for name in _TASK_FIELDS:
+        given = changes[name] if name in changes else getattr(task, name)
+        object.__setattr__(made, name, given)
+    return made
 
 
 transitions: Final[Transitions[AgentsState]] = Transitions()
