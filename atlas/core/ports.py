@@ -54,7 +54,8 @@ def _is_running(loop: AbstractEventLoop) -> bool:
 
 
 def _is_of_this_thread(loop: Any) -> bool:  # Any: the attribute is asyncio's own
-    return bool(loop._thread_id == get_ident())
+    is_here: bool = loop._thread_id == get_ident()
+    return is_here
 
 
 def _way_to_tell(loop: AbstractEventLoop) -> Callable[[AbstractEventLoop], bool]:
