@@ -38,6 +38,9 @@ ObserverOverflow = Literal["merge", "drop_oldest", "drop_newest"]
 
 
 _RETURNS = {opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in opmap}
+_INSTRUMENTED = min(
+    (opmap[name] for name in opmap if name.startswith("INSTRUMENTED_")), default=256
+)
 
 
 class Choices(TypedDict, Generic[M], total=False):
@@ -459,13 +462,23 @@ def _may_return(handler: Callable[..., object]) -> bool:
     code = getattr(_called(handler), "__code__", None)
     if not isinstance(code, CodeType):
         return False
-    units = code.co_code
+    units = _units(code)
     returns = [at for at in range(0, len(units), 2) if units[at] in _RETURNS]
-    return not all(_returns_none(code, at) for at in returns)
+    return not all(_returns_none(code, units, at) for at in returns)
 
 
-def _returns_none(code: CodeType, at: int) -> bool:
-    units = code.co_code
+# Any: what has no public name
+def _units(code: Any) -> bytes:
+    """Return the instructions of some code without a copy that the interpreter keeps for good.
+
+    ``co_code`` keeps one, 50 bytes a handler. What runs may have instructions of a debugger in it,
+    under which others hide; then the copy it is.
+    """
+    units: bytes = code._co_code_adaptive
+    return code.co_code if max(units[::2], default=0) >= _INSTRUMENTED else units
+
+
+def _returns_none(code: CodeType, units: bytes, at: int) -> bool:
     if units[at] == opmap["RETURN_VALUE"]:
         # it may also return what something else has loaded; typeshed takes the bytes for a function
         if at == 0 or at in findlabels(units):  # type: ignore[arg-type]
