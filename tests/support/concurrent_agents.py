@@ -89,7 +89,7 @@ async def agent(
         except TimeoutError:
             board.append(f"{number} gave up at {asyncio.get_running_loop().time()}")
         try:
-            notes.append(await asyncio.wait_for(child(2), SPEED * 5))
+            notes.append(await asyncio.wait_for(child(2), SPEED * 400))
         except TimeoutError:
             board.append(f"{number} waited too long")
         for first in asyncio.as_completed([tool(f"raced{number}", at) for at in range(2)]):
