@@ -23,9 +23,10 @@ from atlas.core.loop_thread import LoopThread
 from atlas.core.message_log import MessageLog
 from atlas.core.registry import FallbackTaken, Registry
 from atlas.core.run_session import RunSession
+from atlas.core.state_projector import StateProjector
 from atlas.errors import AppNotRunningError, ConfigurationError, nearest_name
 from atlas.providers.base import ChatRequest, Provider
-from atlas.providers.chat_state import project_chat
+from atlas.providers.chat_state import ChatState, project_chat
 from atlas.providers.context import ContextSource, PackedContext
 from atlas.providers.conversation import ChatOptions, Conversation
 from atlas.providers.hosting import offer_host, withdraw_host
@@ -113,7 +114,7 @@ class Atlas(Recorder):
         rate: float | None = None,
         container: Container | None = None,
     ) -> None:
-        self.profile = chat_profile(profile)
+        self.profile: ChatProfile = chat_profile(profile)
         self._profile_options = self.profile.chat_options()
         self.container = container or Container()
         self.bus: EventBus = bus or self.container.bus()
@@ -128,7 +129,7 @@ class Atlas(Recorder):
             capacity=capacity,
             rate=rate,
         )
-        self.state = project_chat()
+        self.state: StateProjector[ChatState] = project_chat()
         self._log_given = log
         self._durability = durability
         self._engine: Engine | None = None

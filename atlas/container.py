@@ -14,7 +14,10 @@ from dependency_injector import containers, providers
 from atlas.core.clock import SystemClock
 from atlas.core.effects import uuid
 from atlas.core.event_bus import EventBus
+from atlas.core.registry import Registry
+from atlas.providers.base import Provider
 from atlas.providers.selection import provider_registry
+from atlas.typing import Clock
 
 __all__ = ["Container", "check", "new_id"]
 
@@ -37,10 +40,10 @@ class Container(containers.DeclarativeContainer):
         identify: Makes the ids of conversations and replies.
     """
 
-    clock = providers.Singleton(SystemClock)
-    bus = providers.Singleton(EventBus, clock=clock)
-    model_providers = providers.Singleton(provider_registry)
-    identify = providers.Factory(new_id)
+    clock: providers.Provider[Clock] = providers.Singleton(SystemClock)
+    bus: providers.Provider[EventBus] = providers.Singleton(EventBus, clock=clock)
+    model_providers: providers.Provider[Registry[Provider]] = providers.Singleton(provider_registry)
+    identify: providers.Provider[str] = providers.Factory(new_id)
 
 
 def check(container: Container) -> None:

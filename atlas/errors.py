@@ -259,7 +259,7 @@ class RecursionLimitError(BusError, RecursionError):
 
     def __init__(self, text: str, *, chain: Sequence[str]) -> None:
         super().__init__(text)
-        self.chain = tuple(chain)
+        self.chain: tuple[str, ...] = tuple(chain)
 
 
 class HandlersFailedError(BusError):
@@ -267,7 +267,7 @@ class HandlersFailedError(BusError):
 
     def __init__(self, text: str, *, errors: Sequence[BaseException]) -> None:
         super().__init__(text)
-        self.errors = tuple(errors)
+        self.errors: tuple[BaseException, ...] = tuple(errors)
 
 
 class WaitTimeoutError(BusError, TimeoutError):
@@ -507,7 +507,7 @@ class MergeConflictError(AtlasError, ValueError):
 
     def __init__(self, text: str, *, paths: Sequence[str]) -> None:
         super().__init__(text)
-        self.paths = tuple(paths)
+        self.paths: tuple[str, ...] = tuple(paths)
 
 
 class TransitionError(StateError):
@@ -565,7 +565,7 @@ class ProfileError(ConfigurationError):
 
     def __init__(self, text: str, *, problems: Sequence[str] = ()) -> None:
         super().__init__(text)
-        self.problems = tuple(problems) or (text,)
+        self.problems: tuple[str, ...] = tuple(problems) or (text,)
 
 
 class MissingCredentialsError(ConfigurationError):

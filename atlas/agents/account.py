@@ -47,10 +47,10 @@ class Reservation:
     __slots__ = ("answer", "cost", "price", "prompt")
 
     def __init__(self, prompt: int, answer: int, price: Price) -> None:
-        self.prompt = prompt
-        self.answer = answer
-        self.price = price
-        self.cost = price.of(prompt, answer)
+        self.prompt: int = prompt
+        self.answer: int = answer
+        self.price: Price = price
+        self.cost: float = price.of(prompt, answer)
 
 
 class Account:
@@ -72,12 +72,12 @@ class Account:
     )
 
     def __init__(self, limits: Limits, parent: Account | None = None) -> None:
-        self.limits = limits
-        self.turns = 0
-        self.tool_calls = 0
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.cost = 0.0
+        self.limits: Limits = limits
+        self.turns: int = 0
+        self.tool_calls: int = 0
+        self.input_tokens: int = 0
+        self.output_tokens: int = 0
+        self.cost: float = 0.0
         self._reserved_tokens = 0
         self._reserved_cost = 0.0
         self._parent = parent

@@ -123,8 +123,8 @@ class Controller:
                 f"bus is {bus!r}. Give the bus of an application, bus=app.bus, or one of your own."
             )
         self.bus = bus
-        self.limits = limits or Limits()
-        self.on_error = on_error or ErrorPolicy()
+        self.limits: Limits = limits or Limits()
+        self.on_error: ErrorPolicy = on_error or ErrorPolicy()
         self._host = app
         self._agents: dict[str, Agent] = {}
         self._floors: WeakKeyDictionary[object, Floor] = WeakKeyDictionary()

@@ -37,8 +37,8 @@ class Ask:
     __slots__ = ("choice", "tools")
 
     def __init__(self, tools: Sequence[ToolSpec], choice: str) -> None:
-        self.tools = tools
-        self.choice = choice
+        self.tools: Sequence[ToolSpec] = tools
+        self.choice: str = choice
 
 
 class Dialect(Protocol):

@@ -62,7 +62,7 @@ class Shape:
     def __init__(
         self, target: Callable[..., object], name: str, known: Mapping[str, str] | None = None
     ) -> None:
-        self.name = name
+        self.name: str = name
         self.known = known or {}
         self._text = ""
         self._hints, defaults = _fields_of(target, name)
@@ -227,7 +227,7 @@ class Tool(Generic[P, T]):
                 f"{function!r} is no tool. Give a function whose parameters are annotated, or what "
                 f"`tool` made of one."
             )
-        self.name = _checked_name(name or str(getattr(function, "__name__", "tool")))
+        self.name: str = _checked_name(name or str(getattr(function, "__name__", "tool")))
         if permission not in _DECLARED:
             raise ConfigurationError(
                 f"Tool {self.name!r} has permission {permission!r}. Give one of "
@@ -238,13 +238,13 @@ class Tool(Generic[P, T]):
                 f"Tool {self.name!r} has the timeout {timeout!r}. Give seconds above 0, or None."
             )
         told, known = _told_by(function)
-        self.description = told if description is None else description
+        self.description: str = told if description is None else description
         self.permission: Permission = permission
         self.declared: Declared = "idempotent" if idempotent else _DECLARED[permission]
-        self.needs_approval = permission == "dangerous" if approval is None else approval
-        self.timeout = timeout
-        self.is_inside = is_inside
-        self.__wrapped__ = function
+        self.needs_approval: bool = permission == "dangerous" if approval is None else approval
+        self.timeout: float | None = timeout
+        self.is_inside: bool = is_inside
+        self.__wrapped__: Callable[P, T] = function
         self._shape = schema or Shape(function, self.name, known)
         self._layers = (*layers, *(() if timeout is None else (Timeout(timeout),)))
         self._kind = _kind_of(function)

@@ -43,7 +43,7 @@ class Questions:
         read: Callable[[], Iterator[str]] | None = None,
     ) -> None:
         self.silent = silent
-        self.echo = echo and not silent
+        self.echo: bool = echo and not silent
         self._prompts = None if prompts is None else iter(prompts)
         self._typed = (read or _typed)()
         self._asked: SimpleQueue[Future[str | None] | None] = SimpleQueue()

@@ -82,7 +82,7 @@ class Weave:
     """
 
     def __init__(self, joints: Mapping[str, _Joint], advice: _Advice) -> None:
-        self.names = tuple(sorted(joints))
+        self.names: tuple[str, ...] = tuple(sorted(joints))
         self._joints = list(joints.values())
         self._advice = advice
 

@@ -87,12 +87,12 @@ class Scope:
         headers: Mapping[str, str] = NO_HEADERS,
         on_stamped: Callable[[Origin], object] | None = None,
     ) -> None:
-        self.cause = cause
-        self.run = run
-        self.correlation = correlation
-        self.source = source
-        self.headers = headers
-        self.on_stamped = on_stamped
+        self.cause: Stamp | Place | None = cause
+        self.run: str | None = run
+        self.correlation: Origin | None = correlation
+        self.source: str | None = source
+        self.headers: Mapping[str, str] = headers
+        self.on_stamped: Callable[[Origin], object] | None = on_stamped
 
 
 NO_SCOPE = Scope()

@@ -12,5 +12,5 @@ class SystemClock:
 
     __slots__ = ()
 
-    time_ns = staticmethod(time.time_ns)
-    monotonic = staticmethod(time.monotonic)
+    time_ns: staticmethod[[], int] = staticmethod(time.time_ns)
+    monotonic: staticmethod[[], float] = staticmethod(time.monotonic)

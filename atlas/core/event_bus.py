@@ -200,10 +200,10 @@ class EventBus:
         measure: bool = False,
         strict: bool = False,
     ) -> None:
-        self.name = name
-        self.measures = measure
-        self.strict = strict
-        self.history = History(history)
+        self.name: str = name
+        self.measures: bool = measure
+        self.strict: bool = strict
+        self.history: History = History(history)
         self._clock = SystemClock() if clock is None else clock
         self._middleware = steps_of(middleware)
         self._max_depth = _checked_depth(max_depth)

@@ -38,9 +38,9 @@ class History:
     def __init__(self, capacity: int | Mapping[Selector, int]) -> None:
         shares = capacity if isinstance(capacity, Mapping) else {}
         rest = _REST if isinstance(capacity, Mapping) else capacity
-        self.kept = _ring(rest)  # of what no share is for
+        self.kept: deque[Message] = _ring(rest)  # of what no share is for
         self._shares = [(selectors_of(part), _ring(share)) for part, share in shares.items()]
-        self.capacity = rest + sum(shares.values())
+        self.capacity: int = rest + sum(shares.values())
 
     def keeper(self, cls: type[Message]) -> Keep:
         """Return what keeps messages of a class: for the bus alone.

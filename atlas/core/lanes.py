@@ -58,12 +58,12 @@ class Lane:
     def __init__(
         self, subscription: Owner, port: Carrier, handler: AsyncHandler, capacity: int
     ) -> None:
-        self.subscription = subscription
-        self.port = port
-        self.handler = handler
-        self.capacity = capacity
+        self.subscription: Owner = subscription
+        self.port: Carrier = port
+        self.handler: AsyncHandler = handler
+        self.capacity: int = capacity
         self.queue: deque[Any] = deque()
-        self.busy = False
+        self.busy: bool = False
         self.running: list[Stamp | Place] = []
 
     @property
@@ -118,16 +118,16 @@ class ObserverLane(Lane):
         merge: Callable[[Any, Any], Message | None] | None,
     ) -> None:
         super().__init__(subscription, port, handler, capacity)
-        self.limit = max(limit, capacity)
-        self.newest_goes = newest_goes
-        self.droppable = droppable
-        self.merge = merge
-        self.room = capacity if merge is None else 0
+        self.limit: int = max(limit, capacity)
+        self.newest_goes: bool = newest_goes
+        self.droppable: Callable[[Message], bool] = droppable
+        self.merge: Callable[[Any, Any], Message | None] | None = merge
+        self.room: int = capacity if merge is None else 0
         # reentrant: `merge`, or a finalizer at any moment, may publish to this very lane
-        self.lock = threading.RLock()
-        self.called = False
-        self.dropped = 0
-        self.merged = 0
+        self.lock: contextlib.AbstractContextManager[bool] = threading.RLock()
+        self.called: bool = False
+        self.dropped: int = 0
+        self.merged: int = 0
 
     def offer(self, message: Message) -> None:
         """Take a message in, by policy. Any thread.

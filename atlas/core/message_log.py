@@ -141,7 +141,7 @@ class MessageLog:
         for name, given in (("capacity", capacity), ("page", page)):
             if given < 1:
                 raise ConfigurationError(f"{name} is {given}. Give at least 1.")
-        self.lost = 0
+        self.lost: int = 0
         self._engine = engine
         self._session = session
         self._capacity = capacity

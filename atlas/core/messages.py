@@ -243,8 +243,11 @@ class Message:
         """What is known about this message besides its fields."""
         return Metadata(type(self), self._stamp)
 
-    __setattr__ = _refuse_assignment
-    __delattr__ = _refuse_assignment
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        _refuse_assignment(self, name)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        _refuse_assignment(self, name)
 
 
 class Event(Message):

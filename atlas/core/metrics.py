@@ -43,7 +43,7 @@ class Meter:
     __slots__ = ("durations", "handled")
 
     def __init__(self) -> None:
-        self.handled = 0
+        self.handled: int = 0
         self.durations: deque[float] = deque(maxlen=1024)
 
     def plain(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:

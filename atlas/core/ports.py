@@ -74,7 +74,7 @@ class Waits:
     __slots__ = ("causation", "receipts")
 
     def __init__(self, causation: Origin | None) -> None:
-        self.causation = causation
+        self.causation: Origin | None = causation
         self.receipts: list[Pending[Any]] = []
 
 
@@ -84,13 +84,13 @@ class Group:
     __slots__ = ("handlers", "lanes", "only", "port")
 
     def __init__(self, port: Port, lanes: tuple[Lane, ...]) -> None:
-        self.port = port
-        self.lanes = lanes
+        self.port: Port = port
+        self.lanes: tuple[Lane, ...] = lanes
         self._take([lane.handler for lane in lanes])
 
     def _take(self, handlers: Sequence[AsyncHandler]) -> None:
-        self.handlers = tuple(handlers)
-        self.only = handlers[0] if len(handlers) == 1 else None
+        self.handlers: tuple[AsyncHandler, ...] = tuple(handlers)
+        self.only: AsyncHandler | None = handlers[0] if len(handlers) == 1 else None
 
     def post(self, message: M) -> Pending[M]:
         """Send a message on its way to these lanes. Any thread; never blocks."""
@@ -286,22 +286,22 @@ class Port:
         *,
         strict: bool,
     ) -> None:
-        self.loop = loop
-        self.runs_here = _way_to_tell(loop)
-        self.strict = strict
-        self.failed = failed
-        self.limit = limit
+        self.loop: AbstractEventLoop = loop
+        self.runs_here: Callable[[AbstractEventLoop], bool] = _way_to_tell(loop)
+        self.strict: bool = strict
+        self.failed: Callable[[Any, Message, BaseException], None] = failed
+        self.limit: int = limit
         self.inbox: deque[Pending[Any]] = deque()
         self.called: deque[ObserverLane] = deque()
         self.handed: deque[Lane] = deque()
-        self.ending = "its event loop is shutting down"
-        self.woken = False
-        self.busy = 0
+        self.ending: str = "its event loop is shutting down"
+        self.woken: bool = False
+        self.busy: int = 0
         self.express: Pending[Any] | None = None
         self.runs: dict[int, deque[Lane]] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.idle_waiters: list[Callable[[], object]] = []
-        self.awaited = awaited
+        self.awaited: dict[Origin, Waits] = awaited
 
     # -- any thread -------------------------------------------------------------------------------
 

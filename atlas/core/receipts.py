@@ -180,7 +180,7 @@ class Joint(Receipt[M_co]):
 
     def __init__(self, message: M_co, parts: Sequence[Receipt[M_co]]) -> None:
         self.message = message
-        self.parts = parts
+        self.parts: Sequence[Receipt[M_co]] = parts
         self.failures: list[BaseException] = []
 
     @property
@@ -231,8 +231,8 @@ class Answered(Receipt[M_co]):
         self, message: M_co, failures: Sequence[BaseException], *, is_strict: bool
     ) -> None:
         self.message = message
-        self.failures = tuple(failures)
-        self.is_strict = is_strict
+        self.failures: tuple[BaseException, ...] = tuple(failures)
+        self.is_strict: bool = is_strict
 
     @property
     def errors(self) -> tuple[BaseException, ...]:

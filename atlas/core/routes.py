@@ -45,11 +45,15 @@ class Route:
     __slots__ = ("all", "begin", "call", "lanes", "observers", "owners", "posts")
 
     def __init__(self, subscriptions: Iterable[Subscription[Any]]) -> None:
-        self.all = tuple(subscriptions)
+        self.all: tuple[Subscription[Any], ...] = tuple(subscriptions)
         reliable = [one for one in self.all if one.options.mode == "reliable"]
-        self.owners = tuple(one for one in reliable if not one.is_async)
-        self.lanes = tuple(one for one in reliable if one.is_async)
-        self.observers = tuple(one for one in self.all if one.options.mode == "observer")
+        self.owners: tuple[Subscription[Any], ...] = tuple(
+            one for one in reliable if not one.is_async
+        )
+        self.lanes: tuple[Subscription[Any], ...] = tuple(one for one in reliable if one.is_async)
+        self.observers: tuple[Subscription[Any], ...] = tuple(
+            one for one in self.all if one.options.mode == "observer"
+        )
         self.call: Call | None = None
         self.begin: Begin | None = None
         self.posts: dict[AbstractEventLoop | None, tuple[Begin, tuple[Group, ...]]] = {}

@@ -102,7 +102,7 @@ class RunSession:
         on_begin: Callable[[RunSession], object] | None = None,
         on_end: Callable[[RunSession], object] | None = None,
     ) -> None:
-        self.id = started.run
+        self.id: str = started.run
         self._bus = bus
         self._log = log
         self._started = started

@@ -63,8 +63,8 @@ class Selector(Generic[S, R]):
         self._inputs = inputs
         self._compute = compute
         self._last: tuple[tuple[Any, ...], R] | None = None
-        self.computations = 0
-        self.__name__ = getattr(compute, "__name__", "selector")
+        self.computations: int = 0
+        self.__name__: str = getattr(compute, "__name__", "selector")
         self.__doc__ = compute.__doc__ or type(self).__doc__
 
     def __repr__(self) -> str:

@@ -78,7 +78,7 @@ class MessageStream(Generic[M_co]):
         self._subscription: Subscription[Any] | None = None
         self._error: BaseException | None = None
         self._ended = False
-        self.dropped = 0
+        self.dropped: int = 0
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()

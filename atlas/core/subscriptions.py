@@ -88,16 +88,16 @@ class Options:
         loop: AbstractEventLoop | None = None,
         name: str | None = None,
     ) -> None:
-        self.where = where
-        self.once = once
-        self.weak = weak
+        self.where: Callable[[Any], object] | None = where
+        self.once: bool = once
+        self.weak: bool = weak
         self.mode = mode
-        self.capacity = capacity
+        self.capacity: int | None = capacity
         self.overflow = overflow
-        self.merge = merge
-        self.droppable = droppable
-        self.loop = loop
-        self.name = name
+        self.merge: Callable[[Any, Any], Any] | None = merge
+        self.droppable: Callable[[Any], bool] | None = droppable
+        self.loop: AbstractEventLoop | None = loop
+        self.name: str | None = name
 
 
 def check_choices(priority: object, options: Options) -> None:
@@ -208,15 +208,15 @@ class Subscription(Generic[M]):
         options: Options,
     ) -> None:
         self._bus = bus
-        self.selectors = selectors
+        self.selectors: tuple[type[Message] | str, ...] = selectors
         self.handler: Callable[[Any], object] | None = None if options.weak else handler
-        self.priority = priority
-        self.order = order
-        self.options = options
-        self.is_async = check_handler(handler)
-        self.may_return = not self.is_async and _may_return(handler)
-        self.is_open = True
-        self.failures = 0
+        self.priority: int = priority
+        self.order: int = order
+        self.options: Options = options
+        self.is_async: bool = check_handler(handler)
+        self.may_return: bool = not self.is_async and _may_return(handler)
+        self.is_open: bool = True
+        self.failures: int = 0
         self._meter = Meter() if bus.measures else None
         self._lanes: Lane | dict[Carrier, Lane] | None = None
         self.call: Callable[[Any], Any] = self._callable(handler)

@@ -81,7 +81,7 @@ class ChromaStore:
     ) -> None:
         if (path is None) == (host is None):
             raise StoreError("Give a ChromaStore either the path of a folder, or a host.")
-        self.address = str(path) if host is None else f"{host}:{port}"
+        self.address: str = str(path) if host is None else f"{host}:{port}"
         self._lock = threading.Lock()
         self._open: dict[str, tuple[CollectionInfo, Any]] = {}
         settings = Settings(anonymized_telemetry=False, allow_reset=False)

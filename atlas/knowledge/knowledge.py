@@ -108,7 +108,7 @@ class Knowledge:
         store: KnowledgeStore | None = None,
         timeout: float = 10.0,
     ) -> None:
-        self.path = None if path is None else Path(path)
+        self.path: Path | None = None if path is None else Path(path)
         self._bus = bus
         self._embedder = embedder
         self._chunker: Chunker = chunker or StructureChunker()

@@ -88,7 +88,7 @@ class Deferred:
 
     def __init__(self, name: str, build: Callable[[str], Provider] | None) -> None:
         self.name = name
-        self.capabilities = Capabilities()
+        self.capabilities: Capabilities = Capabilities()
         self._build = build
 
     def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:

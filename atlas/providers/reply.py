@@ -115,8 +115,8 @@ class Reply:
         self.id = id
         self.conversation = conversation
         self.prompt = prompt
-        self.provider = provider.name
-        self.model = request.model
+        self.provider: str = provider.name
+        self.model: str = request.model
         self._source = provider
         self._request = request
         self._bus = bus
@@ -469,7 +469,7 @@ class Stopwatch:
         self._first = 0.0
         self._last = 0.0
         self._pieces = 0
-        self.attempts = 1
+        self.attempts: int = 1
 
     def tick(self) -> None:
         """Note that a piece of the answer came."""

@@ -46,8 +46,15 @@ class Pause:
 
 
 Step: TypeAlias = (
-    "str | Delta | TextPart | ThinkingPart | ToolCallPart | RefusalPart | Pause | asyncio.Event"
-    " | Exception"
+    str
+    | Delta
+    | TextPart
+    | ThinkingPart
+    | ToolCallPart
+    | RefusalPart
+    | Pause
+    | asyncio.Event
+    | Exception
 )
 """One step of a reply.
 
@@ -114,7 +121,7 @@ class ScriptedProvider:
         if delay < 0:
             raise ConfigurationError(f"delay is {delay!r}; give seconds, 0 or more.")
         self.requests: list[ChatRequest] = []
-        self.open_streams = 0
+        self.open_streams: int = 0
         self._name = name
         self._model = model or "scripted-1"
         self._delay = delay

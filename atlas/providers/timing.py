@@ -45,7 +45,7 @@ class ProviderTimer:
     """
 
     def __init__(self, bus: EventBus, *, clock: Callable[[], float] | None = None) -> None:
-        self.is_open = True
+        self.is_open: bool = True
         self._bus = bus
         self._clock = clock or time.perf_counter
         self._lock = threading.Lock()

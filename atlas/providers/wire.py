@@ -92,7 +92,7 @@ class SseDecoder:
     )
 
     def __init__(self, *, limit: int = DEFAULT_LIMIT) -> None:
-        self.last_event_id = ""
+        self.last_event_id: str = ""
         self.retry: int | None = None
         self._limit = limit
         self._line = _LineBuffer(limit)

@@ -119,8 +119,8 @@ class Redactor:
     __slots__ = ("_values", "errors_deep", "names")
 
     def __init__(self, names: Collection[str] = ()) -> None:
-        self.names = names
-        self.errors_deep = 0
+        self.names: Collection[str] = names
+        self.errors_deep: int = 0
         self._values: list[str] = []
 
     def request(self, value: object) -> str:

@@ -51,12 +51,12 @@ class Recording:
     __slots__ = ("cursor", "end", "entries", "run", "whole")
 
     def __init__(self, run: str, mode: str, recorded: Iterable[Entry], at: int | None) -> None:
-        self.run = run
-        self.whole = tuple(recorded)
-        self.entries = effective(self.whole)
-        self.cursor = 0
+        self.run: str = run
+        self.whole: tuple[Entry, ...] = tuple(recorded)
+        self.entries: list[Entry] = effective(self.whole)
+        self.cursor: int = 0
         if mode == "fork" and at is not None:
-            self.end = cut_at(self.entries, at)
+            self.end: int = cut_at(self.entries, at)
         elif mode in ("fork", "resume"):
             self.end = resume_point(self.entries)
         else:

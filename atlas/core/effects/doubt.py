@@ -22,10 +22,9 @@ class Skip:
     value: object = None
 
 
-InDoubt: TypeAlias = (
-    "Literal['raise', 'retry'] | Skip "
-    "| Callable[[EffectCall], Awaitable[Literal['raise', 'retry'] | Skip]]"
-)
+_Decision: TypeAlias = "Literal['raise', 'retry'] | Skip"
+
+InDoubt: TypeAlias = "_Decision | Callable[[EffectCall], Awaitable[_Decision]]"
 """What to do about an external effect that was started before a crash and has no recorded end."""
 
 

@@ -189,7 +189,7 @@ class MemoryJournal:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self.commits = 0
+        self.commits: int = 0
 
     def write(self, entry: Entry) -> None:
         """Keep an entry."""

@@ -28,7 +28,7 @@ class Completion(Delivery):
         # Not through the base: one is made for every piece of every stream.
         self.effect = pending.call.id
         self.value = value
-        self.pending = pending
+        self.pending: Pending = pending
         self.become(what)
 
     def become(self, what: str) -> None:
@@ -78,13 +78,13 @@ class Pending:
         redactor: Redactor,
         work: Callable[[Any], Awaitable[None]],  # Any: the kind of pending effect it is for
     ) -> None:
-        self.run = run
-        self.call = call
-        self.redactor = redactor
+        self.run: RunContext = run
+        self.call: EffectCall = call
+        self.redactor: Redactor = redactor
         self.work = work
-        self.ended = False
-        self.is_left = False
-        self.was_started = False
+        self.ended: bool = False
+        self.is_left: bool = False
+        self.was_started: bool = False
         self.on_cancel: Callable[[], object] | None = None
         # Any: whatever the effect gives
         self.future: asyncio.Future[Any] = run.inner.loop.create_future()

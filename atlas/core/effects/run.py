@@ -120,15 +120,15 @@ class RunContext:
         _check(pace, layers, in_doubt)
         self.run_id = run_id
         self.mode = mode
-        self.layers = tuple(layers)
+        self.layers: tuple[Layer, ...] = tuple(layers)
         self.in_doubt = in_doubt
         self.strict = strict
         self.pace = pace
-        self.seed = seed or secrets.token_hex(16)
+        self.seed: str = seed or secrets.token_hex(16)
         self.warnings: list[str] = []
-        self.leg = 0
+        self.leg: int = 0
         self.pending: dict[str, Pending] = {}
-        self.requests = RequestStore()
+        self.requests: RequestStore = RequestStore()
         self._journal = journal if mode != "live" else None
         self._rewrite = mode == "replay" if rewrite is None else rewrite
         self._guard = guard
@@ -171,7 +171,7 @@ class RunContext:
                 f"The recording of run {self.run_id!r} is empty or does not begin with a seed, so "
                 f"there is nothing to repeat."
             )
-        self.inner = InnerLoop(self, self.run_id)
+        self.inner: InnerLoop = InnerLoop(self, self.run_id)
         if self._live:
             self._set_seed(RunSeeded(seed=self.seed, moment_ns=round(loop.time() * 1e9)))
         if self._guard and not self._live:
@@ -222,7 +222,7 @@ class RunContext:
         self._seeded = seeded
         self.seed = seeded.seed
         # str seeds go through SHA-512 and are the same on every Python
-        self.random = random.Random(f"random {seeded.seed}")
+        self.random: random.Random = random.Random(f"random {seeded.seed}")
         self._ids = random.Random(f"uuid {seeded.seed}")
 
     def uuid(self) -> uuid.UUID:

@@ -37,7 +37,7 @@ class Hooks:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
-        self.users = 0
+        self.users: int = 0
         self.call_soon = loop.call_soon
         self.call_soon_threadsafe = loop.call_soon_threadsafe
         self.call_at = loop.call_at

@@ -55,10 +55,10 @@ class InnerLoop:
         self.supervisor = supervisor
         self.name = name
         self.loop: AbstractEventLoop = asyncio.get_running_loop()
-        self.thread = threading.get_ident()
+        self.thread: int = threading.get_ident()
         self.ready: deque[asyncio.Handle] = deque()
-        self.inside = False
-        self.closed = False
+        self.inside: bool = False
+        self.closed: bool = False
         self.timers: dict[str, InnerTimer] = {}
         self.tasks: dict[asyncio.Task[Any], Place] = {}
         self._ahead: dict[Coroutine[Any, Any, Any], asyncio.Task[Any]] = {}
@@ -74,7 +74,7 @@ class InnerLoop:
         self._waiting: Delivery | None = None
         self._safe: Delivery | None = None
         self._cancellings = 0
-        self.moment = 0.0
+        self.moment: float = 0.0
         self._shift = 0.0
         self._finalizers = Place(self, "0.closing")
         self._context = Context()
@@ -98,7 +98,7 @@ class InnerLoop:
         assert task is not None
         self.main = task
         self._cancellings = task.cancelling()
-        self.hooks = Hooks.on(self.loop)
+        self.hooks: Hooks = Hooks.on(self.loop)
         self.moment = self.hooks.time()
         self._token: Token[Place | None] = HERE.set(Place(self, "0"))
         self.inside = True

@@ -25,10 +25,10 @@ class Place:
     __slots__ = ("children", "effects", "inner", "path")
 
     def __init__(self, inner: InnerLoop, path: str) -> None:
-        self.inner = inner
-        self.path = path
-        self.effects = 0
-        self.children = 0
+        self.inner: InnerLoop = inner
+        self.path: str = path
+        self.effects: int = 0
+        self.children: int = 0
 
     def next_effect(self) -> str:
         """Return the id of the effect that begins now: the path and a number, ``"0.1:0"``."""
@@ -76,10 +76,10 @@ class Delivery:
     __slots__ = ("durable", "effect", "value", "what")
 
     def __init__(self, effect: str, what: str, value: str = "", *, durable: bool = False) -> None:
-        self.effect = effect
-        self.what = what
-        self.value = value
-        self.durable = durable
+        self.effect: str = effect
+        self.what: str = what
+        self.value: str = value
+        self.durable: bool = durable
 
     @property
     def is_stale(self) -> bool:

@@ -20,7 +20,7 @@ class Fired(Delivery):
 
     def __init__(self, timer: InnerTimer) -> None:
         super().__init__(timer.effect, "timer", repr(timer.delay))
-        self.timer = timer
+        self.timer: InnerTimer = timer
 
     @property
     def is_stale(self) -> bool:
@@ -37,8 +37,8 @@ class Cancelled(Delivery):
 
     def __init__(self, path: str, task: asyncio.Task[Any], cancel: Callable[[], object]) -> None:
         super().__init__(path, "cancel")
-        self.task = task
-        self.cancel = cancel
+        self.task: asyncio.Task[Any] = task
+        self.cancel: Callable[[], object] = cancel
 
     @property
     def is_stale(self) -> bool:
@@ -109,8 +109,8 @@ class InnerTimer(asyncio.TimerHandle):
         self._inner = inner
         self._real: asyncio.TimerHandle | None = None
         self.effect = place.next_effect()
-        self.delay = round(delay, 6)
-        self.fired = False
+        self.delay: float = round(delay, 6)
+        self.fired: bool = False
 
     def arm(self) -> None:
         """Set the real timer."""

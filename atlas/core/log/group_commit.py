@@ -52,9 +52,9 @@ class PendingAppend:
     )
 
     def __init__(self, commits: GroupCommit, request: Request) -> None:
-        self.request = request
-        self.done = False
-        self.claimed = False
+        self.request: Request = request
+        self.done: bool = False
+        self.claimed: bool = False
         self.error: Exception | None = None
         self._commits = commits
         self._records: tuple[Record, ...] | None = None

@@ -164,7 +164,7 @@ class Planner:
     __slots__ = ("_head", "_heads", "_positions", "_tracked", "tip")
 
     def __init__(self, tip: Tip, head: Callable[[str], int], tracked: Callable[[str], int]) -> None:
-        self.tip = tip
+        self.tip: Tip = tip
         self._head = head
         self._tracked = tracked
         self._heads: dict[str, int] = {}

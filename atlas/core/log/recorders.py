@@ -125,7 +125,7 @@ class _Recorder:
 
     def __init__(self, engine: Engine, namespace: Namespace | None = None) -> None:
         self.engine = engine
-        self.namespace = namespace or Namespace()
+        self.namespace: Namespace = namespace or Namespace()
 
 
 class AggregateRecorder(_Recorder, persistence.AggregateRecorder):

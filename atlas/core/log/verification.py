@@ -118,11 +118,11 @@ class Verifier:
     """
 
     def __init__(self, notes: Iterable[bytes] = ()) -> None:
-        self.position = 0
-        self.time_ns = 0
-        self.chain = GENESIS
-        self.records = 0
-        self.erased = 0
+        self.position: int = 0
+        self.time_ns: int = 0
+        self.chain: bytes = GENESIS
+        self.records: int = 0
+        self.erased: int = 0
         self._heads: dict[bytes, int] = {}
         self._erasures: dict[bytes, list[Erasure]] = {}
         for erasure in map(Erasure.read, notes):

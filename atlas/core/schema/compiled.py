@@ -44,7 +44,7 @@ class Compiled:
     __slots__ = ("read", "schema", "text", "write")
 
     def __init__(self, schema: MessageSchema) -> None:
-        self.schema = schema
+        self.schema: MessageSchema = schema
         self.read: Callable[[Any], Any] = self._read_first
         self.write: Callable[[Any], dict[str, Any]] = self._write_first
         self.text: Callable[[Any], str] = self._text_first

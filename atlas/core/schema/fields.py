@@ -182,7 +182,7 @@ class FloatField(MessageField):
     def __init__(self, *, allow_nan: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.allow_nan = allow_nan
-        self.rule = "a float" if allow_nan else "a finite float"
+        self.rule: str = "a float" if allow_nan else "a finite float"
         self.kinds = frozenset({"integer", "number"} | ({"string"} if allow_nan else set()))
 
     @override

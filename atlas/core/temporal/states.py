@@ -125,12 +125,12 @@ class View(Generic[S]):
         _check_options(name, version, codec, policy)
         self.transition = transition
         self.initial = initial
-        self.name = name or _name_of(transition, initial)
+        self.name: str = name or _name_of(transition, initial)
         # A name that other views may have as well finds states; it must not find the wrong ones.
-        self.is_named = name is not None or (":" in self.name and "<lambda>" not in self.name)
-        self.codec = codec or ValueStates(type(initial))
+        self.is_named: bool = name is not None or (":" in self.name and "<lambda>" not in self.name)
+        self.codec: StateCodec = codec or ValueStates(type(initial))
         self.policy = policy
-        self.label = self._fingerprint(version)
+        self.label: str = self._fingerprint(version)
 
     def dump(self, state: S, what: str) -> bytes:
         """Return the bytes of a state.

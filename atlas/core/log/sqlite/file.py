@@ -134,8 +134,8 @@ class LogFile:
         self, path: Path, *, synchronous: str, busy_timeout: float, read_only: bool
     ) -> None:
         # Absolute, so that it stays the same file wherever the process goes.
-        self.path = path.absolute()
-        self.address = str(path)
+        self.path: Path = path.absolute()
+        self.address: str = str(path)
         self.read_only = read_only
         self._mode = "ro" if read_only else "rwc"
         self._synchronous = synchronous

@@ -38,7 +38,7 @@ class Reading:
     """
 
     def __init__(self, file: LogFile) -> None:
-        self.address = file.address
+        self.address: str = file.address
         self._file = file
         self._closed = False
         self._streams = Streams()
