@@ -23,7 +23,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import secrets
+import os
 import sys
 import threading
 import traceback
@@ -225,7 +225,9 @@ class EventBus:
         # Who stamped it, in what place, when: made at one go, which takes half the time and leaves
         # no moment between place and time in which another thread could publish.
         self._places: Iterator[Place] = zip(
-            itertools.repeat(secrets.randbits(30)),
+            itertools.repeat(
+                int.from_bytes(os.urandom(4)) >> 2
+            ),  # `secrets` would load ten modules
             itertools.count(1),
             itertools.starmap(self._clock.time_ns, itertools.repeat(())),
             strict=False,
