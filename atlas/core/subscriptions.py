@@ -38,9 +38,6 @@ ObserverOverflow = Literal["merge", "drop_oldest", "drop_newest"]
 
 
 _RETURNS = {opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in opmap}
-_INSTRUMENTED = min(
-    (opmap[name] for name in opmap if name.startswith("INSTRUMENTED_")), default=256
-)
 
 
 class Choices(TypedDict, Generic[M], total=False):
@@ -462,20 +459,9 @@ def _may_return(handler: Callable[..., object]) -> bool:
     code = getattr(_called(handler), "__code__", None)
     if not isinstance(code, CodeType):
         return False
-    units = _units(code)
+    units = code.co_code
     returns = [at for at in range(0, len(units), 2) if units[at] in _RETURNS]
     return not all(_returns_none(code, units, at) for at in returns)
-
-
-# Any: what has no public name
-def _units(code: Any) -> bytes:
-    """Return the instructions of some code without a copy that the interpreter keeps for good.
-
-    ``co_code`` keeps one, 50 bytes a handler. What runs may have instructions of a debugger in it,
-    under which others hide; then the copy it is.
-    """
-    units: bytes = code._co_code_adaptive
-    return code.co_code if max(units[::2], default=0) >= _INSTRUMENTED else units
 
 
 def _returns_none(code: CodeType, units: bytes, at: int) -> bool:
