@@ -18,7 +18,7 @@ from pathlib import Path
 from atlas import Atlas, AtlasError
 from atlas.knowledge import Document, Knowledge
 from atlas.knowledge.messages import DocumentIngested, SearchPerformed
-from atlas.providers.context import pack_context
+from atlas.providers.messages import StreamContextFound
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SOME = [DOCS / "tutorial", DOCS / "how-to" / "use-the-bus.md", DOCS / "how-to" / "registry.md"]
@@ -47,17 +47,19 @@ async def compare(kb: Knowledge, question: str) -> None:
 
 async def answer(app: Atlas, kb: Knowledge, question: str) -> None:
     """Let a model answer from the passages, and resolve the numbers it cites."""
-    packed = pack_context(await kb.passages(question), budget=700)
-    print(f"\n{BOLD}{question}{PLAIN}  {DIM}[{len(packed.passages)} passages]{PLAIN}")
-    said = ""
-    async for token in app.chat(question, system=packed.text, max_tokens=80):
+    given: list[str] = []
+    app.bus.subscribe(StreamContextFound, lambda event: given.extend(event.citations))
+    print(f"\n{BOLD}{question}{PLAIN}")
+    reply = app.chat(question, context=kb.searching(k=3), max_tokens=80)
+    async for token in reply:
         print(token, end="", flush=True)
-        said += token
-    # A small model forgets to cite; then all that it was given is shown.
-    cited = packed.cited(said) or dict(enumerate(packed.passages, 1))
     print()
-    for number, passage in cited.items():
+    for number, passage in reply.citations.items():
         print(f"{DIM}  [{number}] {passage.title}: {passage.citation}{PLAIN}")
+    if not reply.citations:  # a very small model forgets to
+        print(f"{DIM}  The answer cites none of the passages that the model was given:{PLAIN}")
+        for number, citation in enumerate(given, 1):
+            print(f"{DIM}  [{number}] {citation}{PLAIN}")
 
 
 async def change(kb: Knowledge) -> None:

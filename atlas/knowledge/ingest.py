@@ -25,7 +25,10 @@ from atlas.knowledge.messages import (
 __all__ = ["BATCH", "Ingest", "IngestProgress", "Ingested", "Tools", "resolved"]
 
 BATCH: Final = 256
-"""So many passages, and the rest of their document, are embedded and stored together."""
+"""So many passages, and the rest of their document, are embedded and stored together.
+
+Fewer would be embedded with more padding, for passages of like length are run together.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,7 @@ class IngestProgress:
     """How far an ingest is.
 
     Attributes:
-        done: Sources that were looked at.
+        done: Sources that are through: stored, unchanged or skipped.
         total: All sources of this call.
         chunks: Passages stored so far.
         seconds: Since the beginning.
@@ -91,7 +94,7 @@ class Tools:
         before_writing: Called before each batch is stored.
         version: Returns the version of the knowledge base.
         stopped: Whether to stop after the batch at work.
-        on_progress: Told after each document; None: nobody asks.
+        on_progress: Told after each document that is read, and at the end; None: nobody asks.
     """
 
     loader: Loader
@@ -133,6 +136,7 @@ class Ingest:
     def run(self) -> Ingested:
         """Do it, and return what was done."""
         self._tools.tell(IngestStarted(self._into.info.name, len(self._wanted)))
+        number = 0
         for number, document in enumerate(self._documents(), 1):
             if document is not None:
                 self._take(document)
@@ -141,7 +145,9 @@ class Ingest:
             self._report(number)
             if self._tools.stopped():
                 break
-        self._store()
+        if self._batch:
+            self._store()
+            self._report(number)
         self._into.save_words()
         done = replace(
             self._done,
@@ -213,11 +219,12 @@ class Ingest:
                 )
             )
 
-    def _report(self, number: int) -> None:
+    def _report(self, read: int) -> None:
+        """Tell how far it is, when so many sources are read; those of the batch are not stored yet."""
         if self._tools.on_progress is not None:
             self._tools.on_progress(
                 IngestProgress(
-                    done=number,
+                    done=read - len(self._batch),
                     total=len(self._wanted),
                     chunks=self._done.chunks,
                     seconds=time.perf_counter() - self._began,

@@ -367,12 +367,16 @@ def test_a_format_whose_library_is_missing_does_not_stop_the_others(tmp_path: Pa
     assert done.skipped == ((str(tmp_path / "a.tex"), "Reading TeX needs the package tex."),)
 
 
-def test_progress_is_told_document_by_document(kb) -> None:
-    told = []
+def test_progress_counts_what_is_stored(kb) -> None:
+    told, again = [], []
+    # More passages than are stored together.
+    large = note("large", "\n\n".join(f"part {number} of many words here" for number in range(900)))
 
-    kb.ingest_sync(*NOTES, on_progress=told.append)
+    kb.ingest_sync(NOTES[0], large, NOTES[1], on_progress=told.append)
+    kb.ingest_sync(NOTES[0], large, NOTES[1], on_progress=again.append)
 
-    assert [(each.done, each.total) for each in told] == [(1, 3), (2, 3), (3, 3)]
+    assert [(each.done, each.total) for each in told] == [(0, 3), (2, 3), (2, 3), (3, 3)]
+    assert [each.done for each in again] == [1, 2, 3]
     assert told[-1].remaining == 0
 
 
