@@ -5,23 +5,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, Literal, TypeVar, cast
 
 from typing_extensions import Unpack
 
+from atlas.agents.approval import decision_on
+from atlas.agents.messages import ApprovalAsked
 from atlas.container import Container, new_id
-from atlas.core.effect_layers import Layer
-from atlas.core.effects import InDoubt
+from atlas.core.effect_layers import EffectCall, Layer
+from atlas.core.effects import Decision, EffectNoted, InDoubt, Skip
 from atlas.core.event_bus import EventBus
 from atlas.core.log.engine import Engine
 from atlas.core.message_log import MessageLog
 from atlas.core.patches import plain
 from atlas.core.programs import check_arguments, program_of
 from atlas.core.run_session import RunSession, SessionOptions
-from atlas.core.runs import Comparison, Runs, RunStarted
+from atlas.core.runs import Comparison, Run, Runs, RunStarted
 from atlas.errors import ConfigurationError
 from atlas.providers.chat_state import ChatState, transitions
 from atlas.providers.recorded import MODEL_CALL
@@ -48,6 +52,10 @@ class Recorder(ABC):
     @abstractmethod
     def _refuse_other_loops(self) -> None:
         """Refuse to do anything on another loop than the application's."""
+
+    @abstractmethod
+    async def stored_answer(self, approval: str) -> str | None:
+        """Return what was decided on an approval, as JSON text, or None."""
 
     @abstractmethod
     def _refuse_unknown(self, provider: str) -> None:
@@ -169,7 +177,7 @@ class Recorder(ABC):
         self,
         run: str,
         *,
-        in_doubt: InDoubt = "raise",
+        in_doubt: InDoubt | Literal["ask"] = "raise",
         layers: Sequence[Layer] = (),
         strict: bool = False,
         is_durable: bool = True,
@@ -181,6 +189,10 @@ class Recorder(ABC):
             in_doubt: What to do about an external effect that was started, and of which nobody knows
                 whether it happened: ``"raise"`` `InDoubtError`, ``"retry"``, `Skip` with what it
                 is to have given, or an async function that is asked and returns one of these.
+                ``"ask"`` asks a person, durably: the event ``approval.asked`` is kept with the run,
+                which waits until `Atlas.approve` (or ``atlas agents approve``, in another process,
+                before or after the next restart) says yes, which performs the effect again, or no,
+                which skips it as if it had given None.
             layers: As for `recording`.
             strict: As for `recording`.
             is_durable: As for `recording`.
@@ -198,11 +210,20 @@ class Recorder(ABC):
             stored.started,
             mode="resume",
             recorded=stored.resumed(),
-            in_doubt=in_doubt,
+            in_doubt=partial(self._ask_a_person, stored) if in_doubt == "ask" else in_doubt,
             layers=layers,
             strict=strict,
             is_durable=is_durable,
         )
+
+    async def _ask_a_person(self, run: Run[ChatState], call: EffectCall) -> Decision:
+        """Ask about an effect that is in doubt, once for each time that it was performed."""
+        before = await asyncio.to_thread(_decisions_on, call.id, run)
+        approval = f"{call.run}/{call.id}" + (f"/{before + 1}" if before else "")
+        self.bus.publish(ApprovalAsked(approval, "", "", call.kind, call.request), run=call.run)
+        given = await decision_on(self.bus, self.stored_answer, approval)
+        self.bus.publish(given, run=call.run)
+        return "retry" if given.approved else Skip()
 
     async def record(
         self,
@@ -329,3 +350,9 @@ def _not_resumable(run: str, state: str) -> ConfigurationError:
     return ConfigurationError(
         f"Run {run} is {state} and cannot be resumed. Use forking() to do it differently."
     )
+
+
+def _decisions_on(effect: str, run: Run[ChatState]) -> int:
+    """Return how often it was decided what to do about an effect that was in doubt. Blocks."""
+    noted = (each for each in run.read() if isinstance(each, EffectNoted))
+    return sum(each.effect == effect and each.what == "decision" for each in noted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -747,3 +748,59 @@ async def test_errors_that_hold_errors_are_kept_as_far_as_that_helps(tmp_path: P
             with pytest.raises(RuntimeError, match="39"):
                 failing()
         assert len("".join(app.runs[run.id].lines)) < 10_000
+
+
+SHOP = """
+import asyncio, os
+from atlas import Atlas, effect
+
+@effect
+async def pay(amount: int) -> str:
+    with open("paid.txt", "a") as file:
+        file.write("x")
+    if os.environ.get("DIE"):
+        os._exit(9)
+    return "paid"
+
+async def shop(app: Atlas) -> str | None:
+    return await pay(3)
+
+async def main() -> None:
+    async with Atlas("runs.db", provider="scripted") as app:
+        await app.record(shop, name="shop")
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("answer", "paid"), [([], "xx"), (["--refuse"], "x")])
+def test_a_person_is_asked_about_an_effect_in_doubt_and_may_answer_after_a_restart(
+    tmp_path: Path, answer: list[str], paid: str
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    at = {"cwd": tmp_path, "text": True, "timeout": 60}
+    command = [sys.executable, "-m", "atlas"]
+    died = subprocess.run(
+        [sys.executable, "shop.py"], check=False, env={**os.environ, "DIE": "1"}, **at
+    )
+    (run,) = json.loads(
+        subprocess.check_output([*command, "runs", "--db", "runs.db", "--json"], **at)
+    )
+    resume = [*command, "resume", run["run"], "--db", "runs.db", "--in-doubt", "ask"]
+    question = f"{run['run']}/0:0"
+
+    with subprocess.Popen(resume, cwd=tmp_path, text=True, stderr=subprocess.PIPE) as waiting:
+        assert waiting.stderr is not None
+        asked = waiting.stderr.readline()
+        waiting.kill()
+    listed = subprocess.check_output([*command, "agents", "approvals", "--db", "runs.db"], **at)
+    given = [*command, "agents", "approve", question, "--db", "runs.db", *answer]
+    subprocess.run(given, check=True, capture_output=True, **at)
+    gone_on = subprocess.run(resume, check=False, capture_output=True, **at)
+
+    assert died.returncode == 9
+    assert question in asked
+    assert f'{question}  in doubt: pay({{"amount":3}})' in listed
+    assert gone_on.returncode == 0, gone_on.stderr
+    assert (tmp_path / "paid.txt").read_text() == paid

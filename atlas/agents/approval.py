@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeAlias
 
 from atlas.agents.messages import ApprovalAsked, ApprovalGiven, ToolFinished
 from atlas.core.effects import Effect, current_run, perform
@@ -23,7 +23,16 @@ from atlas.core.schema import dump, load
 from atlas.errors import VersionConflictError
 from atlas.providers.hosting import ModelHost
 
-__all__ = ["answer_in", "approve", "keep_answer", "pending_approvals", "wait_for_approval"]
+__all__ = [
+    "answer_in",
+    "approve",
+    "decision_on",
+    "keep_answer",
+    "pending_approvals",
+    "wait_for_approval",
+]
+
+StoredAnswer: TypeAlias = Callable[[str], Awaitable["str | None"]]
 
 _LOOK_EVERY: Final = 0.5
 
@@ -33,15 +42,25 @@ async def wait_for_approval(bus: EventBus, host: ModelHost, asked: ApprovalAsked
     bus.publish(asked)
     # Idempotent: whoever is asked twice answers once.
     effect = Effect("approval", dump(asked), "idempotent")
-    given = await perform(effect, _decided, bus, host, asked.approval)
+    given = await perform(effect, _told, bus, host.stored_answer, asked.approval)
     decision: ApprovalGiven = load(ApprovalGiven, given)
     if current_run() is not None:  # so that it is part of the run, whoever told it outside
         bus.publish(decision)
     return decision
 
 
-async def _decided(bus: EventBus, host: ModelHost, approval: str) -> object:
-    """Wait, outside of the run, until somebody has decided."""
+async def _told(bus: EventBus, stored_answer: StoredAnswer, approval: str) -> object:
+    return dump(await decision_on(bus, stored_answer, approval))
+
+
+async def decision_on(bus: EventBus, stored_answer: StoredAnswer, approval: str) -> ApprovalGiven:
+    """Wait, outside of every run, until somebody has decided on an approval; maybe long ago.
+
+    Args:
+        bus: Where decisions are told.
+        stored_answer: Looks for one that was stored; see `ModelHost.stored_answer`.
+        approval: Id of the approval.
+    """
     decided: asyncio.Event = asyncio.Event()
     found: list[ApprovalGiven] = []
     loop = asyncio.get_running_loop()
@@ -52,14 +71,15 @@ async def _decided(bus: EventBus, host: ModelHost, approval: str) -> object:
 
     with bus.subscribe(ApprovalGiven, hear, where=lambda event: event.approval == approval):
         while not found:
-            stored = await host.stored_answer(approval)
+            stored = await stored_answer(approval)
             if stored is not None:
-                return json.loads(stored)
+                decision: ApprovalGiven = load(ApprovalGiven, json.loads(stored))
+                return decision
             try:
                 await asyncio.wait_for(decided.wait(), _LOOK_EVERY)
             except TimeoutError:
                 continue
-    return dump(found[0])
+    return found[0]
 
 
 async def approve(

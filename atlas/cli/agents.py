@@ -150,7 +150,8 @@ def approvals(*, db: str, as_json: bool) -> None:
         told([{"run": name, **dump(asked)} for name, asked in waiting])
         return
     for name, asked in waiting:
-        click.echo(f"{asked.approval}  {asked.agent}: {asked.tool}({asked.arguments})  in {name}")
+        who = asked.agent or "in doubt"  # it was begun before a crash, and no agent's tool
+        click.echo(f"{asked.approval}  {who}: {asked.tool}({asked.arguments})  in {name}")
     if not waiting:
         click.echo("Nothing waits for a person.")
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from atlas.agents.messages import ApprovalAsked
 from atlas.app import Atlas
 from atlas.cli.conversation import Questions, hold
 from atlas.cli.options import db_option, json_option, model_options
@@ -121,10 +122,11 @@ def fork(
 @program_option
 @click.option(
     "--in-doubt",
-    type=click.Choice(["raise", "retry"]),
+    type=click.Choice(["raise", "retry", "ask"]),
     default="raise",
     show_default=True,
-    help="What to do about an external effect of which nobody knows whether it happened.",
+    help="What to do about an external effect of which nobody knows whether it happened; "
+    "ask: wait for `atlas agents approve`.",
 )
 @json_option
 def resume(*, run: str, db: str, program: str | None, in_doubt: Any, as_json: bool) -> None:
@@ -133,11 +135,23 @@ def resume(*, run: str, db: str, program: str | None, in_doubt: Any, as_json: bo
     async def on() -> None:
         async with Atlas(db) as app:
             function, arguments = app.runs[run].program(program)
+            if in_doubt == "ask":
+                app.bus.subscribe(ApprovalAsked, lambda asked: _tell_question(asked, db))
             async with app.resume(run, in_doubt=in_doubt) as session:
                 result = await function(app, **arguments)
             _tell(session, result, f"{run} is completed.", as_json)
 
     run_it(db, on, Questions(None, silent=as_json))
+
+
+def _tell_question(asked: ApprovalAsked, db: str) -> None:
+    if not asked.task:  # else it is a tool's, and told by the team
+        click.echo(
+            f"{asked.tool}({asked.arguments}) was begun, and nobody knows whether it happened. Say "
+            f"`atlas agents approve --db {db} {asked.approval}` to do it again, with --refuse to "
+            f"go on without.",
+            err=True,
+        )
 
 
 _OPTIONS = frozenset({"at", "provider", "model", "program", "run"})

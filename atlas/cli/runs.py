@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+import atlas.agents.messages
+import atlas.knowledge.messages  # noqa: F401  both: so that these are shown by name
 from atlas.cli.options import db_option, json_option
 from atlas.cli.trees import tree_lines
 from atlas.core.log.controller import LOGS

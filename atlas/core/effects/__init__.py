@@ -6,6 +6,7 @@ the world outside. The rule that makes it exact is in `atlas.core.inner_loop`.
 
 from atlas.core.effect_layers import EffectCall
 from atlas.core.effects.codec import REDACTED
+from atlas.core.effects.doubt import Decision
 from atlas.core.effects.entries import (
     Declared,
     EffectCancelled,
@@ -42,6 +43,7 @@ from atlas.core.effects.run import InDoubt, Mode, RunContext, Skip
 
 __all__ = [
     "REDACTED",
+    "Decision",
     "Declared",
     "Effect",
     "EffectCall",

@@ -12,7 +12,7 @@ from atlas.core.effects.entries import EffectCancelled, EffectDelivered, EffectS
 from atlas.core.effects.pending import Pending, PendingStream
 from atlas.errors import InDoubtError
 
-__all__ = ["InDoubt", "Leftovers", "Skip", "settle"]
+__all__ = ["Decision", "InDoubt", "Leftovers", "Skip", "settle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class Skip:
     value: object = None
 
 
-_Decision: TypeAlias = "Literal['raise', 'retry'] | Skip"
+Decision: TypeAlias = "Literal['raise', 'retry'] | Skip"
 
-InDoubt: TypeAlias = "_Decision | Callable[[EffectCall], Awaitable[_Decision]]"
+InDoubt: TypeAlias = "Decision | Callable[[EffectCall], Awaitable[Decision]]"
 """What to do about an external effect that was started before a crash and has no recorded end."""
 
 
