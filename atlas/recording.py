@@ -221,6 +221,8 @@ class Recorder(ABC):
         before = await asyncio.to_thread(_decisions_on, call.id, run)
         approval = f"{call.run}/{call.id}" + (f"/{before + 1}" if before else "")
         self.bus.publish(ApprovalAsked(approval, "", "", call.kind, call.request), run=call.run)
+        assert self._log is not None
+        await self._log.commit()  # so that other processes see at once what waits
         given = await decision_on(self.bus, self.stored_answer, approval)
         self.bus.publish(given, run=call.run)
         return "retry" if given.approved else Skip()

@@ -793,8 +793,12 @@ def test_a_person_is_asked_about_an_effect_in_doubt_and_may_answer_after_a_resta
     with subprocess.Popen(resume, cwd=tmp_path, text=True, stderr=subprocess.PIPE) as waiting:
         assert waiting.stderr is not None
         asked = waiting.stderr.readline()
+        listed = ""
+        while question not in listed:  # it is stored a moment later
+            listed = subprocess.check_output(
+                [*command, "agents", "approvals", "--db", "runs.db"], **at
+            )
         waiting.kill()
-    listed = subprocess.check_output([*command, "agents", "approvals", "--db", "runs.db"], **at)
     given = [*command, "agents", "approve", question, "--db", "runs.db", *answer]
     subprocess.run(given, check=True, capture_output=True, **at)
     gone_on = subprocess.run(resume, check=False, capture_output=True, **at)
