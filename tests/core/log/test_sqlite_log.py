@@ -632,3 +632,15 @@ def test_waiting_on_a_closed_log_ends_at_once(path):
     log.close()
 
     assert log.wait_beyond(0) is False
+
+
+def test_an_empty_file_is_no_log_yet_for_readers_and_becomes_one_for_writers(tmp_path):
+    path = tmp_path / "empty.db"
+    path.touch()
+
+    with pytest.raises(LogUnavailableError, match="no log at .* yet: the file is empty"):
+        SqliteEngine(path, read_only=True)
+
+    log = SqliteEngine(path)
+    assert log.last_position() is None
+    log.close()

@@ -339,6 +339,11 @@ class LogFile:
         if found != APPLICATION_ID:
             if self._has_tables_of_a_log():
                 return
+            if found == 0 and not one(connection, "SELECT 1 FROM sqlite_master"):
+                raise LogUnavailableError(
+                    f"There is no log at {self.address!r} yet: the file is empty. Check the path, or "
+                    f"open it for writing, which makes a log of it."
+                )
             raise self._foreign("It is another program's SQLite file")
         version = one(connection, "PRAGMA user_version")[0]
         if version != FORMAT:
