@@ -808,3 +808,18 @@ def test_a_person_is_asked_about_an_effect_in_doubt_and_may_answer_after_a_resta
     assert f'{question}  in doubt: pay({{"amount":3}})' in listed
     assert gone_on.returncode == 0, gone_on.stderr
     assert (tmp_path / "paid.txt").read_text() == paid
+
+
+def test_a_prompt_that_the_forked_program_does_not_ask_for_is_told(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    at = {"cwd": tmp_path, "text": True, "timeout": 60, "capture_output": True}
+    command = [sys.executable, "-m", "atlas"]
+    subprocess.run([sys.executable, "shop.py"], check=True, **at)
+    (run,) = json.loads(
+        subprocess.run([*command, "runs", "--db", "runs.db", "--json"], check=True, **at).stdout
+    )
+
+    fork = [*command, "fork", run["run"], "--at", "0", "--prompt", "Hm?", "--db", "runs.db"]
+    forked = subprocess.run(fork, check=True, **at)
+
+    assert "The program asked no question for --prompt 'Hm?'." in forked.stderr

@@ -57,6 +57,10 @@ class Questions:
         self._asked.put(asked)
         return asked.result()
 
+    def left(self) -> list[str]:
+        """Return, once, those of the prompts given that nobody asked for."""
+        return [] if self._prompts is None else list(self._prompts)
+
     async def stop(self) -> None:
         """Wait until the person wants no more of the answer that is being made."""
         self._stop = asyncio.Event()

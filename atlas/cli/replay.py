@@ -113,7 +113,10 @@ def fork(
             )
             _tell(session, result, f"{session.id} is a fork of {run}.", as_json)
 
-    run_it(db, anew, Questions(prompts or None, silent=as_json))
+    questions = Questions(prompts or None, silent=as_json)
+    run_it(db, anew, questions)
+    if prompts and (left := questions.left()):
+        click.echo(f"The program asked no question for --prompt {left[0]!r}.", err=True)
 
 
 @click.command()
