@@ -298,13 +298,14 @@ class _Ruler:
     def windows(self, span: Span, size: int, step: int) -> Iterator[Span]:
         """Yield spans of ``size`` tokens, each beginning ``step`` tokens after the one before."""
         first, last = (bisect_left(self._starts, place) for place in span)
-        while first < last:
+        begin, end = span  # which may begin within a token, as a heading may
+        while begin < end:
             until = first + size
-            begin = max(span[0], self._starts[first])
-            yield begin, span[1] if until >= last else self._starts[until]
+            yield begin, end if until >= last else self._starts[until]
             if until >= last:
                 return
             first += step
+            begin = self._starts[first]
 
     def back(self, place: int, tokens: int, limit: int) -> int:
         """Return the place that many tokens before, at the beginning of a word, from a limit on."""

@@ -75,6 +75,15 @@ def test_spans_hold_everything_but_white_space(chunker, text: str, places: list[
     assert [chunk.start for chunk in chunks] == sorted(chunk.start for chunk in chunks)
 
 
+def test_a_heading_within_a_long_word_loses_nothing_of_it() -> None:
+    text = "Title\n" + "x" * 100
+    document = Document(source="x", text=text, headings=[Heading(7, 1, "h")])
+
+    chunks = StructureChunker(size=8).chunk(document, word_starts)
+
+    assert sum(text[each.start : each.end].count("x") for each in chunks) == 100
+
+
 @pytest.mark.parametrize("chunker", CHUNKERS, ids=lambda each: each.name)
 @given(text=texts)
 def test_no_chunk_is_longer_than_it_may_be(chunker, text: str) -> None:
