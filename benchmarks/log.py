@@ -109,7 +109,7 @@ def append_section(budget: Budget) -> dict[str, object]:
                 syncs.append(stores.sync_seconds(folder))
                 turns = list(found.items())
                 for name, contestant in reversed(turns) if round_ % 2 else turns:
-                    if not contestant.slow or round_ < budget.rounds // 3:
+                    if not contestant.slow or round_ < max(2, budget.rounds // 3):
                         taken[name].append(seconds(contestant, batch))
         title = f"append, batch {batch}, {len(stores.EVENT)} bytes"
         results[f"batch {batch}"] = show_append(title, taken, statistics.median(syncs))
