@@ -299,7 +299,9 @@ class Atlas(Recorder):
             ConfigurationError: An option makes no sense.
             ConversationBusyError: The conversation is still being answered.
         """
-        self._refuse_other_loops()
+        self._refuse_other_loops(
+            "chat", "From another thread, or in a program without a loop, use chat_sync()."
+        )
         talk = conversation or self.conversation()
         return self._ask(talk, prompt, options)
 
@@ -410,7 +412,7 @@ class Atlas(Recorder):
             )
         return self._loop
 
-    def _refuse_other_loops(self) -> None:
+    def _refuse_other_loops(self, called: str, mend: str = "") -> None:
         loop = self._running().loop
         try:
             running = asyncio.get_running_loop()
@@ -418,8 +420,8 @@ class Atlas(Recorder):
             running = None
         if running is not loop:
             raise AppNotRunningError(
-                "chat() was called outside the event loop that this application runs on. "
-                "From another thread, or in a program without a loop, use chat_sync()."
+                f"{called}() was called outside the event loop that this application runs on. "
+                + (mend or "Call it there: `asyncio.run_coroutine_threadsafe` does, from a thread.")
             )
 
     def _ask(

@@ -50,7 +50,7 @@ class Recorder(ABC):
         """Refuse to do anything while the application is not running."""
 
     @abstractmethod
-    def _refuse_other_loops(self) -> None:
+    def _refuse_other_loops(self, called: str, mend: str = "") -> None:
         """Refuse to do anything on another loop than the application's."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Recorder(ABC):
         Raises:
             AppNotRunningError: The application is not running, or on another loop.
         """
-        self._refuse_other_loops()
+        self._refuse_other_loops("recording")
         started = RunStarted(self._run_id(name), name, program=program, arguments=arguments or {})
         return self._session(
             started, mode="record", layers=layers, strict=strict, is_durable=is_durable
@@ -111,7 +111,7 @@ class Recorder(ABC):
             UnknownRunError: The log has no such run.
             ReplayDiverged: From the body, or from leaving it: the program does something else.
         """
-        self._refuse_other_loops()
+        self._refuse_other_loops("replaying")
         events = self.runs[run].held()
         started = RunStarted(f"{run}~{self.container.identify()}", self.runs[run].name, parent=run)
         return self._session(started, mode="replay", recorded=events, pace=pace, layers=layers)
@@ -151,7 +151,7 @@ class Recorder(ABC):
             UnknownVersionError: The run has no such event.
             UnknownNameError: No provider has this name.
         """
-        self._refuse_other_loops()
+        self._refuse_other_loops("forking")
         parent = self.runs[run]
         called = name or parent.name
         if provider is not None:
@@ -201,7 +201,7 @@ class Recorder(ABC):
             UnknownRunError: The log has no such run.
             ConfigurationError: The run is going on in this process, or ended well.
         """
-        self._refuse_other_loops()
+        self._refuse_other_loops("resume")
         stored = self.runs[run]
         if run in self._sessions or stored.status == "completed":
             state = "still going on" if run in self._sessions else "completed"

@@ -823,3 +823,13 @@ def test_a_prompt_that_the_forked_program_does_not_ask_for_is_told(tmp_path: Pat
     forked = subprocess.run(fork, check=True, **at)
 
     assert "The program asked no question for --prompt 'Hm?'." in forked.stderr
+
+
+async def test_a_run_begun_on_another_loop_is_told_by_the_name_of_what_was_called() -> None:
+    async with Atlas(provider="scripted") as app:
+
+        async def elsewhere() -> None:
+            app.recording("x")
+
+        with pytest.raises(AppNotRunningError, match=r"recording\(\) was called outside the event"):
+            await asyncio.to_thread(asyncio.run, elsewhere())
