@@ -43,6 +43,10 @@ def _nowhere(what: str, text: str) -> None:
     """Note nothing: outside of runs nobody writes."""
 
 
+def _nothing(secret: object) -> None:
+    """Hide nothing: outside of runs nothing is written."""
+
+
 @dataclass(slots=True)
 class EffectCall:
     """One effect that is being performed, as layers and its function see it.
@@ -55,6 +59,7 @@ class EffectCall:
         run: The run's id; "" outside of runs.
         attempt: Which attempt this is, from 1.
         note: Writes something about it to the journal: what it is, in a word, and a text.
+        hide: Keeps what it gives, raises and notes from now on free of a secret: see `hide`.
     """
 
     kind: str
@@ -64,6 +69,7 @@ class EffectCall:
     run: str = ""
     attempt: int = 1
     note: Callable[[str, str], None] = field(default=_nowhere, repr=False)
+    hide: Callable[[object], object] = field(default=_nothing, repr=False)
 
     @property
     def idempotency_key(self) -> str:

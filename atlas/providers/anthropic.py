@@ -31,7 +31,13 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
-from atlas.providers.http import error_from, note_refusal, transport_error, vendor_error
+from atlas.providers.http import (
+    error_from,
+    hide_secrets,
+    note_refusal,
+    transport_error,
+    vendor_error,
+)
 from atlas.providers.http_body import closed_error, drain, raw_body
 from atlas.providers.messages import (
     ChatMessage,
@@ -237,7 +243,9 @@ def _client(api_key: str | None, base_url: str | None) -> anthropic.AsyncAnthrop
             api_key=api_key,
             base_url=base_url,
             max_retries=0,
-            http_client=anthropic.DefaultAsyncHttpxClient(event_hooks={"response": [note_refusal]}),
+            http_client=anthropic.DefaultAsyncHttpxClient(
+                event_hooks={"request": [hide_secrets], "response": [note_refusal]}
+            ),
         )
     except anthropic.CredentialsError as error:
         raise MissingCredentialsError(f"{_NEEDS_KEY} {error}") from error

@@ -17,7 +17,9 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
 
+from atlas.core.effects import hide
 from atlas.errors import (
     AuthenticationError,
     BadRequestError,
@@ -36,8 +38,10 @@ from atlas.errors import (
 )
 
 __all__ = [
+    "NO_KEY",
     "VendorError",
     "error_from",
+    "hide_secrets",
     "note_refusal",
     "retry_after_seconds",
     "transport_error",
@@ -45,6 +49,11 @@ __all__ = [
 ]
 
 _REFUSAL = "atlas.refusal"
+
+_NAMES_OF_SECRETS = ("authorization", "cookie", "key", "token", "secret")
+
+NO_KEY = "none"
+"""Sent as the key to servers that ask for none, by clients that have to send one."""
 
 
 class VendorError(NamedTuple):
@@ -320,10 +329,34 @@ async def note_refusal(response: _Answer) -> None:
         response.request.extensions[_REFUSAL] = response.status_code, response.headers
 
 
+async def hide_secrets(request: _Request) -> None:
+    """Keep the secrets that are sent out of the log: an event hook for an HTTP client, before it sends.
+
+    Servers, and proxies before them, quote keys in errors, and some in answers.
+    """
+    hide(*_secrets_of(request))
+
+
+def _secrets_of(request: _Request) -> Iterator[str]:
+    for name, value in request.headers.items():
+        if any(each in name.lower() for each in _NAMES_OF_SECRETS):
+            secret = value.rpartition(" ")[2]  # without "Bearer", which is none
+            if secret != NO_KEY:
+                yield secret
+    password = urlsplit(str(request.url)).password
+    if password:
+        yield unquote(password)
+        yield password
+
+
 class _Request(Protocol):
     # Any: each extension is of a type of its own.
     @property
     def extensions(self) -> MutableMapping[str, Any]: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def url(self) -> object: ...
 
 
 class _Answer(Protocol):

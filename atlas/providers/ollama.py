@@ -33,7 +33,7 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
-from atlas.providers.http import error_from, transport_error
+from atlas.providers.http import error_from, hide_secrets, transport_error
 from atlas.providers.http_body import closed_error, drain, raw_body
 from atlas.providers.messages import (
     ChatMessage,
@@ -250,6 +250,7 @@ def _client(api_key: str | None, base_url: str | None) -> httpx.AsyncClient:
             f"The provider 'ollama' cannot be set up: {error}; check OLLAMA_HOST, `base_url` and "
             f"the key."
         ) from error
+    client.event_hooks["request"].append(hide_secrets)
     return client
 
 

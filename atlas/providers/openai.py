@@ -42,7 +42,7 @@ from atlas.providers.base import (
     ToolCallDelta,
     UsageDelta,
 )
-from atlas.providers.http import error_from, note_refusal, transport_error
+from atlas.providers.http import NO_KEY, error_from, hide_secrets, note_refusal, transport_error
 from atlas.providers.http_body import closed_error, drain, raw_body
 from atlas.providers.messages import (
     ChatMessage,
@@ -118,7 +118,7 @@ class OpenAIProvider:
                 base_url=base_url,
                 default_headers=headers,
                 http_client=openai.DefaultAsyncHttpxClient(
-                    event_hooks={"response": [note_refusal]}
+                    event_hooks={"request": [hide_secrets], "response": [note_refusal]}
                 ),
             )
         self._client = client.with_options(max_retries=0)
@@ -294,7 +294,7 @@ def _key(api_key: str | None, base_url: str) -> str:
         raise ConfigurationError(
             "The key for openai has characters that cannot be sent; copy it again, without quotes."
         )
-    return key or "none"  # a server of one's own rarely asks for one; the SDK must send something
+    return key or NO_KEY  # a server of one's own rarely asks for one; the SDK must send something
 
 
 def _is_official(url: str) -> bool:

@@ -113,15 +113,16 @@ class Redactor:
 
     Attributes:
         names: As given.
+        hidden: What was hidden so far, in all the ways in which it may be quoted; the longest first.
         errors_deep: How many errors, each in another, are being written.
     """
 
-    __slots__ = ("_values", "errors_deep", "names")
+    __slots__ = ("errors_deep", "hidden", "names")
 
     def __init__(self, names: Collection[str] = ()) -> None:
         self.names: Collection[str] = names
         self.errors_deep: int = 0
-        self._values: list[str] = []
+        self.hidden: tuple[str, ...] = ()
 
     def request(self, value: object) -> str:
         """Return a request as canonical JSON text.
@@ -141,7 +142,21 @@ class Redactor:
         if type(value) is str:
             return quote(self.scrubbed(value))
         is_json = not self.names and _is_json(value)
-        return _encode(self.scrub(value if is_json else _plain(value, "", self, "refuse")))
+        return self.text(value if is_json else self.plain_result(value))
+
+    # Any: whatever the effect gives
+    def plain_result(self, value: Any) -> JSON:
+        """Return a result, or a piece of one, as a JSON value of its own, still to be scrubbed.
+
+        Raises:
+            TypeError: It has no JSON form, or a secret in it.
+        """
+        return _plain(value, "", self, "refuse")
+
+    # Any: a JSON value
+    def text(self, value: Any) -> str:
+        """Return a JSON value as text, without what was hidden so far."""
+        return _encode(self.scrub(value))
 
     def error(self, error: BaseException) -> str:
         """Return an error as JSON text; see `error_text`."""
@@ -149,9 +164,16 @@ class Redactor:
 
     def scrubbed(self, text: str) -> str:
         """Return a text without what was hidden so far."""
-        for secret in self._values:
+        for secret in self.hidden:
             text = text.replace(secret, REDACTED)
         return text
+
+    def _scrubbed_bytes(self, text: str) -> str:
+        """Return the Base64 text of bytes without what was hidden so far."""
+        data = base64.b64decode(text)
+        for secret in self.hidden:
+            data = data.replace(secret.encode("utf-8", "surrogatepass"), REDACTED.encode())
+        return base64.b64encode(data).decode()
 
     # Any: whatever stands there
     def hide(self, value: Any) -> str:
@@ -163,10 +185,10 @@ class Redactor:
         elif dataclasses.is_dataclass(value):
             self._hide_all(getattr(value, spec.name) for spec in dataclasses.fields(value))
         else:
-            for text in _quotations(value):
-                if len(text) >= _SHORTEST_SECRET and text not in self._values:
-                    self._values.append(text)
-            self._values.sort(key=len, reverse=True)  # one may be part of another
+            new = {text for text in _quotations(value) if len(text) >= _SHORTEST_SECRET}
+            # one may be part of another; in the same order each time, as everything in a recording
+            known = sorted(new.union(self.hidden), key=lambda text: (-len(text), text))
+            self.hidden = tuple(known)
         return REDACTED
 
     def _hide_all(self, values: Iterable[Any]) -> None:
@@ -176,27 +198,38 @@ class Redactor:
     # Any: JSON values of texts
     def scrub(self, value: Any) -> Any:
         """Return a JSON value in which nothing shows that was hidden so far."""
-        if not self._values:
+        if not self.hidden:
             return value
         if isinstance(value, str):
             return self.scrubbed(value)
         if isinstance(value, list):
             return [self.scrub(item) for item in value]
         if isinstance(value, dict):
-            return {self.scrubbed(key): self.scrub(item) for key, item in value.items()}
+            if len(value) == 1 and "$bytes" in value:
+                return {"$bytes": self._scrubbed_bytes(value["$bytes"])}
+            if len(value) == 1 and "$object" in value:  # in which no key means anything
+                return {"$object": self._scrub_items(value["$object"])}
+            return self._scrub_items(value)
         return value
+
+    # Any: JSON values of texts
+    def _scrub_items(self, value: dict[str, Any]) -> dict[str, Any]:
+        return {self.scrubbed(key): self.scrub(item) for key, item in value.items()}
 
 
 def _quotations(value: object) -> Iterator[str]:
-    """Return the texts in which a value may be quoted somewhere, in errors as `repr`, in these again."""
+    """Return the texts in which a value may be quoted somewhere: as `repr`, this again, and as JSON."""
     if isinstance(value, bytes | bytearray):
         quoted = repr(bytes(value))[2:-1]
         yield bytes(value).decode("utf-8", "replace")
         yield base64.b64encode(value).decode()
         yield value.hex()
     elif isinstance(value, str | int | float | Decimal | uuid.UUID | PurePath):
-        yield str(value)
-        quoted = repr(str(value))[1:-1]
+        text = str(value)
+        yield text
+        yield quote(text)[1:-1]
+        yield json.dumps(text)[1:-1]
+        quoted = repr(text)[1:-1]
     else:
         return
     yield quoted

@@ -39,6 +39,7 @@ __all__ = [
     "current_effect",
     "current_run",
     "effect",
+    "hide",
     "monotonic",
     "now",
     "now_ns",
@@ -78,6 +79,22 @@ class Effect:
 def current_effect() -> EffectCall | None:
     """Return the effect that is being performed by the caller, or None."""
     return _CURRENT.get()
+
+
+def hide(*secrets: object) -> None:
+    """Keep secrets that the current effect has looked up out of what is recorded of it.
+
+    Called by the code that performs an effect, for a key it will send, before it does. If what the
+    effect gives, raises or notes repeats one, `REDACTED` stands there, for the run too. What is
+    shorter than four characters is not looked for. Outside of a run it does nothing.
+
+    Args:
+        secrets: Texts, bytes, numbers; or containers of these, of which each is hidden.
+    """
+    call = _CURRENT.get()
+    if call is not None:
+        for secret in secrets:
+            call.hide(secret)
 
 
 def current_run() -> RunContext | None:
@@ -439,9 +456,11 @@ def _plain_effect(
 
         def produce(call: EffectCall) -> Any:
             # what it calls is part of it, and no effect of the run again
-            return outside_context().run(
-                effect_layers.read, layers, call, lambda: function(*args, **options)
-            )
+            return outside_context().run(produce_here, call)
+
+        def produce_here(call: EffectCall) -> Any:
+            _CURRENT.set(call)
+            return effect_layers.read(layers, call, lambda: function(*args, **options))
 
         return run.read(
             place,

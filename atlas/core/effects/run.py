@@ -329,7 +329,7 @@ class RunContext:
         """Count an effect, and return what is known of it."""
         effect = place.next_effect()
         note = partial(self._note, effect, redactor)
-        return EffectCall(kind, declared, request, effect, self.run_id, 1, note)
+        return EffectCall(kind, declared, request, effect, self.run_id, 1, note, redactor.hide)
 
     def start(self, pending: Pending) -> None:
         """Begin an effect: write it down and perform it; or compare it, and wait."""
