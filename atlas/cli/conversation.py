@@ -52,7 +52,7 @@ class Questions:
     def next(self) -> str | None:
         """Return the next question, None when there is none. Not on the thread that serves."""
         if self._prompts is not None:
-            return next(self._prompts, None)
+            return self._begun(next(self._prompts, None))
         asked: Future[str | None] = Future()
         self._asked.put(asked)
         return asked.result()
@@ -63,32 +63,37 @@ class Questions:
 
     async def stop(self) -> None:
         """Wait until the person wants no more of the answer that is being made."""
-        self._stop = asyncio.Event()
-        try:
-            await self._stop.wait()
-        finally:
-            self._stop = None
+        await (self._stop or asyncio.Event()).wait()
 
     def serve(self, loop: asyncio.AbstractEventLoop, give_up: Callable[[], object]) -> None:
         """Ask the person what is to be asked, until `end`; an interrupt stops the answer.
 
         Args:
             loop: Where the answers are made.
-            give_up: Called there at an interrupt while no answer is made.
+            give_up: Called there at an interrupt while no answer is made, or at a second one.
         """
+        asked: Future[str | None] | None = None
         while True:
             try:
-                asked = self._asked.get()
-            except KeyboardInterrupt:
+                if asked is None or asked.done():
+                    asked = self._asked.get()
+                if asked is None:
+                    return
+                question = None
+                with suppress(click.Abort):
+                    question = next(self._typed, None)
+                asked.set_result(self._begun(question))
+            except KeyboardInterrupt:  # wherever it comes
                 stop = self._stop
-                loop.call_soon_threadsafe(give_up if stop is None else stop.set)
-                continue
-            if asked is None:
-                return
-            question = None
-            with suppress(click.Abort):
-                question = next(self._typed, None)
-            asked.set_result(question)
+                if stop is None or stop.is_set():  # a second one gives up
+                    loop.call_soon_threadsafe(give_up)
+                else:
+                    loop.call_soon_threadsafe(stop.set)
+
+    def _begun(self, question: str | None) -> str | None:
+        # From here on an interrupt is about this answer, also before anybody waits to be stopped.
+        self._stop = None if question is None else asyncio.Event()
+        return question
 
     def end(self) -> None:
         """Let `serve` return."""
