@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -512,7 +513,10 @@ class Runs(Mapping[str, Run[S]]):
 
     def compare(self, one: str, other: str) -> Comparison:
         """Return where two runs part, and what they did from there on."""
-        return Comparison(one, other, tuple(self[one].lines), tuple(self[other].lines))
+        lines, other_lines = tuple(self[one].lines), tuple(self[other].lines)
+        pairs = zip(_unmeasured(lines), _unmeasured(other_lines), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return Comparison(one, other, lines, other_lines, shared)
 
     def import_(self, path: str | Path, progress: Progress | None = None) -> Run[S]:
         """Store a run that `Run.export` wrote. It is read and checked whole before any is stored.
@@ -551,28 +555,27 @@ class Runs(Mapping[str, Run[S]]):
 class Comparison:
     """Two runs side by side.
 
+    Two runs are never the same to the byte, as a run and its replay are: each has ids and moments of
+    its own. These, clocks that were read, and durations in events, are not compared.
+
     Attributes:
         one: Id of the first run.
         other: Id of the second.
         lines: What the first one did; see `Run.lines`.
         other_lines: What the second one did.
+        shared: How many lines say the same from the beginning on.
     """
 
     one: str
     other: str
     lines: tuple[str, ...]
     other_lines: tuple[str, ...]
-
-    @property
-    def shared(self) -> int:
-        """How many lines are the same from the beginning on."""
-        pairs = zip(self.lines, self.other_lines, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    shared: int
 
     @property
     def same(self) -> bool:
-        """Whether they did the same, byte for byte."""
-        return self.lines == self.other_lines
+        """Whether they did the same from beginning to end."""
+        return self.shared == len(self.lines) == len(self.other_lines)
 
     def __str__(self) -> str:
         if self.same:
@@ -587,6 +590,30 @@ class Comparison:
                 *shown,
             ]
         )
+
+
+# Ids of Atlas and of vendors, and hashes, each a whole text, in JSON that may be in JSON.
+_IDS: Final = re.compile(
+    r'(?<=")(?:[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}|[0-9a-f]{12}|[0-9a-f]{64}'
+    r'|[a-z]{2,12}[-_][A-Za-z0-9]{16,64})(?=\\*")'
+)
+_MOMENTS: Final = re.compile(
+    r'"moment_ns":\d+|"kind":"(?:now|monotonic)","request":"[^"]*","value":"[^"]*"'
+)
+_FRACTIONS: Final = re.compile(r"(?<=[:\[,])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e-?\d+)")
+
+
+def _unmeasured(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines of a run without what differs each time, though the same happens.
+
+    Ids become numbers in the order in which they show. Numbers with a fraction are left out of events
+    that are no effects, as durations are such; what else they may be follows from effects.
+    """
+    numbers: dict[str, str] = {}
+    for line in lines:
+        of_effect = line[line.index(",") + 1 :].startswith('"effect.')
+        kept = (_MOMENTS if of_effect else _FRACTIONS).sub("", line)
+        yield _IDS.sub(lambda found: numbers.setdefault(found[0], f"id {len(numbers)}"), kept)
 
 
 def _short(line: str) -> str:

@@ -68,6 +68,32 @@ def test_a_run_is_replayed_and_forked_by_its_id(atlas, talk: str) -> None:
     assert not json.loads(compared.out)["same"]
 
 
+def the_runs(atlas, db: str) -> list[str]:
+    return [run["run"] for run in json.loads(atlas("runs", "--db", db, "--json").out)]
+
+
+def test_two_recordings_of_the_same_are_the_same_though_ids_and_moments_differ(
+    atlas, talk: str
+) -> None:
+    assert atlas("chat", "--provider", "scripted", "--db", talk, "Hello 😀").code == 0
+    ran = atlas("diff", *the_runs(atlas, talk), "--db", talk)
+
+    assert ran.code == 0, ran.out
+    assert "did the same" in ran.out
+
+
+def test_what_differs_is_shown_where_it_does_also_far_into_an_event(atlas, talk: str) -> None:
+    for end in ("left", "right"):
+        question = f"{'word ' * 60}to the {end}"
+        assert atlas("chat", "--provider", "scripted", "--db", talk, question).code == 0
+    ran = atlas("diff", *the_runs(atlas, talk)[1:], "--db", talk)
+
+    shown = next(line for line in ran.out.splitlines() if "…" in line)
+    assert ran.code == 1
+    assert "to the left" in shown
+    assert "to the right" in shown
+
+
 @pytest.mark.parametrize("last", ["raise SystemExit(3)", "1 / 0", "import asyncio; x = ("])
 def test_a_program_that_fails_when_it_is_loaded_is_told_in_a_sentence(
     last: str, atlas, talk: str, tmp_path: Path
