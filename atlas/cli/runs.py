@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
@@ -9,8 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any
+from typing import Any, Final, TextIO
 
 import click
 
@@ -23,11 +23,12 @@ from atlas.core.log.engine import Engine, Progress
 from atlas.core.message_pages import OUTSIDE
 from atlas.core.messages import Message
 from atlas.core.patches import plain
-from atlas.core.runs import Comparison, Run, Runs, is_doing
+from atlas.core.runs import Comparison, Run, Runs, is_doing, read_export
 from atlas.core.schema.codec import encode
 from atlas.providers.chat_state import ChatState, transitions
 
 _SHOWN = 20
+_DASH: Final = "-"
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def show(
     if number is not None and moment is not None:
         raise click.UsageError("--at and --time are two ways to name a moment: give one of them.")
     with opened(db) as (_, known):
-        found = known[run] if run else known.latest()
+        found = known.latest() if run is None else known[run]
         if moment is not None:
             number = found.number_at(when(moment, found))
         if number is not None:
@@ -268,33 +269,51 @@ def progress(label: str, *, silent: bool) -> Iterator[Progress]:
 
 @click.command()
 @click.argument("run")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
 @db_option
 @json_option
-def export(*, run: str, file: Path, db: str, as_json: bool) -> None:
-    """Write RUN into FILE as JSON lines, whole with what it shares with a run it was forked from."""
+def export(*, run: str, file: str, db: str, as_json: bool) -> None:
+    """Write RUN into FILE (-: standard output) as JSON lines.
+
+    It is whole with what it shares with a run it was forked from.
+    """
     with opened(db) as (_, known):
         found = known[run]
-        try:
-            with progress("Exporting", silent=as_json) as tell:
+        with progress("Exporting", silent=as_json) as tell:
+            if file == _DASH:
+                with _as_utf8(sys.stdout) as target:
+                    count = found.export(target, tell)
+            else:
                 count = found.export(file, tell)
-        except OSError as error:
-            raise click.FileError(str(file), error.strerror) from error
-    if as_json:
-        told({"run": run, "file": str(file), "events": count})
+    if file == _DASH:
+        click.echo(f"{count} events of {run}.", err=True)
+    elif as_json:
+        told({"run": run, "file": file, "events": count})
     else:
         click.echo(f"{count} events of {run} are in {file}.")
 
 
+@contextmanager
+def _as_utf8(stream: TextIO) -> Iterator[TextIO]:
+    """Give standard output as a file of exports, which are UTF-8 whatever the terminal is."""
+    text = io.TextIOWrapper(stream.buffer, "utf-8", newline="\n")
+    try:
+        yield text
+        text.flush()
+    finally:
+        text.detach()
+
+
 @click.command("import")
-@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, allow_dash=True))
 @db_option
 @json_option
-def import_(*, file: Path, db: str, as_json: bool) -> None:
-    """Store the run in FILE, which `atlas export` wrote; it is checked whole before."""
-    with opened(db, writable=True) as (_, known):
-        with progress("Importing", silent=as_json) as tell:
-            made = known.import_(file, tell)
+def import_(*, file: str, db: str, as_json: bool) -> None:
+    """Store the run in FILE (-: standard input), which `atlas export` wrote; it is checked whole before."""
+    with progress("Importing", silent=as_json) as tell:
+        exported = read_export(sys.stdin.buffer if file == _DASH else file, tell)
+    with opened(db, writable=True) as (_, known):  # not before: what is refused makes no log
+        made = known.store(exported)
         count = len(made)
     if as_json:
         told({"run": made.id, "db": db, "events": count})
