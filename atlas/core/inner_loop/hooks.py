@@ -185,7 +185,7 @@ def _wrapped(hooks: Hooks) -> dict[str, Callable[..., Any]]:
     }
 
 
-# Any: whatever is called
+# Any: a function of any signature
 def _named(function: Any) -> str:
     """Return what people call a function that `asyncio.to_thread`, or `partial`, has wrapped."""
     while isinstance(function, functools.partial):
