@@ -241,6 +241,28 @@ async def test_a_fork_repeats_up_to_an_event_and_then_goes_on_live(
     assert comparison.shared > 5
 
 
+async def test_two_runs_part_where_something_else_was_asked_or_given() -> None:
+    async def shop(app: Atlas, city: str) -> None:
+        reply = await app.chat("What colour is the sky?")
+        app.bus.publish(Said(f"{now()}: {reply.text}"[-9:]))
+        await weather(city)
+
+    async with Atlas(provider=ListProvider([["It is blue."]] * 3)) as app:
+        runs = []
+        for city in ("Rome", "Rome", "Oslo"):
+            performed.clear()
+            async with app.recording("shop", strict=True) as run:
+                await shop(app, city)
+            runs.append(run.id)
+        again, elsewhere = app.compare(*runs[:2]), app.compare(*runs[1:])
+
+    assert again.lines != again.other_lines
+    assert again.same
+    assert not elsewhere.same
+    assert "Rome" in elsewhere.lines[elsewhere.shared]
+    assert "Oslo" in elsewhere.other_lines[elsewhere.shared]
+
+
 async def test_a_fork_at_any_event_can_be_replayed(recorded: tuple[str, str, str]) -> None:
     db, run, _ = recorded
     async with Atlas(db, provider=ListProvider([["No, ", "grey."]] * 200)) as app:

@@ -32,7 +32,7 @@ def agents() -> None:
 
 
 def _found(known: Runs[ChatState], run: str | None) -> Run[ChatState]:
-    return known[run] if run else known.latest()
+    return known.latest() if run is None else known[run]
 
 
 @agents.command("list")

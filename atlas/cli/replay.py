@@ -50,7 +50,7 @@ def replay(
 
     async def again() -> None:
         async with Atlas(db, provider="scripted") as app:
-            wanted = app.runs[run] if run else app.runs.latest()
+            wanted = app.runs.latest() if run is None else app.runs[run]
             function, arguments = wanted.program(program)
             session, result, error = app.replaying(wanted.id, pace=pace), None, ""
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
@@ -9,23 +10,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any
+from typing import Any, Final, TextIO
 
 import click
 
 import atlas.agents.messages
 import atlas.knowledge.messages  # noqa: F401  both: so that these are shown by name
 from atlas.cli.options import db_option, json_option
-from atlas.cli.trees import tree_lines
+from atlas.cli.trees import LONGEST, tree_lines
 from atlas.core.log.controller import LOGS
 from atlas.core.log.engine import Engine, Progress
+from atlas.core.message_pages import OUTSIDE
+from atlas.core.messages import Message
 from atlas.core.patches import plain
-from atlas.core.runs import Run, Runs, is_doing
+from atlas.core.runs import Comparison, Run, Runs, is_doing, read_export
 from atlas.core.schema.codec import encode
 from atlas.providers.chat_state import ChatState, transitions
 
 _SHOWN = 20
+_DASH: Final = "-"
 
 
 @contextmanager
@@ -114,7 +117,7 @@ def show(
     if number is not None and moment is not None:
         raise click.UsageError("--at and --time are two ways to name a moment: give one of them.")
     with opened(db) as (_, known):
-        found = known[run] if run else known.latest()
+        found = known.latest() if run is None else known[run]
         if moment is not None:
             number = found.number_at(when(moment, found))
         if number is not None:
@@ -164,12 +167,11 @@ def when(text: str, run: Run[ChatState]) -> datetime:
 def diff(*, one: str, other: str, db: str, lines: int, as_json: bool) -> None:
     """Compare two runs: what both did up to where they part, then each from there.
 
-    Exits with 1 when they differ.
+    Ids, moments and durations differ each time, and are not compared. Exits with 1 when they differ.
     """
     with opened(db) as (_, known):
         compared = known.compare(one, other)
-        first = (known[one], known[other])
-        texts = [_doings(each, compared.shared) for each in first]
+        events = [_doings(known[each]) for each in (one, other)]
     if as_json:
         told(
             {
@@ -184,20 +186,41 @@ def diff(*, one: str, other: str, db: str, lines: int, as_json: bool) -> None:
     else:
         click.echo(f"The same for {compared.shared} events, then they part:")
         width = max(30, shutil.get_terminal_size().columns // 2 - 2)
+        parting = _parting(compared, events, width)
         click.secho(f"  {one:<{width}}  {other}", bold=True)
-        rows = itertools.zip_longest(*texts, fillvalue="")
-        for left, right in itertools.islice(rows, lines):
+        texts = [list(_drawn(each[compared.shared + 1 :])) for each in events]
+        rows = [parting, *itertools.zip_longest(*texts, fillvalue="")]
+        for left, right in rows[:lines]:
             click.echo(f"  {_cut(left, width):<{width}}  {_cut(right, width)}")
-        longest = max(map(len, texts))
-        if longest > lines:
-            click.echo(f"  … {longest - lines} more; see --lines.")
+        if len(rows) > lines:
+            click.echo(f"  … {len(rows) - lines} more; see --lines.")
     click.get_current_context().exit(0 if compared.same else 1)
 
 
-def _doings(run: Run[ChatState], shared: int) -> list[str]:
-    """Return what a run did after so many events, for people: without the pieces of answers."""
-    events = list(filter(is_doing, run.held()))
-    return list(tree_lines(events[shared:], everything=False, numbers=False))
+def _doings(run: Run[ChatState]) -> list[Message]:
+    """Return what `Run.lines` has lines of."""
+    return [event for event in run.held() if is_doing(event) and OUTSIDE not in event.meta.headers]
+
+
+def _drawn(events: list[Message], *, longest: int = LONGEST) -> Iterator[str]:
+    return tree_lines(events, numbers=False, longest=longest)
+
+
+def _parting(compared: Comparison, events: list[list[Message]], width: int) -> tuple[str, str]:
+    """Return the first two events that differ, in words, from shortly before they do."""
+    shared = compared.shared
+    left, right = (
+        next(_drawn(each[shared : shared + 1], longest=sys.maxsize), "(nothing more)")
+        for each in events
+    )
+    if left == right:  # it shows in what is not for people
+        left, right = compared.lines[shared], compared.other_lines[shared]
+    pairs = zip(left, right, strict=False)
+    alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if alike > width * 2 // 3:
+        cut = alike - width // 3
+        return f"…{left[cut:]}", f"…{right[cut:]}"
+    return left, right
 
 
 def _cut(text: str, width: int) -> str:
@@ -246,33 +269,51 @@ def progress(label: str, *, silent: bool) -> Iterator[Progress]:
 
 @click.command()
 @click.argument("run")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
 @db_option
 @json_option
-def export(*, run: str, file: Path, db: str, as_json: bool) -> None:
-    """Write RUN into FILE as JSON lines, whole with what it shares with a run it was forked from."""
+def export(*, run: str, file: str, db: str, as_json: bool) -> None:
+    """Write RUN into FILE (-: standard output) as JSON lines.
+
+    It is whole with what it shares with a run it was forked from.
+    """
     with opened(db) as (_, known):
         found = known[run]
-        try:
-            with progress("Exporting", silent=as_json) as tell:
+        with progress("Exporting", silent=as_json) as tell:
+            if file == _DASH:
+                with _as_utf8(sys.stdout) as target:
+                    count = found.export(target, tell)
+            else:
                 count = found.export(file, tell)
-        except OSError as error:
-            raise click.FileError(str(file), error.strerror) from error
-    if as_json:
-        told({"run": run, "file": str(file), "events": count})
+    if file == _DASH:
+        click.echo(f"{count} events of {run}.", err=True)
+    elif as_json:
+        told({"run": run, "file": file, "events": count})
     else:
         click.echo(f"{count} events of {run} are in {file}.")
 
 
+@contextmanager
+def _as_utf8(stream: TextIO) -> Iterator[TextIO]:
+    """Give standard output as a file of exports, which are UTF-8 whatever the terminal is."""
+    text = io.TextIOWrapper(stream.buffer, "utf-8", newline="\n")
+    try:
+        yield text
+        text.flush()
+    finally:
+        text.detach()
+
+
 @click.command("import")
-@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, allow_dash=True))
 @db_option
 @json_option
-def import_(*, file: Path, db: str, as_json: bool) -> None:
-    """Store the run in FILE, which `atlas export` wrote; it is checked whole before."""
-    with opened(db, writable=True) as (_, known):
-        with progress("Importing", silent=as_json) as tell:
-            made = known.import_(file, tell)
+def import_(*, file: str, db: str, as_json: bool) -> None:
+    """Store the run in FILE (-: standard input), which `atlas export` wrote; it is checked whole before."""
+    with progress("Importing", silent=as_json) as tell:
+        exported = read_export(sys.stdin.buffer if file == _DASH else file, tell)
+    with opened(db, writable=True) as (_, known):  # not before: what is refused makes no log
+        made = known.store(exported)
         count = len(made)
     if as_json:
         told({"run": made.id, "db": db, "events": count})

@@ -20,10 +20,12 @@ from atlas.providers.messages import (
     StreamToolCall,
 )
 
-__all__ = ["tree_lines"]
+__all__ = ["LONGEST", "tree_lines"]
 
 _PIECES = (StreamToken, StreamThinking, EffectDelivered)
-_LONGEST = 80
+LONGEST = 80
+"""So many characters of what an event says are shown."""
+
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a model, or whoever asked it, could do to a terminal, and what no terminal can show."""
 
@@ -40,7 +42,11 @@ class _Node:
 
 
 def tree_lines(
-    events: Iterable[Message], *, everything: bool = False, numbers: bool = True
+    events: Iterable[Message],
+    *,
+    everything: bool = False,
+    numbers: bool = True,
+    longest: int = LONGEST,
 ) -> Iterator[str]:
     """Yield one line for each event, below the one that caused it, in the order of happening.
 
@@ -48,6 +54,7 @@ def tree_lines(
         events: Events of a run, in their order.
         everything: Whether pieces (tokens, deliveries of effects) get a line each.
         numbers: Whether lines begin with the numbers of their events.
+        longest: How much of what an event says is shown, in characters.
     """
     roots: list[_Node] = []
     nodes: dict[str | None, _Node] = {}
@@ -65,19 +72,23 @@ def tree_lines(
         node = _Node(number, event, [event], number)
         siblings.append(node)
         nodes[event.meta.id] = node
-    yield from _drawn(roots, "", numbers=numbers, top=True)
+    yield from _drawn(roots, "", numbers=numbers, top=True, longest=longest)
 
 
-def _drawn(nodes: list[_Node], indent: str, *, numbers: bool, top: bool) -> Iterator[str]:
+def _drawn(
+    nodes: list[_Node], indent: str, *, numbers: bool, top: bool, longest: int
+) -> Iterator[str]:
     for node in nodes:
         is_last = node is nodes[-1]
         branch, below = ("", "") if top else ("└─ ", "   ") if is_last else ("├─ ", "│  ")
         place = f"{node.number:>5}  " if numbers else ""
-        yield f"{place}{indent}{branch}{_label(node)}"
-        yield from _drawn(node.children, indent + below, numbers=numbers, top=False)
+        yield f"{place}{indent}{branch}{_label(node, longest)}"
+        yield from _drawn(
+            node.children, indent + below, numbers=numbers, top=False, longest=longest
+        )
 
 
-def _label(node: _Node) -> str:
+def _label(node: _Node, longest: int) -> str:
     event = node.event
     name = event.meta.name
     if len(node.pieces) > 1:
@@ -85,8 +96,8 @@ def _label(node: _Node) -> str:
     if OUTSIDE in event.meta.headers:
         name += " (outside)"
     said = _UNSEEN.sub(_escaped, " ".join(_said(node).split()))
-    if len(said) > _LONGEST:
-        said = f"{said[:_LONGEST]}…"
+    if len(said) > longest:
+        said = f"{said[:longest]}…"
     return f"{name}  {said}" if said else name
 
 

@@ -69,6 +69,11 @@ class Patience:
         self._seconds = seconds
         self._is_over = False
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it took too long; a `TimeoutError` before is somebody else's."""
+        return self._is_over
+
     def __enter__(self) -> None:
         task = asyncio.current_task()
         assert task is not None

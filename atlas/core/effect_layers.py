@@ -10,12 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from atlas.core.alarms import Patience
 from atlas.errors import BudgetExceededError, ConfigurationError, EffectDeniedError
@@ -30,6 +39,8 @@ __all__ = [
     "Retry",
     "Timeout",
     "called",
+    "checked_layers",
+    "checked_names",
     "read",
     "streamed",
 ]
@@ -135,13 +146,56 @@ def _with(method: Any, call: EffectCall, proceed: Any) -> Callable[[], Any]:
     return lambda: method(call, proceed)
 
 
+# -- what they are given --------------------------------------------------------------------------
+
+
+def checked_names(names: object, what: str) -> frozenset[str]:
+    """Return names as a set.
+
+    Raises:
+        ConfigurationError: They are none, or one text, which would be taken for its letters.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ConfigurationError(f"{what} is {names!r}. Give names, such as [{str(names)!r}].")
+    found = list(names)
+    for name in found:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{what} has {name!r}. Give names, which are texts.")
+    return frozenset(found)
+
+
+def checked_layers(layers: object) -> tuple[Layer, ...]:
+    """Return layers as a tuple.
+
+    Raises:
+        ConfigurationError: One is none.
+    """
+    found = tuple(layers) if isinstance(layers, Iterable) else (layers,)
+    for layer in found:
+        if not (isinstance(layer, Layer) and isinstance(layers, Iterable)):
+            raise ConfigurationError(
+                f"layers has {layer!r}. Give a list of objects whose class derives from Layer, such as "
+                f"[Retry(3)]; see atlas.core.effect_layers."
+            )
+    return cast("tuple[Layer, ...]", found)
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value is a number from 0, maybe infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
 # -- the layers -----------------------------------------------------------------------------------
+
+
+_REFUSALS: Final = (EffectDeniedError, BudgetExceededError)
 
 
 class Retry(Layer):
     """Performs an effect again when it failed. Each failed attempt is noted in the journal.
 
-    A stream is begun again only if it failed before its first piece.
+    A stream is begun again only if it failed before its first piece. What another layer refused
+    (`EffectDeniedError`, `BudgetExceededError`) stays refused.
 
     Args:
         attempts: How many there are in all.
@@ -156,8 +210,12 @@ class Retry(Layer):
         wait: float = 0.5,
         on: type[Exception] | tuple[type[Exception], ...] = Exception,
     ) -> None:
-        if attempts < 1:
-            raise ConfigurationError(f"attempts is {attempts}, but there has to be at least one.")
+        if type(attempts) is not int or attempts < 1:
+            raise ConfigurationError(
+                f"attempts is {attempts!r}. Give how many there are in all, an int that is at least one."
+            )
+        if not _is_number(wait) or wait == math.inf:
+            raise ConfigurationError(f"wait is {wait!r}. Give a number of seconds from 0.")
         self.attempts = attempts
         self.wait = wait
         self.on = on
@@ -189,7 +247,7 @@ class Retry(Layer):
     async def _next(self, call: EffectCall, error: Exception) -> None:
         number = call.attempt
         call.note("attempt", f"attempt {number} of {self.attempts} failed: {error!r}")
-        if number >= self.attempts:
+        if number >= self.attempts or isinstance(error, _REFUSALS):
             raise error
         await asyncio.sleep(self.wait * 2 ** (number - 1))
         call.attempt = number + 1
@@ -203,26 +261,34 @@ class Timeout(Layer):
     """
 
     def __init__(self, seconds: float) -> None:
+        if not _is_number(seconds) or seconds == 0:
+            raise ConfigurationError(f"seconds is {seconds!r}. Give a number above 0.")
         self.seconds = seconds
 
     async def call(self, call: EffectCall, proceed: Proceed) -> Any:
         """Perform the effect, for so long at most."""
+        patience = Patience(self.seconds)
         try:
-            with Patience(self.seconds):
+            with patience:
                 return await proceed()
         except TimeoutError as error:
+            if not patience.is_over:  # a limit of its own
+                raise
             raise self._too_late(call) from error
 
     async def stream(self, call: EffectCall, proceed: ProceedStream) -> AsyncIterator[Any]:
         """Hand on the pieces, each of which may take so long."""
         async with aclosing(cast("Any", proceed())) as pieces:
             while True:
+                patience = Patience(self.seconds)
                 try:
-                    with Patience(self.seconds):
+                    with patience:
                         piece = await anext(pieces)
                 except StopAsyncIteration:
                     return
                 except TimeoutError as error:
+                    if not patience.is_over:
+                        raise
                     raise self._too_late(call) from error
                 yield piece
 
@@ -249,11 +315,12 @@ class Budget(Layer):
         cost: Callable[[EffectCall, Any], Mapping[str, float]] | None = None,
         kinds: Collection[str] | None = None,
     ) -> None:
-        self._limits = dict(limits or {})
-        if calls is not None:
-            self._limits["calls"] = calls
+        self._limits = {**(limits or {}), **({} if calls is None else {"calls": calls})}
+        for name, limit in self._limits.items():
+            if not _is_number(limit):
+                raise ConfigurationError(f"The limit of {name} is {limit!r}. Give a number from 0.")
         self._cost = cost
-        self._kinds = kinds
+        self._kinds = None if kinds is None else checked_names(kinds, "kinds")
         self._lock = threading.Lock()
         self._used: dict[str, float] = {}
 
@@ -320,14 +387,22 @@ class Deny(Layer):
 
     Args:
         kinds: The kinds refused.
-        allow: The only kinds allowed, instead.
+        allow: The only kinds allowed, instead; ``[]`` refuses everything.
+
+    Raises:
+        ConfigurationError: Neither or both are given, or they are no names.
     """
 
     def __init__(
-        self, kinds: Collection[str] = (), *, allow: Collection[str] | None = None
+        self, kinds: Collection[str] | None = None, *, allow: Collection[str] | None = None
     ) -> None:
-        self._kinds = kinds
-        self._allow = allow
+        if (kinds is None) == (allow is None):
+            raise ConfigurationError(
+                f"Deny was given kinds={kinds!r} and allow={allow!r}. Give the kinds that are refused, "
+                f"or the only ones that are allowed; allow=[] refuses everything."
+            )
+        self._kinds = checked_names(kinds or (), "kinds")
+        self._allow = None if allow is None else checked_names(allow, "allow")
 
     def _check(self, call: EffectCall) -> None:
         allowed = call.kind not in self._kinds if self._allow is None else call.kind in self._allow
@@ -355,8 +430,8 @@ class Ask(Layer):
     """Asks before each effect; the decision is noted in the journal.
 
     Args:
-        decide: Told the effect, returns whether it may be performed; plain or ``async``. For effects
-            that are plain functions it has to be plain.
+        decide: Told the effect, returns True when it may be performed, else False; plain or
+            ``async``. For effects that are plain functions it has to be plain.
         kinds: The kinds it asks about; None for all.
     """
 
@@ -366,15 +441,22 @@ class Ask(Layer):
         *,
         kinds: Collection[str] | None = None,
     ) -> None:
+        if not callable(decide):
+            raise ConfigurationError(f"decide is {decide!r}. Give a function of the effect.")
         self._decide = decide
-        self._kinds = kinds
+        self._kinds = None if kinds is None else checked_names(kinds, "kinds")
 
     async def _check(self, call: EffectCall) -> None:
         if self._kinds is None or call.kind in self._kinds:
             answer = self._decide(call)
             self._judge(call, await answer if inspect.isawaitable(answer) else answer)
 
-    def _judge(self, call: EffectCall, allowed: bool) -> None:
+    def _judge(self, call: EffectCall, allowed: object) -> None:
+        if not isinstance(allowed, bool):  # "no" is true, and so is a coroutine
+            raise EffectDeniedError(
+                f"Effect {call.kind!r} was not performed: asked about it, `decide` answered "
+                f"{allowed!r}. Have it return True or False."
+            )
         call.note("decision", "allowed" if allowed else "refused")
         if not allowed:
             raise EffectDeniedError(
@@ -396,7 +478,7 @@ class Ask(Layer):
         """Perform the function if the answer is yes."""
         if self._kinds is None or call.kind in self._kinds:
             answer = self._decide(call)
-            if not isinstance(answer, bool):
+            if inspect.isawaitable(answer):
                 if inspect.iscoroutine(answer):
                     answer.close()
                 raise EffectDeniedError(

@@ -11,11 +11,12 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
+from os import PathLike
+from typing import IO, Any, Final, Generic, Literal, TextIO, TypeAlias, TypeVar, cast
 
 from atlas.core.causality import causal_tree
 from atlas.core.effects import (
@@ -38,12 +39,15 @@ from atlas.core.patches import Patch, diff, plain
 from atlas.core.programs import load_program
 from atlas.core.schema.canonical import canonical_text
 from atlas.core.schema.codec import decode, encode
+from atlas.core.temporal.transfer import storable_path, whole_file
+from atlas.core.temporal.values import is_storable
 from atlas.core.transitions import Transition
 from atlas.errors import (
     AtlasError,
     ConfigurationError,
     ErasedError,
     LogFormatError,
+    LogUnavailableError,
     UnknownRunError,
     UnknownVersionError,
     VersionConflictError,
@@ -54,6 +58,7 @@ from atlas.typing import JSON
 __all__ = [
     "ENTRIES",
     "Comparison",
+    "ExportedRun",
     "Run",
     "RunEnded",
     "RunStarted",
@@ -61,6 +66,7 @@ __all__ = [
     "Runs",
     "holding",
     "is_lifecycle",
+    "read_export",
 ]
 
 S = TypeVar("S")
@@ -437,27 +443,41 @@ class Run(Generic[S]):
 
     # -- taking it elsewhere --
 
-    def export(self, path: str | Path, progress: Progress | None = None) -> int:
+    def export(self, target: str | PathLike[str] | TextIO, progress: Progress | None = None) -> int:
         """Write the run as JSON lines: a header, then one event a line, whole with its metadata.
 
         A fork is written with the events that it shares, so that it can be read alone.
 
         Args:
-            path: The file, which is replaced.
+            target: A path, which is replaced when the file is whole, or a text file.
             progress: Told how many events of how many are written.
 
         Returns:
             How many events were written.
+
+        Raises:
+            ConfigurationError: The target is nothing to write to.
+            LogUnavailableError: It cannot be written.
+            LogCorruptedError: What is stored is not what was written.
         """
+        if isinstance(target, str | PathLike):
+            with whole_file(target) as file:
+                return self._export(file, progress)
+        if not hasattr(target, "write"):
+            raise ConfigurationError(
+                f"{target!r} is nothing to write to. Give a path or a text file."
+            )
+        return self._export(target, progress)
+
+    def _export(self, file: TextIO, progress: Progress | None) -> int:
         count, whole = 0, len(self)
-        with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-            header = {"atlas": "run", "format": _FORMAT, "run": self.id, "sha256": self._sha256()}
-            file.write(canonical_text(header) + "\n")
-            for event in self.read():
-                file.write(encode(event).decode() + "\n")
-                count += 1
-                if progress is not None and count % _TOLD_EVERY == 0:
-                    progress(count, whole)
+        header = {"atlas": "run", "format": _FORMAT, "run": self.id, "sha256": self._sha256()}
+        file.write(canonical_text(header) + "\n")
+        for event in self.read():
+            file.write(encode(event).decode() + "\n")
+            count += 1
+            if progress is not None and count % _TOLD_EVERY == 0:
+                progress(count, whole)
         return count
 
     def _sha256(self) -> str:
@@ -512,23 +532,33 @@ class Runs(Mapping[str, Run[S]]):
 
     def compare(self, one: str, other: str) -> Comparison:
         """Return where two runs part, and what they did from there on."""
-        return Comparison(one, other, tuple(self[one].lines), tuple(self[other].lines))
+        lines, other_lines = tuple(self[one].lines), tuple(self[other].lines)
+        pairs = zip(_unmeasured(lines), _unmeasured(other_lines), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return Comparison(one, other, lines, other_lines, shared)
 
-    def import_(self, path: str | Path, progress: Progress | None = None) -> Run[S]:
+    def import_(
+        self, source: str | PathLike[str] | IO[Any], progress: Progress | None = None
+    ) -> Run[S]:
         """Store a run that `Run.export` wrote. It is read and checked whole before any is stored.
 
         Args:
-            path: The file.
-            progress: Told how many of its bytes are read.
+            source: A path, or an open file.
+            progress: Told how many of its bytes are read, if it is a path.
 
         Raises:
             LogFormatError: The file is no such run, or not what was written; the line is named.
+            LogUnavailableError: It cannot be read.
             VersionConflictError: The log has a run of this id already.
         """
-        run, events = _read_export(Path(path), progress)
-        records: list[NewRecord] = []
-        version = 0
-        for of_run, group in itertools.groupby(events, key=lambda event: event.meta.run or run):
+        return self.store(read_export(source, progress))
+
+    def store(self, exported: ExportedRun) -> Run[S]:
+        """Store a run that was exported, and read by `read_export`; see `import_`."""
+        run, records, version = exported.run, list[NewRecord](), 0
+        for of_run, group in itertools.groupby(
+            exported.events, key=lambda event: event.meta.run or run
+        ):
             for page in _batches(group, 512):
                 version += len(page)
                 time_ns = page[-1].meta.time_ns
@@ -540,7 +570,7 @@ class Runs(Mapping[str, Run[S]]):
         except VersionConflictError as error:
             raise VersionConflictError(
                 f"{self._engine.address} has a run {run} already, of {error.actual} events. Import "
-                f"{path} into another log.",
+                f"{exported.source} into another log.",
                 expected=0,
                 actual=error.actual,
             ) from error
@@ -551,28 +581,27 @@ class Runs(Mapping[str, Run[S]]):
 class Comparison:
     """Two runs side by side.
 
+    Two runs are never the same to the byte, as a run and its replay are: each has ids and moments of
+    its own. These, clocks that were read, and durations in events, are not compared.
+
     Attributes:
         one: Id of the first run.
         other: Id of the second.
         lines: What the first one did; see `Run.lines`.
         other_lines: What the second one did.
+        shared: How many lines say the same from the beginning on.
     """
 
     one: str
     other: str
     lines: tuple[str, ...]
     other_lines: tuple[str, ...]
-
-    @property
-    def shared(self) -> int:
-        """How many lines are the same from the beginning on."""
-        pairs = zip(self.lines, self.other_lines, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    shared: int
 
     @property
     def same(self) -> bool:
-        """Whether they did the same, byte for byte."""
-        return self.lines == self.other_lines
+        """Whether they did the same from beginning to end."""
+        return self.shared == len(self.lines) == len(self.other_lines)
 
     def __str__(self) -> str:
         if self.same:
@@ -587,6 +616,30 @@ class Comparison:
                 *shown,
             ]
         )
+
+
+# Ids of Atlas and of vendors, and hashes, each a whole text, in JSON that may be in JSON.
+_IDS: Final = re.compile(
+    r'(?<=")(?:[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}|[0-9a-f]{12}|[0-9a-f]{64}'
+    r'|[a-z]{2,12}[-_][A-Za-z0-9]{16,64})(?=\\*")'
+)
+_MOMENTS: Final = re.compile(
+    r'"moment_ns":\d+|"kind":"(?:now|monotonic)","request":"[^"]*","value":"[^"]*"'
+)
+_FRACTIONS: Final = re.compile(r"(?<=[:\[,])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e-?\d+)")
+
+
+def _unmeasured(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines of a run without what differs each time, though the same happens.
+
+    Ids become numbers in the order in which they show. Numbers with a fraction are left out of events
+    that are no effects, as durations are such; what else they may be follows from effects.
+    """
+    numbers: dict[str, str] = {}
+    for line in lines:
+        of_effect = line[line.index(",") + 1 :].startswith('"effect.')
+        kept = (_MOMENTS if of_effect else _FRACTIONS).sub("", line)
+        yield _IDS.sub(lambda found: numbers.setdefault(found[0], f"id {len(numbers)}"), kept)
 
 
 def _short(line: str) -> str:
@@ -625,40 +678,87 @@ def _batches(items: Iterable[Message], size: int) -> Iterator[list[Message]]:
         yield batch
 
 
-def _read_export(path: Path, progress: Progress | None) -> tuple[str, list[Message]]:
+@dataclass(frozen=True, slots=True)
+class ExportedRun:
+    """A run as it was read from an export, checked, and not stored yet.
+
+    Attributes:
+        run: Its id.
+        events: What happened in it.
+        source: The file it was read from, for people.
+    """
+
+    run: str
+    events: Sequence[Message]
+    source: str
+
+
+def read_export(
+    source: str | PathLike[str] | IO[Any], progress: Progress | None = None
+) -> ExportedRun:
+    """Read what `Run.export` wrote, and check that it is that; arguments and errors as for `Runs.import_`."""
+    if not isinstance(source, str | PathLike):
+        if not hasattr(source, "read"):
+            raise ConfigurationError(
+                f"{source!r} is nothing to read from. Give a path or an open file."
+            )
+        return _read_export(str(getattr(source, "name", "the file")), source, None, 0)
+    path = storable_path(source)
+    try:
+        with path.open("rb") as file:
+            return _read_export(str(path), file, progress, path.stat().st_size)
+    except OSError as error:
+        raise LogUnavailableError(
+            f"{str(path)!r} cannot be read: {error.strerror or error}. Check the path; nothing was "
+            f"imported."
+        ) from error
+
+
+def _read_export(name: str, file: IO[Any], progress: Progress | None, size: int) -> ExportedRun:
     summed = hashlib.sha256()
     events: list[Message] = []
-    size = path.stat().st_size
     done = 0
-    with path.open("rb") as file:
-        header = _header(path, file.readline())
-        for number, line in enumerate(file, 2):
-            summed.update(line)
-            done += len(line)
-            if progress is not None and number % _TOLD_EVERY == 0:
-                progress(done, size)
-            try:
-                events.append(decode(line.rstrip(b"\n"), unknown="keep"))
-            except AtlasError as error:
-                raise LogFormatError(f"{path}, line {number}: {error}") from error
+    lines = (
+        line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line for line in file
+    )
+    header = _header(name, next(lines, b""))
+    for number, line in enumerate(lines, 2):
+        summed.update(line)
+        done += len(line)
+        if progress is not None and number % _TOLD_EVERY == 0:
+            progress(done, size)
+        try:
+            events.append(decode(line.rstrip(b"\n"), unknown="keep"))
+        except AtlasError as error:
+            raise LogFormatError(f"{name}, line {number}: {error}") from error
     if summed.hexdigest() != header["sha256"]:
         raise LogFormatError(
-            f"{path} is not what was exported: it was changed or cut off after line {len(events)}."
+            f"{name} is not what was exported: it was changed or cut off after line "
+            f"{len(events) + 1}. Nothing was imported; export it again."
         )
-    return header["run"], events
+    if not events:
+        raise LogFormatError(f"{name} has a header and no events. Export the run again.")
+    return ExportedRun(header["run"], events, name)
 
 
-def _header(path: Path, line: bytes) -> dict[str, Any]:
+def _header(name: str, line: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("atlas") != "run":
-        raise LogFormatError(f"{path} is no run: its first line is {line[:60]!r}.")
+        raise LogFormatError(
+            f"{name} is no run: its first line is {line[:60].decode(errors='replace')!r}. Give a "
+            f"file that `atlas export` wrote."
+        )
     if header.get("format") != _FORMAT:
         raise LogFormatError(
-            f"{path} has format {header.get('format')!r}; this Atlas reads {_FORMAT}. Use a newer one."
+            f"{name} has format {header.get('format')!r}; this Atlas reads {_FORMAT}. Use a newer one."
         )
-    if not all(isinstance(header.get(name), str) for name in ("run", "sha256")):
-        raise LogFormatError(f"{path} is no run: its first line has no texts `run` and `sha256`.")
+    run, digest = header.get("run"), header.get("sha256")
+    if not (isinstance(run, str) and run and is_storable(run) and isinstance(digest, str)):
+        raise LogFormatError(
+            f"{name} is no run: its first line has no texts `run` and `sha256`, but {run!r} and "
+            f"{digest!r}. Export the run again."
+        )
     return header

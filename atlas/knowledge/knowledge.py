@@ -18,8 +18,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
-from os import PathLike
+from hashlib import sha256
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -27,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
+from atlas.core.effects import Effect, effect, perform
 from atlas.core.event_bus import EventBus
 from atlas.core.log.controller import LOGS
 from atlas.core.log.records import NewRecord
@@ -80,6 +83,9 @@ class Knowledge:
 
     Any number of threads and tasks may search while one ingests; they see each document whole or not
     at all. Another process may search the same folder, and one at a time may write.
+
+    In a recorded run `search`, `ingest` and `remove` are effects: a replay answers them from the log,
+    without this knowledge base or its model. What blocks (`search_sync`, `documents`, `text`, …) is not.
 
     Use it as a context manager (``async with`` or ``with``), or call `aclose` or `close`.
 
@@ -138,15 +144,21 @@ class Knowledge:
         """Read documents and keep those that are new or changed; see `ingest_sync`.
 
         Cancelling it stops after the batch at work; what is stored stays, and the next ingest goes on.
+        Inside a run it is an idempotent effect: what a crash interrupts is simply done again.
         """
         stop = threading.Event()
-        try:
-            return await self._in_thread(
-                lambda: self._ingest(sources, collection, on_progress, stop)
-            )
-        except asyncio.CancelledError:
-            stop.set()
-            raise
+
+        async def work() -> Ingested:
+            try:
+                return await self._in_thread(
+                    lambda: self._ingest(sources, collection, on_progress, stop)
+                )
+            except asyncio.CancelledError:
+                stop.set()
+                raise
+
+        asked = {"sources": [_asked_of(source) for source in sources], "collection": collection}
+        return await perform(Effect("knowledge.ingest", asked, declared="idempotent"), work)
 
     def ingest_sync(
         self,
@@ -173,8 +185,9 @@ class Knowledge:
         """
         return self._ingest(sources, collection, on_progress, threading.Event())
 
+    @effect("knowledge.remove")
     async def remove(self, *sources: str, collection: str = "main") -> int:
-        """Take documents out; see `remove_sync`."""
+        """Take documents out; see `remove_sync`. Inside a run, an external effect."""
         return await self._in_thread(lambda: self.remove_sync(*sources, collection=collection))
 
     def remove_sync(self, *sources: str, collection: str = "main") -> int:
@@ -206,8 +219,11 @@ class Knowledge:
 
     # -- searching --
 
+    @effect("knowledge.search", pure=True, ignore=("expander", "reranker"))
     async def search(self, query: str, **options: Unpack[SearchOptions]) -> list[Hit]:
         """Return the passages that answer a question best, the best first.
+
+        Inside a run it is a pure effect, with whatever an ``expander`` and a ``reranker`` do.
 
         Args:
             query: The question, in words of any kind.
@@ -611,6 +627,14 @@ def _make(folder: Path) -> None:
             f"The folder {str(folder)!r} for the knowledge base cannot be made: {error.strerror}. "
             f"Give the path of a folder, or of one that can be made."
         ) from error
+
+
+def _asked_of(source: str | PathLike[str] | Document) -> object:
+    """Return what a run keeps of a source: of a text its hash, as the knowledge base has the text."""
+    if isinstance(source, Document):
+        digest = sha256(source.text.encode("utf-8", "surrogatepass")).hexdigest()
+        return replace(source, text=f"sha256:{digest}")
+    return fspath(source) if isinstance(source, PathLike) else source
 
 
 def _says_something(query: object) -> bool:

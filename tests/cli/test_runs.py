@@ -49,6 +49,13 @@ def test_a_time_that_is_none_is_told_in_a_sentence(moment: str, atlas, talk: str
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.parametrize("command", ["show", "replay"])
+def test_an_empty_name_is_not_taken_for_the_latest_run(command: str, atlas, talk: str) -> None:
+    told = atlas(command, "", "--db", talk)
+
+    assert (told.code, "There is no run ''" in told.err) == (1, True)
+
+
 def test_events_counted_from_the_end_are_named_by_their_number(atlas, talk: str) -> None:
     last = json.loads(atlas("show", "--db", talk, "--at", "-1", "--json").out)
     assert last == json.loads(atlas("show", "--db", talk, "--time", "9999-01-01", "--json").out)
@@ -66,6 +73,32 @@ def test_a_run_is_replayed_and_forked_by_its_id(atlas, talk: str) -> None:
     compared = atlas("diff", run, fork, "--db", talk, "--json")
     assert compared.code == 1
     assert not json.loads(compared.out)["same"]
+
+
+def the_runs(atlas, db: str) -> list[str]:
+    return [run["run"] for run in json.loads(atlas("runs", "--db", db, "--json").out)]
+
+
+def test_two_recordings_of_the_same_are_the_same_though_ids_and_moments_differ(
+    atlas, talk: str
+) -> None:
+    assert atlas("chat", "--provider", "scripted", "--db", talk, "Hello 😀").code == 0
+    ran = atlas("diff", *the_runs(atlas, talk), "--db", talk)
+
+    assert ran.code == 0, ran.out
+    assert "did the same" in ran.out
+
+
+def test_what_differs_is_shown_where_it_does_also_far_into_an_event(atlas, talk: str) -> None:
+    for end in ("left", "right"):
+        question = f"{'word ' * 60}to the {end}"
+        assert atlas("chat", "--provider", "scripted", "--db", talk, question).code == 0
+    ran = atlas("diff", *the_runs(atlas, talk)[1:], "--db", talk)
+
+    shown = next(line for line in ran.out.splitlines() if "…" in line)
+    assert ran.code == 1
+    assert "to the left" in shown
+    assert "to the right" in shown
 
 
 @pytest.mark.parametrize("last", ["raise SystemExit(3)", "1 / 0", "import asyncio; x = ("])
@@ -170,6 +203,35 @@ def test_a_run_is_exported_and_imported_and_trouble_is_told(
         file.write_text(header + "\n")
         told = atlas("import", str(file), "--db", other)
         assert (told.code, "no texts `run` and `sha256`" in told.err) == (1, True)
+
+
+def test_a_run_goes_from_log_to_log_through_a_pipe_whatever_the_terminal_speaks(
+    atlas, talk: str, tmp_path: Path
+) -> None:
+    run, file, other = the_run(atlas, talk), tmp_path / "talk.run", str(tmp_path / "other.db")
+    atlas("export", run, str(file), "--db", talk)
+    command = [sys.executable, "-m", "atlas.cli"]
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    exported = subprocess.run(
+        [*command, "export", run, "-", "--db", talk], capture_output=True, check=True, env=latin
+    )
+    imported = subprocess.run(
+        [*command, "import", "-", "--db", other], input=exported.stdout, check=False, env=latin
+    )
+
+    assert exported.stdout == file.read_bytes()
+    assert exported.stderr.endswith(f" events of {run}.\n".encode())
+    assert imported.returncode == 0
+    assert atlas("replay", run, "--db", other).code == 0
+
+
+def test_what_cannot_be_imported_makes_no_log(atlas, tmp_path: Path) -> None:
+    file, db = tmp_path / "notes.txt", tmp_path / "new.db"
+    file.write_text("Buy milk.\n")
+    told = atlas("import", str(file), "--db", str(db))
+
+    assert (told.code, "is no run: its first line is 'Buy milk" in told.err) == (1, True)
+    assert not db.exists()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 
 import pytest
 
 from atlas.core.effect_layers import Ask, Budget, Deny, DryRun, EffectCall, Layer, Retry, Timeout
-from atlas.core.effects import EffectNoted, MemoryJournal, RunContext, effect
-from atlas.errors import BudgetExceededError, ConfigurationError, EffectDeniedError
+from atlas.core.effects import Effect, EffectNoted, MemoryJournal, RunContext, effect
+from atlas.errors import BudgetExceededError, ConfigurationError, EffectDeniedError, EffectError
 
 attempts: list[str] = []
 
@@ -80,6 +82,84 @@ async def test_attempts_come_to_an_end():
     assert attempts == ["connection", "connection", "value"]
     with pytest.raises(ConfigurationError, match="at least one"):
         Retry(0)
+
+
+@pytest.mark.parametrize("refusal", [Deny(["send"]), Budget(calls=0), Ask(lambda _call: False)])
+async def test_what_is_refused_is_not_tried_again(refusal: Layer):
+    journal = MemoryJournal()
+    async with RunContext("r", journal=journal, layers=[Retry(3, wait=60), refusal]):
+        with pytest.raises((EffectDeniedError, BudgetExceededError)):
+            await send("a")
+
+    assert attempts == []
+
+
+async def test_a_time_limit_of_the_effects_own_is_not_told_as_that_of_the_layer():
+    @effect(timeout=60, pure=True)
+    async def impatient() -> None:
+        raise TimeoutError("the server said so")
+
+    @effect(timeout=60, pure=True)
+    async def impatient_later():
+        yield 1
+        raise TimeoutError("the server said so")
+
+    async with RunContext("r"):
+        with pytest.raises(TimeoutError, match="the server said so"):
+            await impatient()
+        with pytest.raises(TimeoutError, match="the server said so"):
+            async for _ in impatient_later():
+                pass
+
+
+@pytest.mark.parametrize("answer", ["no", None, 0, 1, "yes"])
+async def test_only_true_is_a_yes_and_only_false_a_no(answer: object):
+    async with RunContext("r", layers=[Ask(lambda _call: answer)]):
+        with pytest.raises(EffectDeniedError, match="True or False"):
+            await send("a")
+        with pytest.raises(EffectDeniedError, match="True or False"):
+            touch("a")
+
+    assert attempts == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Retry("3"),
+        lambda: Retry(2.5),
+        lambda: Retry(3, wait=-1),
+        lambda: Retry(3, wait=math.nan),
+        lambda: Timeout(0),
+        lambda: Timeout("5"),
+        lambda: Timeout(math.nan),
+        lambda: Budget(calls=-1),
+        lambda: Budget(limits={"tokens": "many"}),
+        lambda: Budget(kinds="send"),
+        Deny,
+        lambda: Deny("send"),
+        lambda: Deny([5]),
+        lambda: Deny(["send"], allow=["touch"]),
+        lambda: Ask("yes"),
+        lambda: Ask(lambda _call: True, kinds="send"),
+        lambda: effect(redact="api_key"),
+        lambda: effect(ignore="app"),
+        lambda: effect(layers=Retry(3)),
+        lambda: effect(layers=["retry"]),
+        lambda: effect(retry="3"),
+        lambda: effect(timeout=-1),
+        lambda: effect(""),
+        lambda: effect(5),
+        lambda: Effect(""),
+        lambda: Effect("send", declared="sometimes"),
+        lambda: Effect("send", redact="api_key"),
+        lambda: RunContext("r", layers=Retry(3)),
+        lambda: RunContext("r", layers=[Retry]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_when_it_is_said(make: Callable[[], object]):
+    with pytest.raises((ConfigurationError, EffectError)):
+        make()
 
 
 async def test_a_stream_is_begun_again_only_before_its_first_piece():

@@ -244,6 +244,36 @@ def test_errors_come_back_as_they_were(error):
     assert vars(back) == vars(error)
 
 
+class OwnGroup(ExceptionGroup):
+    pass
+
+
+@pytest.mark.parametrize("kind", [ExceptionGroup, OwnGroup])
+async def test_a_group_of_errors_comes_back_with_those_in_it(kind: type[ExceptionGroup]):
+    @effect(redact=("key",))
+    async def fail(key: str) -> None:
+        inner = ExceptionGroup("inner", [KeyError("k"), FileNotFoundError(2, "no", "file")])
+        raise kind("several", [OwnError(f"own {key}", code=5), inner])
+
+    async def program() -> list[str]:
+        seen = []
+        try:
+            await fail(SECRETS[0])
+        except* OwnError as group:
+            seen.append(repr(group.exceptions[0].code))
+        except* OSError as group:
+            seen.append(repr(group))
+        except* KeyError as group:
+            seen.append(f"{group!r} {type(group)}")
+        return seen
+
+    entries, seen = await recorded(program)
+
+    assert len(seen) == 3
+    assert SECRETS[0] not in b"".join(map(encode, entries)).decode()
+    assert await replayed(entries, program) == seen
+
+
 async def test_an_error_that_cannot_be_made_again_keeps_its_name_also_while_recording():
     @effect
     async def fail() -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+# Any: what is handed in here is of every wrong type.
+from typing import Any
 
 import pytest
 
@@ -14,8 +21,10 @@ from atlas.core.log.memory import MemoryEngine
 from atlas.core.message_log import MessageLog, stream_of
 from atlas.core.runs import RunEnded, Runs, RunStarted
 from atlas.errors import (
+    ConfigurationError,
     ErasedError,
     LogFormatError,
+    LogUnavailableError,
     UnknownRunError,
     UnknownVersionError,
     VersionConflictError,
@@ -175,6 +184,63 @@ def test_a_spoiled_export_is_refused_and_nothing_of_it_stored(
     with pytest.raises(LogFormatError, match=named):
         elsewhere.import_(file)
     assert len(elsewhere) == 0
+
+
+def test_an_export_that_is_broken_off_leaves_the_file_of_before(
+    teller: Teller, tmp_path: Path
+) -> None:
+    def interrupted(_done: int, _all: int) -> None:
+        raise KeyboardInterrupt
+
+    teller.play("r1", *range(1_000))
+    file = tmp_path / "run.jsonl"
+    file.write_text("the one of before")
+
+    with pytest.raises(KeyboardInterrupt):
+        teller.runs["r1"].export(file, interrupted)
+    assert [each.name for each in tmp_path.iterdir()] == ["run.jsonl"]
+    assert file.read_text() == "the one of before"
+
+
+def test_an_export_goes_to_open_files_and_to_devices_too(teller: Teller, tmp_path: Path) -> None:
+    teller.play("r1", 5)
+    file, pipe = tmp_path / "run.jsonl", tmp_path / "pipe"
+    teller.runs["r1"].export(file)
+    os.mkfifo(pipe)
+    reader = ThreadPoolExecutor(1).submit(pipe.read_text)
+    teller.runs["r1"].export(pipe)
+    text = io.StringIO()
+    teller.runs["r1"].export(text)
+
+    assert text.getvalue() == file.read_text() == reader.result()
+    assert pipe.is_fifo()
+    text.seek(0)
+    elsewhere = Runs(MemoryEngine(), add, {"balance": 0})
+    assert elsewhere.import_(text).digest == teller.runs["r1"].digest
+
+
+@pytest.mark.parametrize("target", ["", "a\0b", "\ud800", ".", "no/such/folder/x", 5, None])
+def test_what_is_no_file_to_export_to_or_import_from_is_named(
+    teller: Teller, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    teller.play("r1", 5)
+
+    with pytest.raises((ConfigurationError, LogUnavailableError)):
+        teller.runs["r1"].export(target)
+    with pytest.raises((ConfigurationError, LogUnavailableError)):
+        teller.runs.import_(target)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("run", ["", "a\0b", "\ud800"])
+def test_an_export_of_a_run_that_cannot_be_called_so_is_refused(run: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    header = {"atlas": "run", "format": 1, "run": run, "sha256": hashlib.sha256().hexdigest()}
+    file.write_text(json.dumps(header) + "\n")
+
+    with pytest.raises(LogFormatError, match="`run`"):
+        Runs(MemoryEngine(), add, {"balance": 0}).import_(file)
 
 
 def test_an_export_is_json_lines_that_anybody_can_read(teller: Teller, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import asyncio
+import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -926,3 +928,35 @@ def test_what_no_log_can_hold_is_refused_in_a_sentence(tmp_path: Path) -> None:
             store.export(str(tmp_path / "none" / "file"))
         assert counted.now() == 1
     assert not list(tmp_path.parent.glob("*.part"))
+
+
+def test_an_export_that_is_broken_off_leaves_what_was_there(tmp_path: Path) -> None:
+    def interrupted(_done: int, _all: int) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "all.jsonl"
+    file.write_text("the one of before")
+    with TemporalStore() as store:
+        store.timeline("numbers").append(1, 2, 3).wait()
+        with pytest.raises(KeyboardInterrupt):
+            store.export(file, progress=interrupted)
+
+    assert [each.name for each in tmp_path.iterdir()] == ["all.jsonl"]
+    assert file.read_text() == "the one of before"
+
+
+def test_an_export_to_a_link_writes_what_it_leads_to_and_one_to_a_pipe_into_the_pipe(
+    tmp_path: Path,
+) -> None:
+    file, link, pipe = tmp_path / "all.jsonl", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    with TemporalStore() as store, ThreadPoolExecutor(1) as other:
+        store.timeline("numbers").append(1, 2, 3).wait()
+        store.export(link)
+        reader = other.submit(pipe.read_text)
+        store.export(pipe)
+
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    assert reader.result() == file.read_text()

@@ -536,8 +536,6 @@ def _error_text(error: BaseException, redactor: Redactor) -> str:
 
 def _made_of(error: BaseException, redactor: Redactor) -> dict[str, JSON]:
     """Return what an error can be made again from; nothing if that has no JSON form."""
-    if isinstance(error, BaseExceptionGroup):
-        return {}
     try:
         made = {"args": _plain(list(_arguments(error)), "", redactor, "hide")}
         if facts := {k: v for k, v in vars(error).items() if k not in _PRIVATE}:
@@ -548,6 +546,8 @@ def _made_of(error: BaseException, redactor: Redactor) -> dict[str, JSON]:
 
 
 def _arguments(error: BaseException) -> tuple[Any, ...]:
+    if isinstance(error, BaseExceptionGroup):
+        return error.message, list(error.exceptions)
     if type(error).__module__ != "builtins":
         return error.args
     arguments = error.__reduce__()[1]  # of an OSError, they have the file's name too

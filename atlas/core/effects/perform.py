@@ -22,10 +22,17 @@ from collections.abc import (
 )
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import Any, ParamSpec, TypeVar, cast, get_args, overload
 
 from atlas.core import effect_layers
-from atlas.core.effect_layers import EffectCall, Layer, Retry, Timeout
+from atlas.core.effect_layers import (
+    EffectCall,
+    Layer,
+    Retry,
+    Timeout,
+    checked_layers,
+    checked_names,
+)
 from atlas.core.effects.codec import Redactor
 from atlas.core.effects.entries import Declared
 from atlas.core.effects.pending import Pending, PendingStream
@@ -67,6 +74,10 @@ class Effect:
         redact: Names of fields, at any depth of the request or of what it gives, that are not
             written down. In what it gives, the run too finds `REDACTED` in their place.
         layers: Around it, the outermost first.
+
+    Raises:
+        EffectError: The kind is no text, or it is declared to be something else.
+        ConfigurationError: The names or the layers are none.
     """
 
     kind: str
@@ -74,6 +85,21 @@ class Effect:
     declared: Declared = "external"
     redact: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_kind(self.kind)
+        if self.declared not in get_args(Declared):
+            known = ", ".join(map(repr, get_args(Declared)))
+            raise EffectError(
+                f"Effect {self.kind!r} is declared to be {self.declared!r}. Declare one of {known}."
+            )
+        checked_names(self.redact, "redact")
+        checked_layers(self.layers)
+
+
+def _check_kind(kind: object) -> None:
+    if not (isinstance(kind, str) and kind):
+        raise EffectError(f"The kind of an effect is {kind!r}. Say what it is, in a word.")
 
 
 def current_effect() -> EffectCall | None:
@@ -342,17 +368,21 @@ def effect(
 
     Raises:
         EffectError: Two of the declarations at once, or one that a plain function cannot keep.
+        ConfigurationError: Names, layers or numbers make no sense.
     """
     if callable(kind):
         return effect()(kind)
+    if kind is not None:
+        _check_kind(kind)
     said = [name for name, yes in _said(external, idempotent, pure) if yes]
     if len(said) > 1:
         raise EffectError(f"An effect is one of {' and '.join(said)}, not both.")
-    around = [*layers]
+    around = [*checked_layers(layers)]
+    hidden, left_out = checked_names(redact, "redact"), checked_names(ignore, "ignore")
     if timeout is not None:
         around.append(Timeout(timeout))
     if retry is not None:
-        around.append(Retry(retry) if isinstance(retry, int) else retry)
+        around.append(retry if isinstance(retry, Retry) else Retry(retry))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         is_plain = not (
@@ -364,8 +394,9 @@ def effect(
                 f"safely recorded, be timed out or retried. Make it `async` to declare it external."
             )
         declared = cast("Declared", said[0] if said else "idempotent" if is_plain else "external")
-        request_of = _Request(function, frozenset(ignore))
-        template = Effect(kind or function.__name__, None, declared, tuple(redact), tuple(around))
+        request_of = _Request(function, left_out)
+        name = kind or function.__name__
+        template = Effect(name, None, declared, tuple(sorted(hidden)), tuple(around))
         if inspect.isasyncgenfunction(function):
             return _stream_effect(function, template, request_of)
         return (_plain_effect if is_plain else _async_effect)(function, template, request_of)

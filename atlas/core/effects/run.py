@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, TypeVar, cast
 
 from atlas.core import replay_guard
-from atlas.core.effect_layers import EffectCall, Layer
+from atlas.core.effect_layers import EffectCall, Layer, checked_layers
 from atlas.core.effects.codec import Redactor, error_from, from_text
 from atlas.core.effects.comparing import Asked, Recording
 from atlas.core.effects.doubt import InDoubt, Leftovers, Skip, settle
@@ -117,10 +117,10 @@ class RunContext:
         rewrite: bool | None = None,
         guard: bool = True,
     ) -> None:
-        _check(pace, layers, in_doubt)
+        _check(pace, in_doubt)
         self.run_id = run_id
         self.mode = mode
-        self.layers: tuple[Layer, ...] = tuple(layers)
+        self.layers: tuple[Layer, ...] = checked_layers(layers)
         self.in_doubt = in_doubt
         self.strict = strict
         self.pace = pace
@@ -625,18 +625,12 @@ class RunContext:
             )
 
 
-def _check(pace: object, layers: Iterable[object], in_doubt: object) -> None:
+def _check(pace: object, in_doubt: object) -> None:
     if pace is not None and not (isinstance(pace, int | float) and 0 < pace < math.inf):
         raise ConfigurationError(
             f"pace is {pace!r}. Give a number above 0: 1 is as fast as it was recorded, 2 twice as fast; "
             f"or None, for as fast as possible."
         )
-    for layer in layers:
-        if not isinstance(layer, Layer):
-            raise ConfigurationError(
-                f"layers has {layer!r}. Give objects whose class derives from Layer, such as Retry(3); "
-                f"see atlas.core.effect_layers."
-            )
     if not (in_doubt in ("raise", "retry") or isinstance(in_doubt, Skip) or callable(in_doubt)):
         raise ConfigurationError(
             f"in_doubt is {in_doubt!r}. Give 'raise', 'retry', Skip(value), or an async function that "

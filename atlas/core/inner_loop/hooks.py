@@ -164,7 +164,7 @@ def _wrapped(hooks: Hooks) -> dict[str, Callable[..., Any]]:
             while "asyncio" in frame.f_code.co_filename.split("/")[-2:-1] and frame.f_back:
                 frame = frame.f_back
             inner.supervisor.undeclared(
-                f"{function!r} was given to a thread",
+                f"{_named(function)} was given to a thread",
                 f"{frame.f_code.co_filename}:{frame.f_lineno}",
                 "Make the call in an `async` function with @effect",
             )
@@ -183,3 +183,12 @@ def _wrapped(hooks: Hooks) -> dict[str, Callable[..., Any]]:
         "run_in_executor": run_in_executor,
         "time": time,
     }
+
+
+# Any: a function of any signature
+def _named(function: Any) -> str:
+    """Return what people call a function that `asyncio.to_thread`, or `partial`, has wrapped."""
+    while isinstance(function, functools.partial):
+        is_context = isinstance(getattr(function.func, "__self__", None), Context)
+        function = function.args[0] if is_context else function.func
+    return str(getattr(function, "__qualname__", repr(function)))

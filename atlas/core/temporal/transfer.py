@@ -30,7 +30,7 @@ from atlas.core.temporal.times import Times, times_of
 from atlas.core.temporal.values import is_storable
 from atlas.errors import ConfigurationError, LogFormatError, LogUnavailableError
 
-__all__ = ["Transfer", "export_log", "import_log"]
+__all__ = ["Transfer", "export_log", "import_log", "storable_path", "whole_file"]
 
 _FORMAT = 1
 _LOG_STREAM, _TIMES = "$log", "$times/"
@@ -74,26 +74,53 @@ def export_log(
     """Write records to a file; see `TemporalStore.export`."""
     wanted = None if timelines is None else _streams_of(engine, timelines)
     if isinstance(target, (str, PathLike)):
-        path = _path(target)
-        part = path.with_name(path.name + ".part")
-        try:
-            # A file of the right name is a whole one.
-            with part.open("w", encoding="utf-8", newline="\n") as file:
-                done = _write(engine, file.write, wanted, progress)
-            part.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # there may be no such folder at all
-                part.unlink()
-            if isinstance(error, LogUnavailableError):
-                raise
-            raise LogUnavailableError(f"{str(path)!r} cannot be written: {error}.") from error
-        return done
+        with whole_file(target) as file:
+            return _write(engine, file.write, wanted, progress)
     if not hasattr(target, "write"):
         raise ConfigurationError(f"{target!r} is nothing to write to; give a path or a text file.")
     return _write(engine, target.write, wanted, progress)
 
 
-def _path(given: str | PathLike[str]) -> Path:
+@contextlib.contextmanager
+def whole_file(target: str | PathLike[str]) -> Iterator[TextIO]:
+    """Give a text file to write to, which takes the place of a path when, and if, it is whole.
+
+    What is no regular file (a pipe, a terminal, ``/dev/null``) is written to directly.
+
+    Raises:
+        ConfigurationError: That is no path of a file.
+        LogUnavailableError: It cannot be written; what was there before is there still.
+    """
+    path = storable_path(target)
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8", newline="\n") as file:
+                yield file
+            return
+        path = path.resolve()  # of a link, what it leads to
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with part.open("w", encoding="utf-8", newline="\n") as file:
+                yield file
+            part.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # there may be no such folder at all
+                part.unlink()
+    except OSError as error:
+        if isinstance(error, LogUnavailableError | BrokenPipeError):
+            raise
+        raise LogUnavailableError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}. Name a file in a folder "
+            f"that you may write to, on a disk with room."
+        ) from error
+
+
+def storable_path(given: str | PathLike[str]) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
     path = Path(given)
     if not is_storable(str(path)):
         raise ConfigurationError(
@@ -213,7 +240,7 @@ def import_log(
 ) -> Transfer:
     """Read records from a file, then append them all at once; see `TemporalStore.import_`."""
     if isinstance(source, (str, PathLike)):
-        path = _path(source)
+        path = storable_path(source)
         reader = _Reader(str(path))
         try:
             # What is no UTF-8 shows in the check of its line.
