@@ -84,6 +84,13 @@ class RawStore:
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=30
         )
+        try:
+            self._prepare(synchronous)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self, synchronous: str) -> None:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute(f"PRAGMA synchronous={synchronous}")
         self._connection.execute("PRAGMA wal_autocheckpoint=200")

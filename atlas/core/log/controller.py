@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike, fspath
 from types import TracebackType
@@ -16,6 +19,8 @@ from atlas.errors import CloseFailedError, ConfigurationError, MissingDependency
 from atlas.typing import Clock
 
 __all__ = ["LOGS", "LogController"]
+
+_log = logging.getLogger("atlas.log")
 
 
 @dataclass(slots=True)
@@ -36,7 +41,11 @@ class LogController:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: wherever a thread is, the garbage collector may close an application that nobody
+        # closed, and with it its log.
+        self._lock = threading.RLock()
+        self._is_busy = False
+        self._left: list[Engine] = []
         self._leases: dict[str, _Lease] = {}
         self._unnamed = 0
 
@@ -74,7 +83,7 @@ class LogController:
             options["clock"] = clock
         if read_only is not None:
             options["read_only"] = read_only
-        with self._lock:
+        with self._alone():
             key = self._key(address)
             lease = self._leases.get(key)
             if lease is None:
@@ -94,6 +103,10 @@ class LogController:
             ConfigurationError: It was not opened here, or is closed already.
         """
         with self._lock:
+            if self._is_busy:  # in this very thread: see above
+                self._left.append(engine)
+                return
+        with self._alone():
             key = next((k for k, lease in self._leases.items() if lease.engine is engine), None)
             if key is None:
                 raise ConfigurationError(
@@ -113,7 +126,7 @@ class LogController:
         Raises:
             CloseFailedError: Some could not store everything; the others are closed.
         """
-        with self._lock:
+        with self._alone():
             leases = list(self._leases.values())
             self._leases.clear()
         errors: list[Exception] = []
@@ -139,6 +152,22 @@ class LogController:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let nobody else in; then close what the garbage collector let go of meanwhile."""
+        with self._lock:
+            self._is_busy = True
+            try:
+                yield
+            finally:
+                self._is_busy = False
+                left, self._left = self._left, []
+        for engine in left:
+            try:
+                self.close_log(engine)
+            except Exception:  # noqa: BLE001  whoever is here has nothing to do with it
+                _log.exception("A log that nobody closed could not be closed: %s", engine.address)
 
     def _key(self, address: str | PathLike[str]) -> str:
         if fspath(address) == MEMORY:

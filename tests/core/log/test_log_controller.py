@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,38 @@ def test_a_server_that_is_not_there_is_told_without_its_password(logs, unused_po
         logs.open_log(f"postgresql://ada:geheim@127.0.0.1:{unused_port}/db").last_position()
 
     assert "geheim" not in str(caught.value)
+
+
+class Interrupted(PathLike):
+    """A path, at the reading of which something else happens, as when the garbage collector runs."""
+
+    def __init__(self, path, happens):
+        self._path = path
+        self._happens = happens
+
+    def __fspath__(self):
+        happens, self._happens = self._happens, lambda: None
+        happens()
+        return str(self._path)
+
+
+def test_a_log_that_the_garbage_collector_closes_while_another_is_opened_holds_nobody_up(
+    logs, tmp_path
+):
+    left = logs.open_log(tmp_path / "left.db")
+    opened = logs.open_log(Interrupted(tmp_path / "other.db", lambda: logs.close_log(left)))
+
+    opened.append([NewRecord("a", "n", b"")]).wait()
+    with pytest.raises(LogClosedError):
+        left.last_position()
+
+
+def test_trouble_with_a_log_that_was_left_is_logged_and_not_raised_at_others(
+    logs, tmp_path, caplog
+):
+    left = logs.open_log(tmp_path / "left.db")
+    logs.close_log(left)
+
+    logs.open_log(Interrupted(tmp_path / "other.db", lambda: logs.close_log(left)))
+
+    assert "was closed already" in caplog.text
