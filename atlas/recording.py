@@ -206,9 +206,11 @@ class Recorder(ABC):
         if run in self._sessions or stored.status == "completed":
             state = "still going on" if run in self._sessions else "completed"
             raise _not_resumable(run, state)
+        seen = len(stored)  # before it is read: who goes on with it meanwhile is found out
         return self._session(
             stored.started,
             mode="resume",
+            seen=seen,
             recorded=stored.resumed(),
             in_doubt=partial(self._ask_a_person, stored) if in_doubt == "ask" else in_doubt,
             layers=layers,

@@ -19,7 +19,7 @@ import pytest
 
 from atlas import Atlas, Event, ReplayDiverged, effect, message
 from atlas.core.effect_layers import Retry
-from atlas.core.effects import now, uuid
+from atlas.core.effects import Skip, now, uuid
 from atlas.core.effects import random as chance
 from atlas.core.message_pages import OUTSIDE
 from atlas.core.messages import Message
@@ -28,6 +28,7 @@ from atlas.errors import (
     AppNotRunningError,
     ConfigurationError,
     EffectError,
+    LogUnavailableError,
     ServerError,
     UndeclaredEffectError,
     UnknownNameError,
@@ -239,6 +240,44 @@ async def test_a_fork_repeats_up_to_an_event_and_then_goes_on_live(
     assert len(provider.requests) == 1
     assert not comparison.same
     assert comparison.shared > 5
+
+
+async def test_a_run_that_another_goes_on_with_ends_where_it_would_go_on_too(
+    tmp_path: Path,
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @effect
+    async def slow() -> None:
+        begun.set()
+        await go_on.wait()
+
+    async def program(app: Atlas) -> None:
+        await slow()
+        await weather("Rome")
+
+    first, second = (Atlas(str(tmp_path / "runs.db"), provider="scripted") for _ in range(2))
+
+    async def record() -> None:
+        async with first:
+            async with first.recording("r"):
+                await program(first)
+
+    recording = asyncio.create_task(record())
+    await begun.wait()
+    async with second:
+        (run,) = second.runs
+        async with second.resume(run, in_doubt=Skip()):
+            await program(second)
+        go_on.set()
+        with pytest.raises(
+            LogUnavailableError, match=f"Another process has gone on with run {run}"
+        ):
+            await recording
+        async with second.replaying(run):
+            await program(second)
+
+    assert performed == ["Rome"]
 
 
 async def test_two_runs_part_where_something_else_was_asked_or_given() -> None:

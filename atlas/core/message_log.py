@@ -153,6 +153,7 @@ class MessageLog:
         self._aliases: Mapping[str, Mapping[str, str]] = {}
         self._bases: Mapping[str, int] = {}
         self._versions: dict[str, int] = {}
+        self._overtaken: Mapping[str, VersionConflictError] = {}
         self._buses: list[EventBus] = []
         self._subscriptions: list[Subscription[Message]] = []
         self._problems: list[str] = []
@@ -182,15 +183,30 @@ class MessageLog:
             bus.subscribe("**", self._keep, priority=_FIRST, name="atlas log")
         )
 
-    def watch(self, run: str, gate: Gate | None, aliases: Mapping[str, str] = _NO_ALIASES) -> None:
+    def watch(
+        self,
+        run: str,
+        gate: Gate | None,
+        aliases: Mapping[str, str] = _NO_ALIASES,
+        *,
+        seen: int | None = None,
+    ) -> None:
         """Let a gate decide what becomes of the messages of a run; None: keep them all again.
+
+        A run that was ever watched is written by nobody else. If another process does, it has gone
+        on with the run, and nothing more of it is kept here, so that it is not a mixture of both.
 
         Args:
             run: The run.
             gate: Decides.
             aliases: Ids under which messages that the gate dropped are stored already, by those that
                 they were published with. Looked at when messages are written, so it may grow.
+            seen: How many messages of it were stored when it was read to go on from there.
         """
+        if gate is not None:
+            self._overtaken = {known: of for known, of in self._overtaken.items() if known != run}
+            if seen is not None:  # what was written here since is no news
+                self._versions[run] = max(seen, self._versions.get(run, 0))
         self._aliases = {**self._aliases, run: aliases}
         gates = {known: of for known, of in self._gates.items() if known != run}
         self._gates = gates if gate is None else {**gates, run: gate}
@@ -369,53 +385,100 @@ class MessageLog:
 
     def _append(self, pages: list[_Page], marks: list[_Mark]) -> BaseException | None:
         """Append, again and again while the log is unavailable; return why it was given up."""
+        refused: BaseException | None = None
         for attempt in itertools.count():
+            pages, overtaken = self._without_overtaken(pages)
+            refused = refused or overtaken
+            if not pages:
+                return refused
+            records, reached = self._records(pages)
             try:
-                self._engine.append(self._records(pages)).wait()
+                self._engine.append(records).wait()
             except LogUnavailableError as error:
                 if self._is_given_up(attempt, error, pages, marks):
                     return error
             except VersionConflictError as error:
-                watched = [page for page in pages if page.run in self._gates]
-                if watched or attempt >= _MOST_CONFLICTS:
-                    # Another process goes on with a run of ours: only one of us may.
-                    refused = self._give_up(_messages_on(watched or pages), error)
-                    rest = [page for page in pages if watched and page not in watched]
-                    self._versions.clear()
-                    return (self._append(rest, marks) if rest else None) or refused
-                self._versions.clear()
+                if self._is_stored(pages[-1], reached):
+                    self._versions.update(reached)
+                    break
+                if attempt >= _MOST_CONFLICTS:
+                    return self._give_up(_messages_on(pages), error)
+                self._look_who_wrote(pages, error)
             except AtlasError as error:
                 return self._give_up(_messages_on(pages), error)
             else:
+                self._versions.update(reached)
                 break
         if self._failing is not None:
             self._failing = None
             self._tell(LogRecovered())
-        return None
+        return refused
 
-    def _records(self, pages: list[_Page]) -> list[NewRecord]:
+    def _is_stored(self, page: _Page, reached: Mapping[str, int]) -> bool:
+        """Return whether a page is there: a server that was lost may have stored it, and all with it."""
+        last = self._engine.read(stream_of(page.run), newest_first=True, limit=1)
+        return bool(last) and (last[0].version, last[0].payload) == (
+            reached[page.run],
+            page.payload,
+        )
+
+    def _look_who_wrote(self, pages: list[_Page], error: VersionConflictError) -> None:
+        """Forget what was known of the streams that others wrote to; give up runs of our own there."""
+        for run in {page.run for page in pages}:
+            known = self._versions.pop(run, None)
+            head = self._head(run)
+            if run not in self._aliases:  # of several processes, such as no run at all
+                continue
+            if known == head:
+                self._versions[run] = head
+                continue
+            problem = VersionConflictError(
+                f"Another process has gone on with run {run}, so that this one cannot any more. "
+                f"Resume a run in one process only, when the one that recorded it is dead.",
+                expected=error.expected if known is None else known,
+                actual=head,
+            )
+            problem.__cause__ = error
+            self._overtaken = {**self._overtaken, run: problem}
+            with self._noted("A run goes on elsewhere", 0):
+                raise problem
+
+    def _without_overtaken(
+        self, pages: list[_Page]
+    ) -> tuple[list[_Page], VersionConflictError | None]:
+        """Return the pages of runs that are ours still, and why the others are not."""
+        overtaken = self._overtaken
+        if not overtaken:
+            return pages, None
+        lost = [page for page in pages if page.run in overtaken]
+        self.lost += _messages_on(lost)
+        refused = overtaken[lost[0].run] if lost else None
+        return [page for page in pages if page.run not in overtaken], refused
+
+    def _records(self, pages: list[_Page]) -> tuple[list[NewRecord], dict[str, int]]:
         if len(self._versions) > _RUNS_REMEMBERED:
-            self._versions.clear()
+            self._versions = {run: at for run, at in self._versions.items() if run in self._gates}
         reached: dict[str, int] = {}
         records: list[NewRecord] = []
         for page in pages:
-            stream = stream_of(page.run)
             before = reached.get(page.run)
             if before is None:
                 before = self._versions.get(page.run)
             if before is None:
-                before = self._engine.head(stream) or self._bases.get(page.run, 0)
+                before = self._versions[page.run] = self._head(page.run)
             # a page's version counts messages: it is that of the last one of the page
             reached[page.run] = before + page.size
-            records.append(NewRecord(stream, PAGE, page.payload, before + page.size, page.time_ns))
-        self._versions.update(reached)
-        return records
+            records.append(
+                NewRecord(stream_of(page.run), PAGE, page.payload, before + page.size, page.time_ns)
+            )
+        return records, reached
+
+    def _head(self, run: str) -> int:
+        return self._engine.head(stream_of(run)) or self._bases.get(run, 0)
 
     def _is_given_up(
         self, attempt: int, error: LogUnavailableError, pages: list[_Page], marks: list[_Mark]
     ) -> bool:
-        # what was counted above is not stored
-        self._versions.clear()
         if self._closing:
             self._give_up(_messages_on(pages), error)
             return True
@@ -462,7 +525,8 @@ class MessageLog:
         if self._problems or self.lost:
             problems = "; ".join(self._problems[:3]) or f"{self._capacity:,} messages waited"
             raise LogUnavailableError(
-                f"Not all messages are kept in {self._engine.address} ({self.lost:,} lost): {problems}."
+                f"Not all messages are kept in {self._engine.address} ({self.lost:,} lost): "
+                f"{problems.rstrip('.')}."
             )
 
 

@@ -52,6 +52,7 @@ class SessionOptions(TypedDict, total=False):
     pace: float | None
     is_durable: bool
     instead: tuple[str | None, str | None]
+    seen: int | None
 
 
 _ENTRIES: Final = frozenset(ENTRIES)
@@ -76,6 +77,7 @@ class RunSession:
         pace: Replay at the recorded pace times this; None: as fast as possible.
         is_durable: Whether effects wait until what was before them is safely stored.
         instead: Whom, and which model, to ask instead, once effects are performed.
+        seen: How many of its messages were stored when ``recorded`` was read; see `MessageLog.watch`.
         on_begin: Called when it is entered; refuses by an error.
         on_end: Called when it is over.
 
@@ -99,6 +101,7 @@ class RunSession:
         pace: float | None = None,
         is_durable: bool = True,
         instead: tuple[str | None, str | None] = (None, None),
+        seen: int | None = None,
         on_begin: Callable[[RunSession], object] | None = None,
         on_end: Callable[[RunSession], object] | None = None,
     ) -> None:
@@ -110,6 +113,7 @@ class RunSession:
         self._is_durable = is_durable
         self._recorded = recorded
         self.instead = instead
+        self._seen = seen
         self._happened: list[Message] = []
         self._aliases: dict[str, str] = {}
         self._repeated = iter([each for each in recorded if _is_done_again(each)])
@@ -168,7 +172,7 @@ class RunSession:
         if self._on_begin is not None:
             self._on_begin(self)
         self._was_entered = True
-        self._log.watch(self.id, self._fate, self._aliases)
+        self._log.watch(self.id, self._fate, self._aliases, seen=self._seen)
         try:
             await self._begin()
         except BaseException as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 
 import pytest
 
@@ -15,12 +16,36 @@ from atlas.core.log.records import NewRecord
 from atlas.core.message_log import Fate, LogFailed, LogRecovered, MessageLog, stream_of
 from atlas.core.message_pages import OUTSIDE, unpack
 from atlas.core.messages import Message
-from atlas.errors import ConfigurationError, LogClosedError, LogUnavailableError
+from atlas.errors import (
+    ConfigurationError,
+    LogClosedError,
+    LogUnavailableError,
+    VersionConflictError,
+)
 
 
 @message("kept.counted")
 class Counted(Event):
     number: int
+
+
+class LostServer(MemoryEngine):
+    """Stores an append, and is gone before it can say so, once."""
+
+    is_lost = False
+
+    def append(
+        self,
+        records: Sequence[NewRecord],
+        *,
+        expect: Mapping[str, int] | None = None,
+        tracking: tuple[str, int] | None = None,
+    ) -> Append:
+        done = super().append(records, expect=expect, tracking=tracking)
+        if self.is_lost:
+            self.is_lost = False
+            raise LogUnavailableError("The server is gone.")
+        return done
 
 
 class FullEngine(MemoryEngine):
@@ -239,3 +264,71 @@ def test_a_closed_log_takes_nothing_more(engine: FullEngine, bus: EventBus) -> N
 def test_sizes_below_one_are_refused(engine: FullEngine, name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         MessageLog(engine, **{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_what_a_server_stored_before_it_was_lost_is_not_stored_twice(is_watched: bool) -> None:
+    with closing(LostServer()) as engine, closing(EventBus()) as bus:
+        log = MessageLog(engine, session="s", interval=0.001)
+        log.attach(bus)
+        if is_watched:
+            log.watch("r", lambda _: "keep")
+        bus.publish(Counted(1), run="r")
+        log.flush()
+        engine.is_lost = True
+        bus.publish(Counted(2), run="r")
+        with suppress(LogUnavailableError):  # who waits is told; it is tried again
+            log.flush()
+        bus.publish(Counted(3), run="r")
+        log.close()
+
+        assert numbers(engine, "r") == [1, 2, 3]
+
+
+def test_a_run_that_another_writes_to_is_not_kept_any_more_and_others_are(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log, other_bus = MessageLog(engine, session="s", interval=0.001), EventBus()
+    log.attach(bus)
+    for run in ("ours", "lost"):
+        log.watch(run, lambda _: "keep")
+        bus.publish(Counted(1), run=run)
+    log.flush()
+    other = MessageLog(engine, session="o", interval=0.001)
+    other.attach(other_bus)
+    other.watch("lost", lambda _: "keep", seen=1)
+    other_bus.publish(Counted(10), run="lost")
+    other.flush()
+    bus.publish(Counted(2), run="ours")
+    bus.publish(Counted(2), run="lost")
+    with pytest.raises(VersionConflictError, match="Another process has gone on with run lost"):
+        log.flush()
+    log.watch("lost", None)
+    bus.publish(Counted(3), run="ours")
+    bus.publish(Counted(3), run="lost")
+    with pytest.raises(LogUnavailableError, match=r"2 lost.*gone on with run lost"):
+        log.close()
+    other_bus.publish(Counted(11), run="lost")
+    other.close()
+    other_bus.close()
+
+    assert numbers(engine, "ours") == [1, 2, 3]
+    assert numbers(engine, "lost") == [1, 10, 11]
+
+
+def test_who_goes_on_from_what_was_read_too_early_is_refused(
+    engine: FullEngine, bus: EventBus
+) -> None:
+    log = MessageLog(engine, session="s", interval=0.001)
+    log.attach(bus)
+    bus.publish(Counted(1), run="r")
+    bus.publish(Counted(2), run="r")
+    log.close()
+    late = MessageLog(engine, session="s", interval=0.001)
+    late.attach(bus)
+    late.watch("r", lambda _: "keep", seen=1)
+    bus.publish(Counted(3), run="r")
+    with pytest.raises(LogUnavailableError, match="Another process has gone on"):
+        late.close()
+
+    assert numbers(engine, "r") == [1, 2]
