@@ -31,6 +31,7 @@ from atlas.core.messages import (
     Event,
     FrozenDict,
     Message,
+    fillable,
     message,
     message_class,
     message_id,
@@ -850,3 +851,23 @@ def test_what_is_filled_is_an_instance_like_any_other():
     assert hash(made) == hash(Wide(1))
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.a = 2
+
+
+def test_a_subclass_that_is_not_declared_is_checked_and_frozen_like_the_declared_one():
+    @value("told.known")
+    class Known:
+        a: int
+        b: int
+        c: int
+        d: int
+
+    class Unknown(Known):
+        pass
+
+    made = Unknown(1, 2, 3, 4)
+
+    assert (made.a, made.b, made.c, made.d) == (1, 2, 3, 4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.a = 2
+    with pytest.raises(ValidationError):
+        Unknown(1, 2, 3, "4")
