@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, cast
@@ -167,12 +167,23 @@ def _reaches_secrets(cls: type) -> bool:
             for inner in _objects(node):
                 known: Any = inner  # a class, or a node that names one
                 found: type = known if isinstance(known, type) else known.cls
-                # a subclass may stand wherever its base may
-                for each in (found, *found.__subclasses__()):
+                for each in _with_subclasses(found):
                     if each not in seen:
                         seen.add(each)
                         places.append(inner if each is found else each)
     return False
+
+
+def _with_subclasses(cls: type) -> Iterator[type]:
+    """Yield a class and what derives from it, however far: all that may stand in its place.
+
+    Of a declared class only declared ones may.
+    """
+    yield cls
+    direct: list[type] = cls.__subclasses__()
+    for subclass in direct:
+        if "__description__" in subclass.__dict__ or not hasattr(subclass, "__description__"):
+            yield from _with_subclasses(subclass)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from atlas.core.messages import (
     Event,
     FrozenDict,
     Message,
+    fillable,
     message,
     message_class,
     message_id,
@@ -802,3 +803,71 @@ def test_a_command_knows_the_type_of_its_answer_only_for_type_checkers():
 
     assert isinstance(asked, Message)
     assert asked == PriceAsked("x")
+
+
+def test_no_class_that_is_told_of_its_subclasses_is_told_of_one_that_nobody_wrote():
+    told = []
+
+    class Told:
+        __slots__ = ()
+
+        def __init_subclass__(cls, **options):
+            told.append(cls.__name__)
+
+    class Meta(type):
+        def __init__(cls, *arguments):
+            told.append(cls.__name__)
+
+    @value("told.child")
+    class Child(Told):
+        a: int
+        b: int
+        c: int
+        d: int
+
+    @value("told.meta")
+    class Made(metaclass=Meta):
+        a: int
+
+    told.clear()
+
+    assert fillable(Child) is None
+    assert fillable(Made) is None
+    assert Child(1, 2, 3, 4) == Child(a=1, b=2, c=3, d=4)
+    assert told == []
+
+
+def test_what_is_filled_is_an_instance_like_any_other():
+    @value("told.wide")
+    class Wide:
+        a: int
+        b: int = 2
+
+    made = object.__new__(fillable(Wide))
+    made.a, made.b = 1, 2
+    made.__class__ = Wide
+
+    assert made == Wide(1)
+    assert hash(made) == hash(Wide(1))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.a = 2
+
+
+def test_a_subclass_that_is_not_declared_is_checked_and_frozen_like_the_declared_one():
+    @value("told.known")
+    class Known:
+        a: int
+        b: int
+        c: int
+        d: int
+
+    class Unknown(Known):
+        pass
+
+    made = Unknown(1, 2, 3, 4)
+
+    assert (made.a, made.b, made.c, made.d) == (1, 2, 3, 4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.a = 2
+    with pytest.raises(ValidationError):
+        Unknown(1, 2, 3, "4")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.core.messages import Event, message, value
-from atlas.core.perspective import Perspectives
+from atlas.core.perspective import Perspectives, without_secrets
 from atlas.errors import ConfigurationError, RegistrationError, SchemaError, UnknownNameError
 from atlas.typing import JSON, SECRET
 
@@ -199,6 +199,30 @@ def test_an_unknown_view_is_an_error_and_never_replaced_by_another(perspectives)
     assert perspectives.views(Paid) == ("internal", "public")
     with pytest.raises(UnknownNameError, match="Views: none"):
         perspectives.show(Card("1"), "public")
+
+
+def test_a_secret_of_a_subclass_of_a_subclass_is_found():
+    @value("perspective.plain")
+    class Plain:
+        owner: str
+
+    @value("perspective.plainer")
+    class Plainer(Plain):
+        town: str
+
+    @value("perspective.secretive")
+    class Secretive(Plainer):
+        code: Annotated[str, SECRET]
+
+    @message("perspective.told")
+    class Told(Event):
+        what: Plain
+
+    shown = without_secrets(Told(Secretive("Ada", "Turin", "0000")), marker="*")
+
+    assert shown == {
+        "what": {"$type": "perspective.secretive", "owner": "Ada", "town": "Turin", "code": "*"}
+    }
 
 
 def test_a_view_of_a_class_is_not_one_of_its_subclasses(perspectives):

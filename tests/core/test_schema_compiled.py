@@ -11,9 +11,10 @@ import enum
 import json
 import math
 import os
+import pickle
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import FrozenInstanceError, dataclass, field, make_dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -42,6 +43,12 @@ class Colour(enum.Enum):
 class Level(enum.IntEnum):
     LOW = 1
     HIGH = 2
+
+
+class Text(str):
+    """What JSON never gives, and no field takes for a str."""
+
+    __slots__ = ()
 
 
 class Access(enum.Flag):
@@ -235,7 +242,9 @@ HOSTILE: list[Any] = [
     "2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "2026-01-01", "20260101T000000Z", "12:00:00",
     10**5000, float("inf"), float("nan"), "1.50", "1.5e3", "Infinity", (1, 2), b"x", object(),
     "00000000-0000-0000-0000-000000000001", "00000000000000000000000000000001", {1: 2}, "\ud800",
-    {"name": "x", "branches": [{"name": 1}]}, [[1]], [1, 1], ["a", 1],
+    {"name": "x", "branches": [{"name": 1}]}, [[1]], [1, 1], ["a", 1], Text("red"), Text("1.50"),
+    Text("2026-01-01"), Text("2026-01-01T00:00:00+00:00"), Text("12:00:00"), Text("AA=="),
+    Text("00000000-0000-0000-0000-000000000001"), "AA==\n", "1.50 ", "1_0", "sNaN", "-0",
 ]  # fmt: skip
 
 
@@ -328,6 +337,85 @@ def test_hostile_values_in_each_field_are_refused_alike(data):
         changed = {**valid, name: data}
 
         assert outcome(both(every).load, changed) == outcome(both(every).schema.load, changed), name
+
+
+TIMES = [
+    "2026-01-31T12:30:15", "2026-W05-6T12:30:15", "20260131T123015", "2026-01-31 12:30:15",
+    "2026-01-31t12:30:15", "2026-01-31T12:30", "2026-01-31T1230", "2026-01-31T12:30:15.123456",
+    "2026-01-31T12:30:15,123456", "2026-01-31T12:30:15.1", "2026-01-31T12:30:15.123456789",
+    "2026-01-31T12:30:", "2026-01-31T12:30:1", "2026-01-31T24:00:00", "2026-01-31T12:30:60",
+    "2026-02-30T12:30:15", "+026-01-31T12:30:15", "２026-01-31T12:30:15", "2026-01-31\ud800:30:15",
+]  # fmt: skip
+ZONES = [
+    "", "Z", "z", "+00:00", "-00:00", "+02:00", "-23:59", "+24:00", "+0200", "+02", "+2:000", "+02:0",
+    "+02:00:30", "+02:00:30.5", "+02:00:30.123456", "+02:00Z", "−02:00", "+02.00", "+02:00 ",
+]  # fmt: skip
+
+
+@message("fuzz.moment")
+class Moment(Event):
+    at: datetime
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_every_form_of_a_datetime_is_taken_or_refused_alike(zone):
+    for given in TIMES:
+        data = {"at": given + zone}
+
+        assert outcome(both(Moment).load, data) == outcome(both(Moment).schema.load, data), data
+
+
+@message("fuzz.key")
+class Key(Event):
+    id: UUID
+
+
+UUID_TEXT = "0123abcd-4567-89ab-cdef-0123456789ab"
+
+
+def test_every_change_to_one_place_of_a_uuid_is_taken_or_refused_alike():
+    assert both(Key).read({"id": UUID_TEXT}) == Key(UUID(UUID_TEXT))
+    for place in range(36):
+        for given in ("", "-", " ", "_", "A", "g", "0", "é", "٣", "00", "--"):
+            data = {"id": UUID_TEXT[:place] + given + UUID_TEXT[place + 1 :]}
+
+            assert outcome(both(Key).load, data) == outcome(both(Key).schema.load, data), data
+
+
+def test_a_uuid_that_was_read_has_all_its_attributes():
+    found = both(Key).read({"id": UUID_TEXT}).id
+
+    assert (found.int, found.is_safe, found.version, str(found)) == (
+        UUID(UUID_TEXT).int,
+        UUID(UUID_TEXT).is_safe,
+        UUID(UUID_TEXT).version,
+        UUID_TEXT,
+    )
+    assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_what_is_read_cannot_be_changed():
+    for made in (both(Key).read({"id": UUID_TEXT}), both(Label).read({"text": "x"})):
+        assert type(made) in (Key, Label)
+        with pytest.raises(FrozenInstanceError):
+            made.text = "y"
+        with pytest.raises(FrozenInstanceError):
+            del made.text
+
+
+def test_classes_within_classes_are_read_however_deep_and_wide():
+    made: Any = Point
+    for depth in range(12):
+        body = {
+            "__annotations__": {f"f{at}": tuple[made, ...] for at in range(4)},
+            "__qualname__": "f.<locals>.Level",
+        }
+        made = value("fuzz.level")(type("Level", (), body))
+        data: Any = {"x": 1.0}
+        for _ in range(depth + 1):
+            data = {"f0": [data], "f1": [], "f2": [], "f3": []}
+
+        assert both(made).read(data) == both(made).schema.load(data)
 
 
 def test_a_plain_dataclass_made_at_run_time_is_read_and_written():

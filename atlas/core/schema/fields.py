@@ -35,6 +35,7 @@ from marshmallow import fields
 from typing_extensions import override
 
 from atlas.core.annotations import Description
+from atlas.core.conversions import BIG
 from atlas.core.nodes import MAX_DIGITS, FrozenDict, JsonNode, RefusedError
 from atlas.core.schema.canonical import canonical_text
 
@@ -148,7 +149,7 @@ class IntegerField(MessageField):
     @override
     def read(self, value: Any) -> object:
         _expect(value, int)
-        if not -(10**MAX_DIGITS) < value < 10**MAX_DIGITS:
+        if not -BIG < value < BIG:
             raise ValueError
         return value
 
@@ -239,7 +240,7 @@ def write_bytes(value: bytes) -> str:
     return binascii.b2a_base64(value, newline=False).decode("ascii")
 
 
-_DATETIME = re.compile(
+DATETIME = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)", re.ASCII
 )
 _TIME = re.compile(r"\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?", re.ASCII)
@@ -263,7 +264,7 @@ class DatetimeField(ConvertedField):
 def read_datetime(value: Any) -> datetime:
     """Read the one ISO form that is written, or the same with ``Z``."""
     _expect(value, str)
-    if _DATETIME.fullmatch(value) is None:
+    if DATETIME.fullmatch(value) is None:
         raise ValueError
     return datetime.fromisoformat(value)
 
