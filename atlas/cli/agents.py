@@ -13,7 +13,7 @@ from atlas.agents.diagram import sequence_diagram, task_tree
 from atlas.agents.messages import ApprovalAsked, ApprovalGiven
 from atlas.agents.state import agents_at, events_at
 from atlas.cli.options import db_option, json_option
-from atlas.cli.runs import opened, told
+from atlas.cli.runs import of_each, opened, tell_problems, told
 from atlas.cli.trees import tree_lines
 from atlas.core.log.engine import Engine
 from atlas.core.messages import Message
@@ -138,27 +138,33 @@ def diagram(*, run: str | None, db: str, as_json: bool) -> None:
 @db_option
 @json_option
 def approvals(*, db: str, as_json: bool) -> None:
-    """List the tool calls that wait for a person, in all runs that have not ended."""
+    """List the tool calls that wait for a person, in all runs that have not ended.
+
+    Exits with 1 if one of the runs cannot be read.
+    """
     with opened(db) as (engine, known):
+        asked_in, problems = of_each(known, known, _waiting)
         waiting = [
             (name, asked)
-            for name in known
-            if known[name].status != "completed"
-            for asked in _undecided(engine, known[name])
+            for name, all_asked in asked_in.items()
+            for asked in all_asked
+            if answer_in(engine, asked.approval) is None
         ]
+    tell_problems(problems)
+    code = 1 if problems else 0
     if as_json:
         told([{"run": name, **dump(asked)} for name, asked in waiting])
-        return
+        click.get_current_context().exit(code)
     for name, asked in waiting:
         who = asked.agent or "in doubt"  # it was begun before a crash, and no agent's tool
         click.echo(f"{asked.approval}  {who}: {asked.tool}({asked.arguments})  in {name}")
     if not waiting:
         click.echo("Nothing waits for a person.")
+    click.get_current_context().exit(code)
 
 
-def _undecided(engine: Engine, run: Run[ChatState]) -> list[ApprovalAsked]:
-    asked = pending_approvals(run.read())
-    return [each for each in asked if answer_in(engine, each.approval) is None]
+def _waiting(run: Run[ChatState]) -> list[ApprovalAsked]:
+    return [] if run.status == "completed" else pending_approvals(run.read())
 
 
 @agents.command()
@@ -189,9 +195,8 @@ def _expect_asked(known: Runs[ChatState], approval: str) -> None:
     """Refuse to decide what no run that goes on has asked: it is a slip of the pen."""
     waiting = [
         asked.approval
-        for name in known
-        if known[name].status != "completed"
-        for asked in pending_approvals(known[name].read())
+        for all_asked in of_each(known, known, _waiting)[0].values()
+        for asked in all_asked
     ]
     if approval not in waiting:
         raise click.UsageError(

@@ -7,10 +7,10 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, TypeVar
 
 import click
 
@@ -25,7 +25,10 @@ from atlas.core.messages import Message
 from atlas.core.patches import plain
 from atlas.core.runs import Comparison, Run, Runs, is_doing, read_export
 from atlas.core.schema.codec import encode
+from atlas.errors import ErasedError, LogCorruptedError, LogError, LogFormatError
 from atlas.providers.chat_state import ChatState, transitions
+
+T = TypeVar("T")
 
 _SHOWN = 20
 _DASH: Final = "-"
@@ -66,18 +69,49 @@ def facts(run: Run[ChatState]) -> dict[str, Any]:
     }
 
 
+def facts_of(known: Runs[ChatState], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the `facts` of runs; of one that cannot be read, what is wrong with it."""
+    found, problems = of_each(known, names, facts)
+    unknown = dict.fromkeys(("name", "events", "began", "parent", "forked_at", "program"))
+    for name, problem in problems.items():
+        status = "erased" if isinstance(problem, ErasedError) else "damaged"
+        found[name] = {"run": name, "status": status, **unknown, "problem": str(problem)}
+    return [found[name] for name in names]
+
+
+def of_each(
+    known: Runs[ChatState], names: Iterable[str], ask: Callable[[Run[ChatState]], T]
+) -> tuple[dict[str, T], dict[str, LogError]]:
+    """Return what is asked of each run, and what is wrong with those that cannot be read."""
+    answers: dict[str, T] = {}
+    problems: dict[str, LogError] = {}
+    for name in names:
+        try:
+            answers[name] = ask(known[name])
+        except (ErasedError, LogCorruptedError, LogFormatError) as problem:
+            problems[name] = problem
+    return answers, problems
+
+
+def tell_problems(problems: Mapping[str, object]) -> None:
+    """Print what is wrong with runs that cannot be read."""
+    for name, problem in problems.items():
+        click.secho(f"{name} cannot be read: {problem}", fg="red", err=True)
+
+
 @click.command()
 @db_option
 @click.option("-n", "--last", type=click.IntRange(min=1), default=_SHOWN, show_default=True)
 @json_option
 def runs(*, db: str, last: int, as_json: bool) -> None:
-    """List the runs in a log, the latest last."""
+    """List the runs in a log, the latest last; exits with 1 if one of them is damaged."""
     with opened(db) as (_, known):
         names = list(known)
-        listed = [facts(known[name]) for name in names[-last:]]
+        listed = facts_of(known, names[-last:])
+    damaged = {each["run"]: each["problem"] for each in listed if each["status"] == "damaged"}
     if as_json:
         told(listed)
-        return
+        click.get_current_context().exit(1 if damaged else 0)
     if not listed:
         click.echo("There are no runs yet. Record one with `atlas chat --db`, or app.recording().")
         return
@@ -85,11 +119,12 @@ def runs(*, db: str, last: int, as_json: bool) -> None:
     for each in listed:
         began = each["began"][:19].replace("T", " ") if each["began"] else " " * 19
         of = f"  from {each['parent']} at {each['forked_at']}" if each["parent"] else ""
-        click.echo(
-            f"{each['run']:<{width}}  {began}  {each['status']:<10}  {each['events']:>6} events{of}"
-        )
+        events = "" if each["events"] is None else f"  {each['events']:>6} events"
+        click.echo(f"{each['run']:<{width}}  {began}  {each['status']:<10}{events}{of}".rstrip())
     if len(names) > last:
         click.echo(f"{len(names) - last} earlier ones are not shown; see --last.")
+    tell_problems(damaged)
+    click.get_current_context().exit(1 if damaged else 0)
 
 
 @click.command()
