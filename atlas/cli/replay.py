@@ -102,7 +102,8 @@ def fork(
 ) -> None:
     """Repeat RUN up to one of its events, then go on live as a new run.
 
-    What was recorded stays as it is. `atlas diff` compares the two.
+    What was recorded stays as it is. `atlas diff` compares the two. Exits with 1 if the program
+    asked fewer questions than there are --prompt.
     """
     changed = dict(map(_argument, changes))
 
@@ -116,7 +117,8 @@ def fork(
     questions = Questions(prompts or None, silent=as_json)
     run_it(db, anew, questions)
     if prompts and (left := questions.left()):
-        click.echo(f"The program asked no question for --prompt {left[0]!r}.", err=True)
+        click.secho(f"The program asked no question for --prompt {left[0]!r}.", fg="red", err=True)
+        click.get_current_context().exit(1)
 
 
 @click.command()
