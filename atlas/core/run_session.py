@@ -7,6 +7,7 @@ what happened and a replay what to do.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -30,8 +31,9 @@ from atlas.core.effects import (
 from atlas.core.event_bus import EventBus
 from atlas.core.inner_loop import here
 from atlas.core.message_log import Fate, MessageLog
-from atlas.core.message_pages import OUTSIDE, logical_lines
+from atlas.core.message_pages import OUTSIDE, PageRedactor, logical_lines
 from atlas.core.messages import Message
+from atlas.core.redaction import REDACTED, Secrets
 from atlas.core.runs import ENTRIES, RunEnded, RunStarted, is_doing, is_lifecycle
 from atlas.errors import ConfigurationError, ReplayDiverged
 
@@ -52,6 +54,7 @@ class SessionOptions(TypedDict, total=False):
     pace: float | None
     is_durable: bool
     instead: tuple[str | None, str | None]
+    secrets: Secrets
 
 
 _ENTRIES: Final = frozenset(ENTRIES)
@@ -76,6 +79,7 @@ class RunSession:
         pace: Replay at the recorded pace times this; None: as fast as possible.
         is_durable: Whether effects wait until what was before them is safely stored.
         instead: Whom, and which model, to ask instead, once effects are performed.
+        secrets: What the run does not write down; see `RunContext`.
         on_begin: Called when it is entered; refuses by an error.
         on_end: Called when it is over.
 
@@ -99,6 +103,7 @@ class RunSession:
         pace: float | None = None,
         is_durable: bool = True,
         instead: tuple[str | None, str | None] = (None, None),
+        secrets: Secrets | None = None,
         on_begin: Callable[[RunSession], object] | None = None,
         on_end: Callable[[RunSession], object] | None = None,
     ) -> None:
@@ -133,6 +138,7 @@ class RunSession:
             pace=pace,
             # What is repeated is told again, so that the bus sees the whole run; see `_fate`.
             rewrite=True,
+            secrets=secrets,
         )
 
     def __repr__(self) -> str:
@@ -156,7 +162,8 @@ class RunSession:
     @property
     def lines(self) -> list[str]:
         """What a replay has done so far, line by line; see `atlas.core.runs.Run.lines`."""
-        return logical_lines(filter(is_doing, self._happened))
+        redactor = PageRedactor(self._context.secrets)
+        return logical_lines(filter(is_doing, self._happened), redactor)
 
     async def __aenter__(self) -> Self:
         if self._was_entered:
@@ -250,12 +257,18 @@ class RunSession:
         recorded = logical_lines(filter(is_doing, self._recorded))
         happened = self.lines
         for number, (before, now) in enumerate(zip(recorded, happened, strict=False), 1):
-            if before != now:
+            if before != now and not _may_be(before, now):
                 raise _parted(self._started.parent, number, before, now)
         if len(recorded) != len(happened):
             shorter = min(len(recorded), len(happened))
             rest = [*recorded, ""][shorter], [*happened, ""][shorter]
             raise _parted(self._started.parent, shorter + 1, *rest)
+
+
+def _may_be(recorded: str, now: str) -> bool:
+    """Return whether two lines are the same as far as the recorded one was written down."""
+    known = recorded.split(REDACTED)
+    return len(known) > 1 and bool(re.fullmatch(".*".join(map(re.escape, known)), now, re.DOTALL))
 
 
 class _BusJournal:

@@ -20,13 +20,22 @@ import json
 import math
 import sys
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path, PurePath
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from atlas.core.messages import Message
 from atlas.core.nodes import FrozenDict
+from atlas.core.redaction import (
+    REDACTED,
+    Secrets,
+    StreamRedactor,
+    spellings,
+    texts_in,
+    with_clean_keys,
+    with_texts,
+)
 from atlas.core.schema import canonical_text, decode, dump, encode, load
 from atlas.core.schema.canonical import one_shot, quote
 from atlas.errors import AtlasError, EffectError, EffectFailedError
@@ -34,6 +43,7 @@ from atlas.typing import JSON, is_secret
 
 __all__ = [
     "REDACTED",
+    "PieceWriter",
     "Redactor",
     "canonical",
     "error_from",
@@ -43,13 +53,9 @@ __all__ = [
     "to_text",
 ]
 
-REDACTED = "<redacted>"
-"""What stands for a value that is not written down."""
-
 _ONLY_STR: Final = {str}
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
-_SHORTEST_SECRET: Final = 4
-"""Characters; what is shorter would be found, and replaced, in any text."""
+_NO_SECRETS: Final = Secrets()
 
 _encode: Final = one_shot(
     json.JSONEncoder(
@@ -104,24 +110,26 @@ class Redactor:
     """Writes down what one effect takes and gives, without what must not be.
 
     Fields of the names given, at any depth, and, in the request, fields marked
-    `atlas.typing.SECRET` are replaced by `REDACTED`; what they held is replaced wherever results,
-    errors and notes of the same effect repeat it. In a result a field marked so is refused unless it is named:
+    `atlas.typing.SECRET` are replaced by `REDACTED`; what they held, and known secrets, are replaced
+    wherever the request, results, errors and notes of the effect repeat them. In a result a field marked so is refused unless it is named:
     the run itself would get another value than it was given, which somebody has to want.
 
     Args:
         names: The names.
+        secrets: Those known before.
 
     Attributes:
         names: As given.
+        secrets: Those known, and what was hidden so far.
         errors_deep: How many errors, each in another, are being written.
     """
 
-    __slots__ = ("_values", "errors_deep", "names")
+    __slots__ = ("errors_deep", "names", "secrets")
 
-    def __init__(self, names: Collection[str] = ()) -> None:
+    def __init__(self, names: Collection[str] = (), secrets: Secrets = _NO_SECRETS) -> None:
         self.names: Collection[str] = names
+        self.secrets: Secrets = secrets
         self.errors_deep: int = 0
-        self._values: list[str] = []
 
     def request(self, value: object) -> str:
         """Return a request as canonical JSON text.
@@ -143,15 +151,24 @@ class Redactor:
         is_json = not self.names and _is_json(value)
         return _encode(self.scrub(value if is_json else _plain(value, "", self, "refuse")))
 
+    # Any: JSON of any shape
+    def piece(self, value: Any) -> Any:
+        """Return a piece of a result as a JSON value, of which the texts are still to be looked at.
+
+        Raises:
+            TypeError: It has no JSON form, or a secret in it.
+        """
+        is_json = not self.names and _is_json(value)
+        made = value if is_json else _plain(value, "", self, "refuse")
+        return with_clean_keys(made, self.secrets)
+
     def error(self, error: BaseException) -> str:
         """Return an error as JSON text; see `error_text`."""
         return _error_text(error, self)
 
     def scrubbed(self, text: str) -> str:
         """Return a text without what was hidden so far."""
-        for secret in self._values:
-            text = text.replace(secret, REDACTED)
-        return text
+        return self.secrets.redacted(text)
 
     # Any: whatever stands there
     def hide(self, value: Any) -> str:
@@ -163,10 +180,7 @@ class Redactor:
         elif dataclasses.is_dataclass(value):
             self._hide_all(getattr(value, spec.name) for spec in dataclasses.fields(value))
         else:
-            for text in _quotations(value):
-                if len(text) >= _SHORTEST_SECRET and text not in self._values:
-                    self._values.append(text)
-            self._values.sort(key=len, reverse=True)  # one may be part of another
+            self.secrets = self.secrets.with_spellings(_quotations(value))
         return REDACTED
 
     def _hide_all(self, values: Iterable[Any]) -> None:
@@ -176,7 +190,7 @@ class Redactor:
     # Any: JSON values of texts
     def scrub(self, value: Any) -> Any:
         """Return a JSON value in which nothing shows that was hidden so far."""
-        if not self._values:
+        if not self.secrets:
             return value
         if isinstance(value, str):
             return self.scrubbed(value)
@@ -187,20 +201,57 @@ class Redactor:
         return value
 
 
+class PieceWriter:
+    """Writes down the pieces of a stream, without the secrets in them, also those cut in two.
+
+    Texts at the same place of the pieces follow each other; see `StreamRedactor`.
+
+    Args:
+        redactor: That of the effect.
+    """
+
+    __slots__ = ("_cut", "_redactor")
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._cut: StreamRedactor[JSON] = StreamRedactor(redactor.secrets)
+
+    # Any: whatever the effect gives
+    def write(self, piece: Any) -> list[str]:
+        """Take the next piece; return what can be written now, as JSON texts.
+
+        Raises:
+            TypeError: It has no JSON form, or a secret in it.
+        """
+        redactor = self._redactor
+        if not redactor.secrets and not redactor.names:
+            return [redactor.result(piece)]
+        value = redactor.piece(piece)
+        self._cut.secrets = redactor.secrets  # of the piece itself, too
+        return self._written(self._cut.feed(value, list(texts_in(value))))
+
+    def rest(self) -> list[str]:
+        """Return what waited for more: there is no more."""
+        return self._written(self._cut.flush())
+
+    def _written(self, found: Iterable[tuple[JSON, Sequence[str] | None]]) -> list[str]:
+        return [
+            _encode(value if texts is None else with_texts(value, iter(texts)))
+            for value, texts in found
+        ]
+
+
 def _quotations(value: object) -> Iterator[str]:
     """Return the texts in which a value may be quoted somewhere, in errors as `repr`, in these again."""
     if isinstance(value, bytes | bytearray):
         quoted = repr(bytes(value))[2:-1]
-        yield bytes(value).decode("utf-8", "replace")
+        yield quoted
+        yield repr(quoted)[1:-1]
+        yield from spellings(bytes(value).decode("utf-8", "replace"))
         yield base64.b64encode(value).decode()
         yield value.hex()
     elif isinstance(value, str | int | float | Decimal | uuid.UUID | PurePath):
-        yield str(value)
-        quoted = repr(str(value))[1:-1]
-    else:
-        return
-    yield quoted
-    yield repr(quoted)[1:-1]
+        yield from spellings(str(value))
 
 
 # -- to JSON --------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from atlas.core.effect_layers import EffectCall
-from atlas.core.effects.codec import Redactor, error_from, from_text
+from atlas.core.effects.codec import PieceWriter, Redactor, error_from, from_text
 from atlas.core.inner_loop import Delivery
 from atlas.errors import EffectError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from atlas.core.effects.run import RunContext
 
 __all__ = ["Pending", "PendingStream", "text_of"]
+
+T = TypeVar("T")
 
 
 class Completion(Delivery):
@@ -218,20 +220,28 @@ class PendingStream(Pending):
 
     async def pump(self, pieces: AsyncIterator[Any]) -> None:
         """Have the pieces handed in one by one. Outside the run, in its loop's thread."""
-        inner = self.run.inner
-        async with aclosing(cast("Any", pieces)):
-            async for piece in pieces:
-                latest = Completion(self, "chunk", text_of(self.call, self.redactor, piece))
-                self._latest = latest
-                inner.deliver(latest)
-                self._ahead += 1
-                if self._ahead >= self.WINDOW and not self.ended:
-                    self._room = inner.loop.create_future()
-                    await self._room
+        writer = PieceWriter(self.redactor)
+        try:
+            async with aclosing(cast("Any", pieces)):
+                async for piece in pieces:
+                    for text in _written(self.call, writer.write, piece):
+                        self._deliver(text)
+                    if self._ahead >= self.WINDOW and not self.ended:
+                        self._room = self.run.inner.loop.create_future()
+                        await self._room
+        finally:
+            if self.is_wanted:
+                for text in writer.rest():
+                    self._deliver(text)
         if self._latest is None:
             self.give("end")
         else:
             self._latest.become("end")
+
+    def _deliver(self, text: str) -> None:
+        self._latest = Completion(self, "chunk", text)
+        self.run.inner.deliver(self._latest)
+        self._ahead += 1
 
 
 async def _nothing(pending: Pending) -> None:
@@ -245,8 +255,13 @@ def text_of(call: EffectCall, redactor: Redactor, result: Any) -> str:
     Raises:
         EffectError: It has no JSON form, or a secret in it.
     """
+    return _written(call, redactor.result, result)
+
+
+# Any: whatever the effect gives
+def _written(call: EffectCall, write: Callable[[Any], T], result: Any) -> T:
     try:
-        return redactor.result(result)
+        return write(result)
     except (TypeError, ValueError, RecursionError) as error:
         raise EffectError(
             f"Effect {call.kind!r} gave a {type(result).__qualname__} that cannot be recorded: "
