@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from atlas.core.log.controller import LOGS
 from atlas.core.log.engine import Durability, Engine
 from atlas.core.loop_thread import LoopThread
 from atlas.core.message_log import MessageLog
+from atlas.core.redaction import SHORTEST, Secrets, secrets_among
 from atlas.core.registry import FallbackTaken, Registry
 from atlas.core.run_session import RunSession
 from atlas.core.state_projector import StateProjector
@@ -42,6 +44,9 @@ from atlas.recording import Recorder
 __all__ = ["Atlas"]
 
 T = TypeVar("T")
+
+_SHORTEST_IN_ENVIRONMENT: Final = 16
+"""Characters; ``DB_PASSWORD=postgres`` is no reason to hide that word wherever it occurs."""
 
 _NOTHING: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({})
 
@@ -82,6 +87,9 @@ class Atlas(Recorder):
         retries: What to do when a call fails before its first token.
         capacity: Pieces of text a reader may lag behind before the vendor is held back.
         rate: Most pieces of text per second that readers get; None: as fast as they come.
+        secrets: Texts that must never reach the log, of at least four characters. The keys in the
+            profile and in ``fallback``, and environment variables of 16 characters or more whose
+            names end in key, token, secret, password or the like, are taken for secrets by themselves.
         container: The parts to build from; override some for tests.
 
     Attributes:
@@ -91,6 +99,8 @@ class Atlas(Recorder):
         runs: The runs in the log, by id: ``app.runs[run_id]``; see `Run`.
         container: The parts the application was built from.
         profile: The settings it was given, an empty `ChatProfile` when it was given none.
+        secrets: What stands as ``<redacted>`` in the log, in answers of models, and in what effects
+            give; ``app.secrets.add(...)`` adds one that became known later.
 
     Raises:
         ProfileError: The profile cannot be read, or says what makes no sense.
@@ -112,8 +122,10 @@ class Atlas(Recorder):
         retries: RetryPolicy | None = None,
         capacity: int = 256,
         rate: float | None = None,
+        secrets: Iterable[str] = (),
         container: Container | None = None,
     ) -> None:
+        self.secrets: Secrets = Secrets(secrets)
         self.profile: ChatProfile = chat_profile(profile)
         self._profile_options = self.profile.chat_options()
         self.container = container or Container()
@@ -128,7 +140,10 @@ class Atlas(Recorder):
             retries=retries or self.profile.retries,
             capacity=capacity,
             rate=rate,
+            secrets=self.secrets,
         )
+        for options in (self.profile.provider_options(), *self._fallback.values()):
+            self.secrets.add(*secrets_among(options, shortest=SHORTEST))
         self.state: StateProjector[ChatState] = project_chat()
         self._log_given = log
         self._durability = durability
@@ -180,9 +195,10 @@ class Atlas(Recorder):
                 f"open the log."
             )
         session = None if given is None else f"session-{self.container.identify()}"
-        self._log = MessageLog(self._engine, session=session)
+        self._log = MessageLog(self._engine, session=session, secrets=self.secrets)
 
     def _prepare(self) -> None:
+        self.secrets.add(*secrets_among(os.environ, shortest=_SHORTEST_IN_ENVIRONMENT))
         self._open_log()
         wanted = self._wanted_provider
         if wanted is not None and not isinstance(wanted, str):

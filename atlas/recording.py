@@ -24,6 +24,7 @@ from atlas.core.log.engine import Engine
 from atlas.core.message_log import MessageLog
 from atlas.core.patches import plain
 from atlas.core.programs import check_arguments, program_of
+from atlas.core.redaction import Secrets
 from atlas.core.run_session import RunSession, SessionOptions
 from atlas.core.runs import Comparison, Run, Runs, RunStarted
 from atlas.errors import ConfigurationError
@@ -41,6 +42,7 @@ class Recorder(ABC):
 
     bus: EventBus
     container: Container
+    secrets: Secrets
     _engine: Engine | None
     _log: MessageLog | None
     _sessions: dict[str, RunSession]
@@ -320,6 +322,7 @@ class Recorder(ABC):
 
     def _session(self, started: RunStarted, **options: Unpack[SessionOptions]) -> RunSession:
         assert self._log is not None
+        options["secrets"] = self.secrets
         return RunSession(
             self.bus,
             self._log,

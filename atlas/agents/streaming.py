@@ -75,6 +75,7 @@ class Streaming:
             retries=options.retries,
             on_retry=self._tell_retry,
             held_back=self._held_back,
+            secrets=options.secrets,
             said=said,
         )
         try:

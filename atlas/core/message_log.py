@@ -22,8 +22,9 @@ from atlas.core.event_bus import EventBus, HandlerFailed, Subscription
 from atlas.core.log.addresses import MEMORY
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord
-from atlas.core.message_pages import PAGE, pack
+from atlas.core.message_pages import PAGE, PageRedactor, pack
 from atlas.core.messages import Event, FrozenDict, Message, message
+from atlas.core.redaction import Secrets
 from atlas.errors import (
     AtlasError,
     BusClosedError,
@@ -123,6 +124,7 @@ class MessageLog:
         interval: Seconds to gather messages before they are written; `commit` does not wait for it.
         page: Most messages of one record.
         patience: Seconds that a publisher waits for room.
+        secrets: What is replaced in all that is written; see `PageRedactor`.
 
     Attributes:
         lost: Messages that could not be kept.
@@ -137,6 +139,7 @@ class MessageLog:
         interval: float = 0.25,
         page: int = 512,
         patience: float = 10.0,
+        secrets: Secrets | None = None,
     ) -> None:
         for name, given in (("capacity", capacity), ("page", page)):
             if given < 1:
@@ -148,6 +151,8 @@ class MessageLog:
         self._interval = interval
         self._page = page
         self._patience = patience
+        self._secrets = Secrets() if secrets is None else secrets
+        self._redactors: dict[str, PageRedactor] = {}
         self._queue: deque[_Entry] = deque()
         self._gates: Mapping[str, Gate] = {}
         self._aliases: Mapping[str, Mapping[str, str]] = {}
@@ -363,6 +368,7 @@ class MessageLog:
             try:
                 yield self._packed(run, part)
             except AtlasError:
+                self._redactors.pop(run, None)  # it may be in the middle of that page
                 # One that cannot be written must not take the others with it.
                 for each in part:
                     with self._noted("A message could not be written"):
@@ -371,7 +377,12 @@ class MessageLog:
     def _packed(self, run: str, kept: list[_Kept]) -> _Page:
         messages = [each.message for each in kept]
         outside = {place for place, each in enumerate(kept) if each.is_outside}
-        payload = pack(run, messages, outside, self._aliases.get(run, _NO_ALIASES))
+        redactor = self._redactors.get(run)
+        if redactor is None:
+            if len(self._redactors) > _RUNS_REMEMBERED:
+                self._redactors.clear()
+            redactor = self._redactors[run] = PageRedactor(self._secrets)
+        payload = pack(run, messages, outside, self._aliases.get(run, _NO_ALIASES), redactor)
         return _Page(run, payload, len(kept), messages[-1].meta.time_ns)
 
     @contextlib.contextmanager

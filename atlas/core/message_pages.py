@@ -3,7 +3,8 @@
 A token is a message of some four letters; a record of its own, with hashes, ids and keys, would cost
 fifty times that. A page says everything that messages have in common once, tells sequence and time
 as differences, keeps many messages of one name by columns, and is compressed as a whole. What comes out is equal to what went in: fields, ids,
-times, causes, headers. Only secrets do not go in: a field marked `SECRET` is replaced by a marker.
+times, causes, headers. Only secrets do not go in: a field marked `SECRET` is replaced by a marker, and
+known secrets are, see `PageRedactor`.
 
 The text inside is JSON, so that a page can be read without Atlas: see `pack` for its keys.
 """
@@ -30,11 +31,20 @@ from atlas.core.messages import (
 )
 from atlas.core.page_words import WORDS
 from atlas.core.perspective import without_secrets
+from atlas.core.redaction import (
+    REDACTED,
+    SHORTEST,
+    Secrets,
+    StreamRedactor,
+    texts_in,
+    with_clean_keys,
+    with_texts,
+)
 from atlas.core.schema.canonical import canonical_text, quote
 from atlas.core.schema.codec import UnknownMessage, fields_text, from_fields
 from atlas.errors import LogFormatError, ValidationError
 
-__all__ = ["MARKER", "OUTSIDE", "PAGE", "logical_lines", "pack", "unpack"]
+__all__ = ["MARKER", "OUTSIDE", "PAGE", "PageRedactor", "logical_lines", "pack", "unpack"]
 
 PAGE: Final = "atlas.page@1"
 """Name of the records that hold pages."""
@@ -57,6 +67,7 @@ _Column: TypeAlias = "dict[str, Any]"
 
 
 _NO_ALIASES: Final[Mapping[str, str]] = FrozenDict()
+_NO_SECRETS: Final = Secrets()
 
 OUTSIDE: Final = "atlas-outside"
 """Header of a message that somebody else published because of the run, not the run itself: it is no
@@ -68,6 +79,7 @@ def pack(
     messages: Sequence[Message],
     outside: AbstractSet[int] = frozenset(),
     aliases: Mapping[str, str] = _NO_ALIASES,
+    redactor: PageRedactor | None = None,
 ) -> bytes:
     """Return the bytes of a page.
 
@@ -86,6 +98,7 @@ def pack(
         messages: Published messages.
         outside: The places among them of those that get the header `OUTSIDE`.
         aliases: Ids under which causes are stored, by the ids they are referred to with.
+        redactor: Keeps known secrets out of it.
 
     Raises:
         SchemaError: The class of a message cannot be written.
@@ -95,6 +108,8 @@ def pack(
     began = messages[0].meta.time_ns or 0 if messages else 0
     references = _References(aliases, buses, began)
     entries: list[_Row] = []
+    redactor = redactor or PageRedactor(_NO_SECRETS)
+    fields = redactor.fields(messages)
     last_sequence, last_time = 0, began
     for place, each in enumerate(messages):
         assert each._stamp is not None
@@ -105,8 +120,9 @@ def pack(
         known = _known(each)
         more = ""
         if source is not None or headers:
-            said = "null" if source is None else quote(source)
-            more = f",{said},{canonical_text(dict(headers))}"
+            said = "null" if source is None else quote(redactor.shown(source))
+            told = {key: redactor.shown(text) for key, text in headers.items()}
+            more = f",{said},{canonical_text(told)}"
         entries.append(
             _Row(
                 names.setdefault(known, len(names)),
@@ -115,7 +131,7 @@ def pack(
                 time_ns - last_time,
                 references.number(causation),
                 references.number(None if _same(correlation, origin) else correlation),
-                _fields(each),
+                fields[place],
                 more,
             )
         )
@@ -155,6 +171,76 @@ def _fields(each: Message) -> str:
         return canonical_text(each.fields)
     shown = without_secrets(each, MARKER)
     return fields_text(each) if shown is None else canonical_text(shown)
+
+
+class PageRedactor:
+    """Keeps known secrets out of the messages of one run, page by page.
+
+    A secret that two messages of one name cut between them, in the same field, is found where both are
+    on one page. Where the page had to be written in between, less than half of it is shown.
+
+    Args:
+        secrets: The secrets.
+    """
+
+    __slots__ = ("_cut", "_hint", "_hint_of", "_secrets")
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self._cut: StreamRedactor[int] = StreamRedactor(secrets)
+        self._hint = re.compile("")
+        self._hint_of: tuple[str, ...] = ()
+
+    def shown(self, text: str) -> str:
+        """Return a text of the envelope without the secrets in it."""
+        return self._secrets.redacted(text)
+
+    def fields(self, messages: Sequence[Message]) -> list[str]:
+        """Return the fields of each message of a page, as canonical JSON text.
+
+        Raises:
+            SchemaError: The class of a message cannot be written.
+        """
+        written = [_fields(each) for each in messages]
+        if not self._secrets:
+            return written
+        hint, cut = self._found_by(), self._cut
+        values: dict[int, Any] = {}  # Any: JSON of any shape
+        for place, text in enumerate(written):
+            if cut.is_idle and not hint.search(text):
+                continue  # as nearly all
+            values[place] = value = json.loads(text)
+            name = _known(messages[place])
+            texts = [((name, path), part) for path, part in texts_in(value)]
+            self._replace(written, values, cut.feed(place, texts))
+        self._replace(written, values, cut.cut())
+        return written
+
+    def _replace(
+        self,
+        written: list[str],
+        values: Mapping[int, Any],
+        found: Iterable[tuple[int, Sequence[str] | None]],
+    ) -> None:
+        for place, texts in found:
+            value = values[place] if texts is None else with_texts(values[place], iter(texts))
+            cleaned = with_clean_keys(value, self._secrets)
+            if texts is not None or cleaned != value:
+                written[place] = canonical_text(cleaned)
+
+    def _found_by(self) -> re.Pattern[str]:
+        """Return what is found in the JSON text of all that may hold a secret, or its beginning."""
+        known = self._secrets.values
+        if known is not self._hint_of:
+            looked_for: set[str] = set()
+            for value in known:
+                first, *_ = parts = [quote(value[:n])[1:-1] for n in range(SHORTEST, 0, -1)]
+                looked_for.add(re.escape(first))
+                # a shorter beginning counts at the end of a text, which no key is
+                looked_for.update(f'{re.escape(part)}"(?!:)' for part in parts)
+            self._hint = re.compile("|".join(sorted(looked_for)))
+            self._hint_of = known
+        return self._hint
 
 
 def _same(one: Origin, other: Origin) -> bool:
@@ -341,7 +427,8 @@ def _made(name: str, version: int, fields: Any) -> Message:  # Any: JSON of any 
     try:
         return from_fields(name, version, fields, unknown="keep")
     except ValidationError:
-        if MARKER not in canonical_text(fields):
+        text = canonical_text(fields)
+        if MARKER not in text and REDACTED not in text:
             raise
         return UnknownMessage(name=name, version=version, fields=fields)
 
@@ -369,15 +456,21 @@ def _expanded(kind: bytes, data: bytes) -> bytes:
     return text
 
 
-def logical_lines(messages: Iterable[Message]) -> list[str]:
+def logical_lines(messages: Iterable[Message], redactor: PageRedactor | None = None) -> list[str]:
     """Return what happened in a run, line by line, without what differs each time it happens.
 
     Ids become numbers within the run, times and sequences are left out. Two runs in which the same
     happened in the same order give the same lines, byte for byte. What is marked as `OUTSIDE` is
     left out.
+
+    Args:
+        messages: Those of the run, in their order.
+        redactor: Replaces what is written down of no run, as a page does.
     """
+    redactor = redactor or PageRedactor(_NO_SECRETS)
     numbers: dict[str, int] = {}
     lines: list[str] = []
+    shown: list[Message] = []
     for each in messages:
         assert each._stamp is not None
         origin, causation, correlation, _, source, headers, _ = spelled_out(each._stamp)
@@ -392,8 +485,9 @@ def logical_lines(messages: Iterable[Message]) -> list[str]:
             version,
             None if causation is None else numbers.get(message_id(causation), "outside"),
             None if _same(correlation, origin) else numbers.get(message_id(correlation), "outside"),
-            source,
-            dict(headers),
+            source and redactor.shown(source),
+            {key: redactor.shown(text) for key, text in headers.items()},
         ]
-        lines.append(f"{canonical_text(line)[:-1]},{_fields(each)}]")
-    return lines
+        shown.append(each)
+        lines.append(canonical_text(line)[:-1])
+    return [f"{line},{fields}]" for line, fields in zip(lines, redactor.fields(shown), strict=True)]

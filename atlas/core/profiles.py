@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast
 
+from atlas.core.redaction import names_a_secret
 from atlas.errors import (
     AtlasError,
     ConfigurationError,
@@ -39,9 +40,6 @@ T = TypeVar("T")
 
 _MASK = "********"
 _MAX_DEPTH = 32
-_SECRET_NAME = re.compile(
-    r"(^|_|-)(key|token|secret|password|passwd|credentials?|authorization)$", re.IGNORECASE
-)
 _NUMBERS = frozenset({int, float, bool, type(None)})
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<body>[^}]*)(?P<end>\}?)")
 _VARIABLE = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?", re.DOTALL)
@@ -378,7 +376,7 @@ class _Reader:
         self.origins[key] = origin
         # A number is no secret for its name alone: `first_token` is a deadline.
         names = () if _NUMBERS.issuperset(_options(hint)) else (key.rpartition(".")[2],)
-        if any(map(_SECRET_NAME.search, (*names, *origin.variables))):
+        if any(map(names_a_secret, (*names, *origin.variables))):
             self.secrets.add(key)
 
     # -- one value of a type ----------------------------------------------------------------------

@@ -7,6 +7,7 @@ what happened and a replay what to do.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -30,8 +31,9 @@ from atlas.core.effects import (
 from atlas.core.event_bus import EventBus
 from atlas.core.inner_loop import here
 from atlas.core.message_log import Fate, MessageLog
-from atlas.core.message_pages import OUTSIDE, logical_lines
+from atlas.core.message_pages import OUTSIDE, PageRedactor, logical_lines
 from atlas.core.messages import Message
+from atlas.core.redaction import REDACTED, Secrets
 from atlas.core.runs import ENTRIES, RunEnded, RunStarted, is_doing, is_lifecycle
 from atlas.errors import ConfigurationError, ReplayDiverged
 
@@ -53,6 +55,7 @@ class SessionOptions(TypedDict, total=False):
     is_durable: bool
     instead: tuple[str | None, str | None]
     seen: int | None
+    secrets: Secrets
 
 
 _ENTRIES: Final = frozenset(ENTRIES)
@@ -78,6 +81,7 @@ class RunSession:
         is_durable: Whether effects wait until what was before them is safely stored.
         instead: Whom, and which model, to ask instead, once effects are performed.
         seen: How many of its messages were stored when ``recorded`` was read; see `MessageLog.watch`.
+        secrets: What the run does not write down; see `RunContext`.
         on_begin: Called when it is entered; refuses by an error.
         on_end: Called when it is over.
 
@@ -102,6 +106,7 @@ class RunSession:
         is_durable: bool = True,
         instead: tuple[str | None, str | None] = (None, None),
         seen: int | None = None,
+        secrets: Secrets | None = None,
         on_begin: Callable[[RunSession], object] | None = None,
         on_end: Callable[[RunSession], object] | None = None,
     ) -> None:
@@ -137,6 +142,7 @@ class RunSession:
             pace=pace,
             # What is repeated is told again, so that the bus sees the whole run; see `_fate`.
             rewrite=True,
+            secrets=secrets,
         )
 
     def __repr__(self) -> str:
@@ -160,7 +166,8 @@ class RunSession:
     @property
     def lines(self) -> list[str]:
         """What a replay has done so far, line by line; see `atlas.core.runs.Run.lines`."""
-        return logical_lines(filter(is_doing, self._happened))
+        redactor = PageRedactor(self._context.secrets)
+        return logical_lines(filter(is_doing, self._happened), redactor)
 
     async def __aenter__(self) -> Self:
         if self._was_entered:
@@ -254,12 +261,18 @@ class RunSession:
         recorded = logical_lines(filter(is_doing, self._recorded))
         happened = self.lines
         for number, (before, now) in enumerate(zip(recorded, happened, strict=False), 1):
-            if before != now:
+            if before != now and not _may_be(before, now):
                 raise _parted(self._started.parent, number, before, now)
         if len(recorded) != len(happened):
             shorter = min(len(recorded), len(happened))
             rest = [*recorded, ""][shorter], [*happened, ""][shorter]
             raise _parted(self._started.parent, shorter + 1, *rest)
+
+
+def _may_be(recorded: str, now: str) -> bool:
+    """Return whether two lines are the same as far as the recorded one was written down."""
+    known = recorded.split(REDACTED)
+    return len(known) > 1 and bool(re.fullmatch(".*".join(map(re.escape, known)), now, re.DOTALL))
 
 
 class _BusJournal:

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 from atlas.core.effects import Effect, current_run, perform, stream
 from atlas.core.effects.codec import error_from, error_text
+from atlas.core.redaction import Secrets
 from atlas.errors import ProviderError, ReplayDiverged
 from atlas.providers.base import (
     Capabilities,
@@ -29,6 +30,7 @@ from atlas.providers.base import (
 )
 from atlas.providers.context import ContextPassage, ContextSource, PackedContext, pack_context
 from atlas.providers.messages import Usage
+from atlas.providers.redacted import redacted_deltas
 from atlas.providers.resilience import (
     Deadlines,
     ResilientStream,
@@ -133,6 +135,7 @@ def model_stream(
     retries: RetryPolicy,
     on_retry: Callable[[Retry], None],
     held_back: HeldBack,
+    secrets: Secrets | None = None,
     said: object = None,
 ) -> ResilientStream | AsyncGenerator[Delta, None]:
     """Return the deltas of an answer; inside a run, as an effect of it.
@@ -146,23 +149,26 @@ def model_stream(
         retries: What to do when an attempt fails before its first token.
         on_retry: Told each retry.
         held_back: What the vendor is to wait for.
+        secrets: What is replaced in the answer, wherever the vendor cuts it.
         said: What stands for the request in the recording; default: the request. For callers that
             go on with one conversation and name what is new in it, so that a long one is not written,
             and compared, whole at each call.
     """
     if current_run() is None:
-        return resilient_stream(
+        answer = resilient_stream(
             provider, request, deadlines=deadlines, retries=retries, on_retry=on_retry
         )
+        return redacted_deltas(answer, secrets) if secrets else answer
     asked = {"provider": provider.name, "request": request if said is None else said}
 
     # Any: a piece is the name of what it is, and its parts
     async def outside() -> AsyncIterator[list[Any]]:
         told: list[Retry] = []
         held: list[list[Any]] = []
-        deltas = resilient_stream(
+        answer = resilient_stream(
             provider, request, deadlines=deadlines, retries=retries, on_retry=told.append
         )
+        deltas = redacted_deltas(answer, secrets) if secrets else answer
         async with aclosing(cast("Any", deltas)):
             async for delta in deltas:
                 if told:

@@ -21,6 +21,7 @@ from atlas.core.causality import caused_by
 from atlas.core.effects import current_run
 from atlas.core.event_bus import EventBus, Receipt
 from atlas.core.loop_thread import LoopThread
+from atlas.core.redaction import Secrets
 from atlas.errors import ProviderError
 from atlas.providers.assembler import Assembler
 from atlas.providers.base import ChatRequest, Finished, Provider
@@ -65,12 +66,14 @@ class StreamOptions:
         retries: What to do when an attempt fails before its first token.
         capacity: Pieces of text a reader may lag behind before the vendor is held back.
         rate: Most pieces of text per second that readers get; None: as fast as they come.
+        secrets: What is replaced in every answer.
     """
 
     deadlines: Deadlines = field(default_factory=Deadlines)
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     capacity: int = 256
     rate: float | None = None
+    secrets: Secrets = field(default_factory=Secrets)
 
 
 class Reply:
@@ -330,6 +333,7 @@ class Reply:
             retries=self._options.retries,
             on_retry=self._report_retry,
             held_back=self._held_back,
+            secrets=self._options.secrets,
         )
         feed = self._assembler.feed
         publish = self._bus.publish

@@ -27,6 +27,11 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from atlas.core.messages import Message
 from atlas.core.nodes import FrozenDict
+from atlas.core.redaction import (
+    REDACTED,
+    Secrets,
+    spellings,
+)
 from atlas.core.schema import canonical_text, decode, dump, encode, load
 from atlas.core.schema.canonical import one_shot, quote
 from atlas.errors import AtlasError, EffectError, EffectFailedError
@@ -35,21 +40,19 @@ from atlas.typing import JSON, is_secret
 __all__ = [
     "REDACTED",
     "Redactor",
+    "bytes_text",
     "canonical",
     "error_from",
     "error_text",
     "from_text",
     "plain",
+    "text_of_bytes",
     "to_text",
 ]
 
-REDACTED = "<redacted>"
-"""What stands for a value that is not written down."""
-
 _ONLY_STR: Final = {str}
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
-_SHORTEST_SECRET: Final = 4
-"""Characters; what is shorter would be found, and replaced, in any text."""
+_NO_SECRETS: Final = Secrets()
 
 _encode: Final = one_shot(
     json.JSONEncoder(
@@ -104,25 +107,26 @@ class Redactor:
     """Writes down what one effect takes and gives, without what must not be.
 
     Fields of the names given, at any depth, and, in the request, fields marked
-    `atlas.typing.SECRET` are replaced by `REDACTED`; what they held is replaced wherever results,
-    errors and notes of the same effect repeat it. In a result a field marked so is refused unless it is named:
+    `atlas.typing.SECRET` are replaced by `REDACTED`; what they held, and known secrets, are replaced
+    wherever the request, results, errors and notes of the effect repeat them. In a result a field marked so is refused unless it is named:
     the run itself would get another value than it was given, which somebody has to want.
 
     Args:
         names: The names.
+        secrets: Those known before.
 
     Attributes:
         names: As given.
-        hidden: What was hidden so far, in all the ways in which it may be quoted; the longest first.
+        secrets: Those known, and what was hidden so far.
         errors_deep: How many errors, each in another, are being written.
     """
 
-    __slots__ = ("errors_deep", "hidden", "names")
+    __slots__ = ("errors_deep", "names", "secrets")
 
-    def __init__(self, names: Collection[str] = ()) -> None:
+    def __init__(self, names: Collection[str] = (), secrets: Secrets = _NO_SECRETS) -> None:
         self.names: Collection[str] = names
+        self.secrets: Secrets = secrets
         self.errors_deep: int = 0
-        self.hidden: tuple[str, ...] = ()
 
     def request(self, value: object) -> str:
         """Return a request as canonical JSON text.
@@ -164,16 +168,11 @@ class Redactor:
 
     def scrubbed(self, text: str) -> str:
         """Return a text without what was hidden so far."""
-        for secret in self.hidden:
-            text = text.replace(secret, REDACTED)
-        return text
+        return self.secrets.redacted(text)
 
     def _scrubbed_bytes(self, text: str) -> str:
         """Return the Base64 text of bytes without what was hidden so far."""
-        data = base64.b64decode(text)
-        for secret in self.hidden:
-            data = data.replace(secret.encode("utf-8", "surrogatepass"), REDACTED.encode())
-        return base64.b64encode(data).decode()
+        return bytes_text(self.scrubbed(text_of_bytes(text)))
 
     # Any: whatever stands there
     def hide(self, value: Any) -> str:
@@ -185,10 +184,7 @@ class Redactor:
         elif dataclasses.is_dataclass(value):
             self._hide_all(getattr(value, spec.name) for spec in dataclasses.fields(value))
         else:
-            new = {text for text in _quotations(value) if len(text) >= _SHORTEST_SECRET}
-            # one may be part of another; in the same order each time, as everything in a recording
-            known = sorted(new.union(self.hidden), key=lambda text: (-len(text), text))
-            self.hidden = tuple(known)
+            self.secrets = self.secrets.with_spellings(_quotations(value))
         return REDACTED
 
     def _hide_all(self, values: Iterable[Any]) -> None:
@@ -198,7 +194,7 @@ class Redactor:
     # Any: JSON values of texts
     def scrub(self, value: Any) -> Any:
         """Return a JSON value in which nothing shows that was hidden so far."""
-        if not self.hidden:
+        if not self.secrets:
             return value
         if isinstance(value, str):
             return self.scrubbed(value)
@@ -217,23 +213,27 @@ class Redactor:
         return {self.scrubbed(key): self.scrub(item) for key, item in value.items()}
 
 
+def text_of_bytes(text: str) -> str:
+    """Return the bytes of a Base64 text as if they were Latin-1: as a text that can be searched."""
+    return base64.b64decode(text).decode("latin-1")
+
+
+def bytes_text(text: str) -> str:
+    """Return the Base64 text of what `text_of_bytes` gave."""
+    return base64.b64encode(text.encode("latin-1")).decode()
+
+
 def _quotations(value: object) -> Iterator[str]:
     """Return the texts in which a value may be quoted somewhere: as `repr`, this again, and as JSON."""
     if isinstance(value, bytes | bytearray):
         quoted = repr(bytes(value))[2:-1]
-        yield bytes(value).decode("utf-8", "replace")
+        yield quoted
+        yield repr(quoted)[1:-1]
+        yield from spellings(bytes(value).decode("utf-8", "replace"))
         yield base64.b64encode(value).decode()
         yield value.hex()
     elif isinstance(value, str | int | float | Decimal | uuid.UUID | PurePath):
-        text = str(value)
-        yield text
-        yield quote(text)[1:-1]
-        yield json.dumps(text)[1:-1]
-        quoted = repr(text)[1:-1]
-    else:
-        return
-    yield quoted
-    yield repr(quoted)[1:-1]
+        yield from spellings(str(value))
 
 
 # -- to JSON --------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ async def _perform(
         return await _call(effect.layers, call, function, args)
     run = cast("RunContext", place.inner.supervisor)
     run.check()
-    redactor = Redactor(effect.redact)
+    redactor = Redactor(effect.redact, run.secrets)
     request = _request_text(effect.kind, asked, redactor)
     call = run.call(place, effect.kind, effect.declared, request, redactor)
     layers = (*run.layers, *effect.layers)
@@ -230,7 +230,7 @@ class EffectStream(AsyncGenerator[T, None]):
             return
         run = cast("RunContext", place.inner.supervisor)
         run.check()
-        redactor = Redactor(effect.redact)
+        redactor = Redactor(effect.redact, run.secrets)
         request = _request_text(effect.kind, effect.request, redactor)
         call = run.call(place, effect.kind, effect.declared, request, redactor)
         layers = (*run.layers, *effect.layers)
@@ -481,7 +481,7 @@ def _plain_effect(
         if place is None:
             return function(*args, **options)
         run = cast("RunContext", place.inner.supervisor)
-        redactor = Redactor(template.redact)
+        redactor = Redactor(template.redact, run.secrets)
         request = _request_text(template.kind, request_of(args, options), redactor)
         layers = (*run.layers, *template.layers)
 

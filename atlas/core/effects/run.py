@@ -11,7 +11,6 @@ import asyncio
 import logging
 import math
 import random
-import secrets
 import threading
 import uuid
 import warnings as python_warnings
@@ -19,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
+from secrets import token_hex
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, TypeVar, cast
 
@@ -43,6 +43,7 @@ from atlas.core.effects.entries import (
 )
 from atlas.core.effects.pending import Completion, Pending, text_of
 from atlas.core.inner_loop import Delivery, InnerLoop, Place, outside_context
+from atlas.core.redaction import Secrets
 from atlas.errors import (
     ConfigurationError,
     EffectError,
@@ -85,6 +86,8 @@ class RunContext:
         pace: Replay at the recorded pace times this; None: as fast as possible.
         rewrite: Whether what is repeated is written to the journal again; None: in replays only.
         guard: Whether replaying refuses code of the run the network, files and processes.
+        secrets: What is written as `REDACTED` wherever effects are asked for it or give it; the run
+            itself gets that too, as a replay will.
 
     Attributes:
         warnings: What got in that is no declared effect, in words.
@@ -116,6 +119,7 @@ class RunContext:
         pace: float | None = None,
         rewrite: bool | None = None,
         guard: bool = True,
+        secrets: Secrets | None = None,
     ) -> None:
         _check(pace, in_doubt)
         self.run_id = run_id
@@ -124,7 +128,8 @@ class RunContext:
         self.in_doubt = in_doubt
         self.strict = strict
         self.pace = pace
-        self.seed: str = seed or secrets.token_hex(16)
+        self.secrets: Secrets = Secrets() if secrets is None else secrets
+        self.seed: str = seed or token_hex(16)
         self.warnings: list[str] = []
         self.leg: int = 0
         self.pending: dict[str, Pending] = {}
@@ -270,7 +275,7 @@ class RunContext:
             self._write(RunContinued(kept=self._recording.end))
             self.leg += 1
         else:
-            seed = RunSeeded(seed=secrets.token_hex(16), moment_ns=round(self.inner.moment * 1e9))
+            seed = RunSeeded(seed=token_hex(16), moment_ns=round(self.inner.moment * 1e9))
             self._set_seed(seed)
             self._write(seed)
         self.inner.go_live()
@@ -404,7 +409,7 @@ class RunContext:
         if is_over if self._live else nothing is not None and not self._starts(place, kind):
             place.next_effect()
             return nothing
-        redactor = Redactor()
+        redactor = Redactor(secrets=self.secrets)
         call = self.call(place, kind, "pure", "", redactor)
 
         async def settled(pending: Pending) -> None:
@@ -436,7 +441,7 @@ class RunContext:
             effect = place.next_effect()
             recorded = self._expect(EffectRead(effect, kind, digest, request, ""), request)
             return _given(recorded.value, recorded.failed)
-        redactor = redactor or Redactor()
+        redactor = redactor or Redactor(secrets=self.secrets)
         call = self.call(place, kind, declared, request, redactor)
         cause: BaseException | None = None
         try:
