@@ -35,4 +35,5 @@ def repair(*, db: str, as_json: bool) -> None:
         click.echo(f"{db} is what was written: {done.kept:,} records, nothing to repair.")
     else:
         click.echo(f"{db} has {done.kept:,} good records. {found.problem}")
-        click.echo(f"{done.set_aside:,} records are only in {done.saved_to or 'what is lost'} now.")
+        what = f"{done.set_aside:,} records are" if done.set_aside else "What cannot be read is"
+        click.echo(f"{what} only in {done.saved_to or 'what is lost'} now.")

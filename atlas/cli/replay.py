@@ -65,7 +65,8 @@ def replay(
             text = f"{wanted.id} was replayed: the same, byte for byte{end}."
             _tell(session, result, text, as_json, error=error)
 
-    run_it(db, again, Questions((), silent=as_json))
+    with opened(db):  # and not for writing, which a replay never does
+        hold(again, Questions((), silent=as_json))
 
 
 @click.command()

@@ -476,7 +476,7 @@ class Run(Generic[S]):
         for event in self.read():
             file.write(encode(event).decode() + "\n")
             count += 1
-            if progress is not None and count % _TOLD_EVERY == 0:
+            if progress is not None and (count % _TOLD_EVERY == 0 or count == whole):
                 progress(count, whole)
         return count
 
@@ -717,15 +717,15 @@ def read_export(
 def _read_export(name: str, file: IO[Any], progress: Progress | None, size: int) -> ExportedRun:
     summed = hashlib.sha256()
     events: list[Message] = []
-    done = 0
     lines = (
         line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line for line in file
     )
-    header = _header(name, next(lines, b""))
+    first = next(lines, b"")
+    header, done = _header(name, first), len(first)
     for number, line in enumerate(lines, 2):
         summed.update(line)
         done += len(line)
-        if progress is not None and number % _TOLD_EVERY == 0:
+        if progress is not None and (number % _TOLD_EVERY == 0 or done == size):
             progress(done, size)
         try:
             events.append(decode(line.rstrip(b"\n"), unknown="keep"))

@@ -125,11 +125,9 @@ async def _record(
     async with _application(**options) as app:
         async with app.recording(name, strict=True) as run:
             await call(app)
-        # Only of a test that passed; and whole or not at all.
+        # Only of a test that passed.
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        app.runs[run.id].export(part)
-        part.replace(path)
+        app.runs[run.id].export(path)
 
 
 async def _replay(call: Callable[[Atlas], Awaitable[None]], path: Path) -> None:

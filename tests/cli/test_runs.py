@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -58,6 +59,36 @@ def test_an_empty_name_is_not_taken_for_the_latest_run(command: str, atlas, talk
     told = atlas(command, "", "--db", talk)
 
     assert (told.code, "There is no run ''" in told.err) == (1, True)
+
+
+@pytest.fixture
+def without_rights() -> list[str]:
+    """Return what to begin a command with, so that it may not write where rights forbid it."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root may write everywhere, and there is no setpriv to change that")
+    return ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
+
+
+def test_a_log_where_nothing_may_be_written_is_read_and_replayed(
+    without_rights: list[str], talk: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    db = shutil.copy(talk, folder / "talk.db")
+    folder.chmod(0o555)
+    for command in ("runs", "show", "verify", "replay", "repair"):
+        ran = subprocess.run(
+            [*without_rights, sys.executable, "-m", "atlas.cli", command, "--db", db],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+    folder.chmod(0o755)
+
+    assert [each.name for each in folder.iterdir()] == ["talk.db"]
 
 
 def test_events_counted_from_the_end_are_named_by_their_number(atlas, talk: str) -> None:

@@ -202,6 +202,20 @@ def test_an_export_that_is_broken_off_leaves_the_file_of_before(
     assert file.read_text() == "the one of before"
 
 
+def test_who_waits_for_an_export_or_import_is_told_when_it_is_over(
+    teller: Teller, tmp_path: Path
+) -> None:
+    teller.play("r1", *range(700))
+    file, told = tmp_path / "run.jsonl", list[tuple[int, int]]()
+    teller.runs["r1"].export(file, lambda done, whole: told.append((done, whole)))
+    elsewhere = Runs(MemoryEngine(), add, {"balance": 0})
+    size = file.stat().st_size
+    elsewhere.import_(file, lambda done, whole: told.append((done, whole)))
+
+    assert told[:2] == [(500, 702), (702, 702)]
+    assert told[-1] == (size, size)
+
+
 def test_an_export_goes_to_open_files_and_to_devices_too(teller: Teller, tmp_path: Path) -> None:
     teller.play("r1", 5)
     file, pipe = tmp_path / "run.jsonl", tmp_path / "pipe"

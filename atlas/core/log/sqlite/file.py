@@ -104,7 +104,7 @@ def translated(error: sqlite3.Error, address: str, *, in_doubt: bool = False) ->
         sqlite3.SQLITE_IOERR: "Look at the disk (full, gone, failing?), then append again",
         sqlite3.SQLITE_BUSY: "Another process holds its lock; end that, or raise `busy_timeout`",
         sqlite3.SQLITE_READONLY: "It may only be read; check the rights of file and directory",
-        sqlite3.SQLITE_CANTOPEN: "Check that the directory exists and may be written",
+        sqlite3.SQLITE_CANTOPEN: "Check that the directory exists and may be written, and the file be read",
     }.get(primary or 0, "Try again; if it stays, look at the file")
     stored = (
         "Nothing of what failed is stored, unless the power or the process goes before the next "
@@ -306,6 +306,11 @@ class LogFile:
             raise LogUnavailableError(
                 f"The log {self.address!r} cannot be opened: {error.strerror}. Choose another path."
             ) from error
+        if self.path.is_dir():
+            raise LogFormatError(
+                f"{self.address!r} is a directory; name a file in it, such as "
+                f"{str(self.path / 'runs.db')!r}."
+            )
         if self.read_only and not self.path.is_file():
             raise LogUnavailableError(
                 f"There is no log at {self.address!r}. Check the path, or open it for writing, "
@@ -316,20 +321,22 @@ class LogFile:
                 f"The log {self.address!r} cannot be created: there is no directory "
                 f"{str(self.path.parent)!r}. Create it first."
             )
-        if self.path.is_dir():
-            raise LogFormatError(
-                f"{self.address!r} is a directory; name a file in it, such as "
-                f"{str(self.path / 'runs.db')!r}."
-            )
 
     def _connect(self) -> sqlite3.Connection:
+        stays = "&immutable=1" if self._stays_as_it_is() else ""
         return sqlite3.connect(
-            f"{self.path.as_uri()}?mode={self._mode}",
+            f"{self.path.as_uri()}?mode={self._mode}{stays}",
             uri=True,
             timeout=self._busy_timeout,
             isolation_level=None,
             check_same_thread=False,
         )
+
+    def _stays_as_it_is(self) -> bool:
+        """Return whether SQLite has to be told so: to read in WAL mode it else makes files beside it."""
+        beside = self.path.with_name(f"{self.path.name}-shm")
+        may_be_made = beside.exists() or os.access(self.path.parent, os.W_OK)
+        return self.read_only and not may_be_made and not self._has_journal()
 
     def _recognise(self, connection: sqlite3.Connection) -> None:
         found = one(connection, "PRAGMA application_id")[0]
