@@ -270,9 +270,10 @@ class EventBus:
             RecursionLimitError: Handlers publish into each other without end. Only raised inside
                 handlers; it unwinds them all, and ends up in the outermost receipt.
         """
-        # The time of this method is the time of the bus. A message with nothing to it but its
-        # place, which most are, is therefore dealt with right here; whatever else there may be
-        # (causes, scopes, links, middleware, a message published before) is left to `_publish`.
+        # The time of this method is the time of the bus. A message of which nothing is to be known but
+        # its place and what causes it, which most are, is therefore dealt with right here; whatever
+        # else there may be (scopes, links, middleware, a message published before) is left to
+        # `_publish`.
         places: Iterator[Place] | None
         try:
             call, begin, places, keep, route = self._direct[type(message)]
@@ -286,10 +287,15 @@ class EventBus:
             or run is not None
             or correlation is not None
             or causation is not None
-            or _current_cause() is not None
         ):
             return self._publish(message, given(headers, source, run, correlation, causation))
-        known = next(places)
+        cause = _current_cause()
+        if cause is None:
+            known: Stamp | Place = next(places)
+        elif type(cause) is tuple:
+            known = self._caused_by(cause, message)
+        else:
+            return self._publish(message, {})
         _set_stamp(message, known)
         keep(message)
         if begin is None:
@@ -311,19 +317,15 @@ class EventBus:
         """Publish a message of which more is to be known than its place."""
         cls = type(message)
         entry = self._routes.get(cls) or self._entry(message)
-        cause = _current_cause()
-        if type(cause) is tuple and message._stamp is None and not (links or self._middleware):
-            known: Stamp | Place = self._caused_by(cause, message)
-        else:
-            if self._middleware:
-                links = said_about(links)
-            passed = self._pass_middleware(message, links)
-            if passed is None:
-                return _dropped(message)
-            if type(passed) is not cls:
-                entry = self._entry(passed)  # refuses what is no message, before it is stamped
-            known = self._stamp(passed, **links)
-            message = cast("M", passed if passed._stamp is None else stamped_copy(passed, None))
+        if self._middleware:
+            links = said_about(links)
+        passed = self._pass_middleware(message, links)
+        if passed is None:
+            return _dropped(message)
+        if type(passed) is not cls:
+            entry = self._entry(passed)  # refuses what is no message, before it is stamped
+        known = self._stamp(passed, **links)
+        message = cast("M", passed if passed._stamp is None else stamped_copy(passed, None))
         return self._deliver(message, known, entry)
 
     def _deliver(self, message: M, known: Stamp | Place, entry: _Entry) -> Receipt[M]:

@@ -123,10 +123,13 @@ class Ports:
 
     def awaiting(self, origin: Origin | None) -> int:
         """Return how many handlers wait for each other, from that of a message to the outermost."""
+        causes = {known: waits.causation for known, waits in self._awaited.copy().items()}
+        for port in list(self._ports.values()):
+            causes |= port.awaiting_in_one_go()
         count = 0
-        while origin is not None and (waits := self._awaited.get(origin)) is not None:
+        while origin is not None and origin in causes:
             count += 1
-            origin = waits.causation
+            origin = causes[origin]
         return count
 
     # -- ending -----------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 A *port* is one event loop as one bus sees it: its inbox (filled from any thread, emptied in the
 loop's thread) and what runs the handlers of the lanes there.
 
-Messages take the short way when they can. While no handler is suspended, the handlers of a message
+Messages take the short way when they can. While none of its handlers is suspended, those of a message
 run one after another in one coroutine (*express*): either in the task that awaits the receipt, or in
-a runner that empties the inbox; no lane is touched. The moment a handler suspends, the loop comes to
-`Port.wake`, which was scheduled when the message was posted: it breaks the express off, and what had
+a runner that empties the inbox; no lane is touched. What a handler publishes and awaits goes within
+its own express, if no handler belongs to both. The moment a handler suspends, the loop comes to
+`Port.wake`, which was scheduled when the message was posted: it breaks every express off, and what had
 not begun is distributed to the lanes and goes on in another runner. So there is one task per
 suspended handler, one wake per burst, and a slow handler holds up nobody but its own lane.
 
@@ -28,10 +29,10 @@ from operator import length_hint
 from threading import get_ident
 from typing import Any, Self, TypeVar
 
-from atlas.core.causality import CURRENT, cause_of
+from atlas.core.causality import CURRENT, Scope, cause_of
 from atlas.core.inner_loop import HERE, here, outside_context
 from atlas.core.lanes import AsyncHandler, Lane, ObserverLane
-from atlas.core.messages import Message, Origin, causation_in, origin_in
+from atlas.core.messages import Message, Origin, Place, Stamp, causation_in, origin_in
 from atlas.core.receipts import M, M_co, Receipt, answered
 from atlas.errors import BufferOverflowError, BusError, SubscriptionError
 
@@ -81,11 +82,12 @@ class Waits:
 class Group:
     """The lanes of one message class on one port, in order, with their handlers side by side."""
 
-    __slots__ = ("handlers", "lanes", "only", "port")
+    __slots__ = ("_lane_set", "handlers", "lanes", "only", "port")
 
     def __init__(self, port: Port, lanes: tuple[Lane, ...]) -> None:
         self.port: Port = port
         self.lanes: tuple[Lane, ...] = lanes
+        self._lane_set: frozenset[Lane] | None = None  # made when it is first asked for
         self._take([lane.handler for lane in lanes])
 
     def _take(self, handlers: Sequence[AsyncHandler]) -> None:
@@ -111,6 +113,25 @@ class Group:
             port.call_wake()
         return receipt
 
+    def is_free(self) -> bool:
+        """Whether nothing is handled in these lanes, waits for them, or is yet to come to them."""
+        port = self.port
+        if port.busy:
+            for lane in self.lanes:
+                if lane.busy:
+                    return False
+        receipt = port.express
+        while receipt is not None:
+            if self._shares_lanes_with(receipt.group):
+                return False
+            receipt = receipt.outer
+        return True
+
+    def _shares_lanes_with(self, other: Group) -> bool:
+        if self._lane_set is None:
+            self._lane_set = frozenset(self.lanes)
+        return not self._lane_set.isdisjoint(other.lanes)
+
     def refresh(self) -> None:
         """Make messages already on their way skip subscriptions that are closed."""
         self._take([lane.handler if lane.subscription.is_open else _skip for lane in self.lanes])
@@ -120,7 +141,7 @@ async def _skip(message: Message) -> None:
     pass
 
 
-_WAITS, _TAKEN, _OVER = range(3)
+_WAITS, _EXPRESS, _TAKEN, _OVER = range(4)
 _NONE_LEFT: Iterator[AsyncHandler] = iter(())
 
 
@@ -146,20 +167,25 @@ class Pending(Receipt[M_co]):
     Attributes:
         group: The lanes the message is for.
         context: The publisher's context, a copy.
-        stage: Whether the message waits in the inbox, was taken out, or every handler has ended.
+        stage: Whether the message waits in the inbox, runs in one go (see `Port`), is in the lanes,
+            or every handler has ended.
         notes: Failures and waiters, once there is one.
         remaining: How many handlers have not ended, once the message is in the lanes.
-        handlers: While it runs in one go (see `lanes.Port`): the handlers still to come.
+        handlers: While it runs in one go: the handlers still to come.
+        outer: While it runs in one go: that within which it does, if any.
+        awaiter: What was current where it was awaited to run in one go.
         broken: The lane at which going on in one go was broken off.
         reserved: The lanes it has then still to run itself.
     """
 
     __slots__ = (
+        "awaiter",
         "broken",
         "context",
         "group",
         "handlers",
         "notes",
+        "outer",
         "remaining",
         "reserved",
         "stage",
@@ -171,6 +197,8 @@ class Pending(Receipt[M_co]):
     notes: _Notes | None
     remaining: int
     handlers: Iterator[AsyncHandler]
+    outer: Pending[Any] | None
+    awaiter: Stamp | Place | Scope | None
     broken: Lane
     reserved: deque[Lane]
 
@@ -223,14 +251,13 @@ class Pending(Receipt[M_co]):
         if (
             self.stage == _WAITS
             and len(port.inbox) == 1
-            and not port.busy
-            and port.express is None
-            and _current_cause() is None  # else it has to be known who waits for whom
             and _place_in_run() is None
             and runs_here(port.loop)
+            and ((port.express is None and not port.busy) or self.group.is_free())
         ):
             port.inbox.popleft()
-            yield from port.go(self, is_awaited=True)
+            self.awaiter = _current_cause()
+            yield from port.go(self, True)
             return self if self.notes is None else self._checked()
         if _place_in_run() is not None and here() is not None:
             return (yield from answered(self))
@@ -434,7 +461,8 @@ class Port:
             while many and self.inbox and not self.busy and self.express is None:
                 many -= 1
                 receipt = self.inbox.popleft()
-                await _within(receipt.context, self.go(receipt, is_awaited=False))
+                receipt.awaiter = None
+                await _within(receipt.context, self.go(receipt, False))
             while ready:
                 await self._drain(ready.popleft())
         except CancelledError:
@@ -503,14 +531,17 @@ class Port:
 
     # Any: what asyncio sends through an await is its own affair
     @types.coroutine
-    def go(self, receipt: Pending[Any], is_awaited: bool) -> Generator[Any, Any, None]:
+    def go(  # `is_awaited` by place, which is quicker than by name
+        self, receipt: Pending[Any], is_awaited: bool
+    ) -> Generator[Any, Any, None]:
         """Run all handlers of a message in one go, as far as nothing suspends.
 
         A generator: what awaits it is one, and would take a coroutine only in a wrapper, which costs
         as much as a handler.
         """
-        receipt.stage = _TAKEN
+        receipt.stage = _EXPRESS
         message = receipt.message
+        receipt.outer = self.express
         self.express = receipt
         token = _enter(message._stamp)
         try:
@@ -525,14 +556,15 @@ class Port:
             yield from self._go_on(receipt, error, token)
         _reset(token)
         if self.express is receipt:
-            self.express = None
+            self.express = receipt.outer
+            receipt.outer = None
             receipt.stage = _OVER
             if receipt.notes is not None:
                 receipt.finish()
         else:
-            yield from self._finish_broken(receipt)
-            if is_awaited and receipt.stage != _OVER:
-                yield from _until_done(receipt)
+            if receipt.stage == _EXPRESS:  # an eager task that a handler started is still at it
+                self._break_express()
+            yield from self._finish_broken(receipt, is_awaited)
 
     async def _go_on(
         self, receipt: Pending[Any], error: BaseException | None, token: Token[Any]
@@ -553,7 +585,7 @@ class Port:
                 error = next_error
 
     def _lane_at(self, receipt: Pending[Any]) -> Lane:
-        if self.express is not receipt:
+        if receipt.stage != _EXPRESS:
             return receipt.broken
         lanes = receipt.group.lanes
         return lanes[len(lanes) - length_hint(receipt.handlers) - 1]
@@ -564,13 +596,14 @@ class Port:
             self.failed(lane.subscription, receipt.message, error)
 
     def _stop_going(self, receipt: Pending[Any]) -> None:
-        if self.express is receipt:
+        if receipt.stage == _EXPRESS:
             self._break_express()
         lane = receipt.broken
         lane.running.remove(receipt.message._stamp)
         self._hand_over(receipt.reserved)
         self._release(lane)
         receipt.finish_one()
+        self._no_longer_awaited(receipt, receipt.awaiter)
 
     def _hand_over(self, reserved: deque[Lane]) -> None:
         del self.runs[id(reserved)]
@@ -579,10 +612,18 @@ class Port:
             self.call_wake()
 
     def _break_express(self) -> None:
-        """Turn a message that runs in one go into one that is in its lanes, from here on."""
-        receipt = self.express
-        assert receipt is not None
-        self.express = None
+        """Turn what runs in one go into what is in its lanes, from here on."""
+        broken: list[Pending[Any]] = []
+        receipt, self.express = self.express, None
+        while receipt is not None:
+            broken.append(receipt)
+            receipt = receipt.outer
+        for receipt in reversed(broken):  # what was published first goes into the lanes first
+            self._break(receipt)
+
+    def _break(self, receipt: Pending[Any]) -> None:
+        receipt.stage = _TAKEN
+        receipt.outer = None
         lanes = receipt.group.lanes
         at = len(lanes) - length_hint(receipt.handlers) - 1
         rest = lanes[at + 1 :]
@@ -597,14 +638,20 @@ class Port:
             self._occupy(one)
         for one in rest:
             one.queue.append(receipt)
+        self._is_awaited(receipt, receipt.awaiter)
 
-    async def _finish_broken(self, receipt: Pending[Any]) -> None:
+    async def _finish_broken(self, receipt: Pending[Any], is_awaited: bool) -> None:
         lane = receipt.broken
         lane.running.remove(receipt.message._stamp)
         self._release(lane)
         receipt.finish_one()
-        await self._deliver_reserved(receipt, receipt.reserved)
-        self._report_idle()
+        try:
+            await self._deliver_reserved(receipt, receipt.reserved)
+            self._report_idle()
+            if is_awaited and receipt.stage != _OVER:
+                await _until_done(receipt)
+        finally:
+            self._no_longer_awaited(receipt, receipt.awaiter)
 
     async def _deliver_reserved(self, receipt: Pending[Any], reserved: deque[Lane]) -> None:
         """Run a message on lanes that were idle and are kept for it, until `wake` takes them."""
@@ -675,20 +722,41 @@ class Port:
 
         Any thread and loop of asyncio. The short way is not taken here: see `Pending.__await__`.
         """
-        me = cause_of(CURRENT.get())
-        if me is None:
-            await self._join(receipt)
-            return receipt._checked()
-        origin = origin_in(me)
-        waits = self.awaited.setdefault(origin, Waits(causation_in(me)))
-        waits.receipts.append(receipt)
+        awaiter = _current_cause()
+        self._is_awaited(receipt, awaiter)
         try:
             await self._join(receipt)
         finally:
+            self._no_longer_awaited(receipt, awaiter)
+        return receipt._checked()
+
+    def _is_awaited(self, receipt: Pending[Any], awaiter: Stamp | Place | Scope | None) -> None:
+        """Note who waits for a message, if it is a handler."""
+        me = cause_of(awaiter)
+        if me is not None:
+            waits = self.awaited.setdefault(origin_in(me), Waits(causation_in(me)))
+            waits.receipts.append(receipt)
+
+    def _no_longer_awaited(
+        self, receipt: Pending[Any], awaiter: Stamp | Place | Scope | None
+    ) -> None:
+        me = cause_of(awaiter)
+        if me is not None:
+            waits = self.awaited[origin_in(me)]
             waits.receipts.remove(receipt)
             if not waits.receipts:
-                self.awaited.pop(origin, None)
-        return receipt._checked()
+                del self.awaited[origin_in(me)]
+
+    def awaiting_in_one_go(self) -> dict[Origin, Origin | None]:
+        """Return the messages whose handlers wait right here, not suspended; with their causes."""
+        found: dict[Origin, Origin | None] = {}
+        receipt = self.express if self.runs_here(self.loop) else None
+        while receipt is not None:
+            me = cause_of(receipt.awaiter)
+            if me is not None:
+                found[origin_in(me)] = causation_in(me)
+            receipt = receipt.outer
+        return found
 
     async def _join(self, receipt: Pending[Any]) -> None:
         if receipt.stage == _WAITS and self.runs_here(self.loop):

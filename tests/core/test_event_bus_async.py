@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextvars
 import functools
+import random
 import threading
 from unittest.mock import AsyncMock
 
@@ -469,6 +471,262 @@ async def test_a_circle_across_two_loops_does_not_deadlock(seen):
 
     assert ("done", 0) in seen
     assert seen[-1] == ("begun", 0)
+
+
+async def test_what_a_handler_awaits_runs_in_its_task_and_before_it_goes_on(bus, seen):
+    async def begun(event: Begun) -> None:
+        for number in range(2):
+            receipt = bus.publish(Done(number=number))
+            assert not receipt.done
+            await receipt
+            seen.append(("after", number, receipt.done))
+        assert bus.publish(Token()).message.meta.causation == event.meta.id
+
+    async def done(event: Done) -> None:
+        seen.append(("done", event.number, asyncio.current_task() is awaiting))
+        inner = await bus.publish(Token())
+        assert inner.message.meta.causation == event.meta.id
+
+    async def token(event: Token) -> None:
+        seen.append(("token", asyncio.current_task() is awaiting))
+
+    bus.subscribe(Begun, begun)
+    bus.subscribe(Done, done)
+    subscribed = bus.subscribe(Token, token)
+    awaiting = asyncio.current_task()
+    await bus.publish(Begun())
+    subscribed.close()
+
+    assert seen == [
+        step
+        for number in range(2)
+        for step in [("done", number, True), ("token", True), ("after", number, True)]
+    ]
+
+
+async def test_one_that_suspends_inside_an_awaited_message_holds_up_only_those_who_wait(bus, seen):
+    go_on = asyncio.Event()
+
+    async def begun(event: Begun) -> None:
+        await bus.publish(Done())
+        seen.append("begun")
+
+    async def suspended(event: Done) -> None:
+        await go_on.wait()
+        seen.append("suspended")
+
+    async def beside(event: Begun | Done) -> None:
+        seen.append(f"beside on {type(event).__name__}")
+
+    async def other_beside(event: Done) -> None:
+        seen.append("other beside")
+
+    bus.subscribe(Begun, begun)
+    bus.subscribe(Begun, beside)
+    bus.subscribe(Done, suspended)
+    bus.subscribe(Done, other_beside)
+    receipt = bus.publish(Begun())
+    waiting = asyncio.ensure_future(receipt)
+    await turns()
+
+    assert sorted(seen) == ["beside on Begun", "other beside"]
+    assert not receipt.done
+
+    go_on.set()
+    await waiting
+
+    assert seen[2:] == ["suspended", "begun"]
+
+
+async def test_a_handler_of_two_messages_gets_the_outer_one_before_what_was_awaited_inside(
+    bus, seen
+):
+    async def first(event: Begun) -> None:
+        await bus.publish(Done())
+
+    async def of_both(event: Begun | Done) -> None:
+        seen.append(type(event).__name__)
+
+    bus.subscribe(Begun, first)
+    bus.subscribe((Begun, Done), of_both)
+    await bus.publish(Begun())
+
+    assert seen == ["Begun", "Done"]
+
+
+async def test_a_handler_that_was_suspended_awaits_what_idle_handlers_do_at_once(bus, seen):
+    async def begun(event: Begun) -> None:
+        await turns()
+        await bus.publish(Done())
+        seen.append("begun")
+
+    async def done(event: Done) -> None:
+        seen.append(asyncio.current_task() is awaiting)
+
+    bus.subscribe(Begun, begun)
+    bus.subscribe(Done, done)
+    awaiting = asyncio.current_task()
+    await bus.publish(Begun())
+
+    assert seen == [True, "begun"]
+
+
+async def test_cancelling_who_awaits_inside_a_handler_cancels_what_runs_there_and_no_other(
+    bus, seen
+):
+    async def begun(event: Begun) -> None:
+        try:
+            await bus.publish(Done())
+        except asyncio.CancelledError:
+            seen.append("begun cancelled")
+            raise
+
+    async def suspended(event: Done) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("suspended cancelled")
+            raise
+
+    async def beside(event: Begun | Done) -> None:
+        await turns()
+        seen.append(f"beside on {type(event).__name__}")
+
+    bus.subscribe(Begun, begun)
+    bus.subscribe(Done, suspended)
+    bus.subscribe(Done, beside)
+    task = asyncio.ensure_future(bus.publish(Begun()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await bus.drain(5)
+
+    assert seen == ["suspended cancelled", "begun cancelled", "beside on Done"]
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="they came with 3.12")
+async def test_an_eager_task_may_outlast_the_handler_that_started_it(bus, seen):
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    go_on = asyncio.Event()
+    tasks = []
+
+    async def publish() -> None:
+        await bus.publish(Done())
+
+    async def begun(event: Begun) -> None:
+        tasks.append(asyncio.get_running_loop().create_task(publish()))
+        seen.append("begun")
+
+    async def done(event: Done) -> None:
+        await go_on.wait()
+        seen.append("done")
+
+    async def last(event: Begun | Done) -> None:
+        seen.append(f"last on {type(event).__name__}")
+
+    bus.subscribe(Begun, begun)
+    bus.subscribe(Done, done)
+    bus.subscribe(Done, last)
+    await bus.publish(Begun())
+
+    assert "begun" in seen
+    assert "done" not in seen
+
+    go_on.set()
+    await asyncio.gather(*tasks)
+    await bus.drain(5)
+
+    assert sorted(seen) == ["begun", "done", "last on Done"]
+
+
+async def test_the_limit_counts_handlers_that_await_each_other_suspended_or_not():
+    bus = EventBus(max_depth=10)
+    deepest = 0
+
+    async def handle(event: Begun) -> None:
+        nonlocal deepest
+        deepest = max(deepest, event.number)
+        if event.number % 3 == 0:
+            await asyncio.sleep(0)
+        await bus.publish(other(event)(number=event.number + 1))
+
+    def other(event: Begun | Done) -> type[Begun | Done]:
+        return Done if isinstance(event, Begun) else Begun
+
+    bus.subscribe(Begun, handle)
+    bus.subscribe(Done, handle)
+    with pytest.raises(RecursionLimitError):
+        await asyncio.wait_for(bus.publish(Begun()), 5)
+    await bus.aclose()
+
+    assert deepest == 10
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_handlers_publish_await_and_start_each_message_arrives_once(seed):
+    """Handlers with random scripts: every publication reaches each of its subscribers, once."""
+    rnd = random.Random(seed)
+    bus = EventBus(history=0)
+    classes = [Begun, Done, Token]
+    subscribers = dict.fromkeys(classes, 0)
+    expected: collections.Counter[str] = collections.Counter()
+    handled: collections.Counter[str] = collections.Counter()
+    tasks = []
+
+    def publish(cls: type[Event], cause: Event | None):
+        receipt = bus.publish(cls())
+        meta = receipt.message.meta
+        assert meta.causation == (None if cause is None else cause.meta.id)
+        expected[meta.id] = subscribers[cls]
+        return receipt
+
+    async def awaited(cls: type[Event], cause: Event | None) -> None:
+        await publish(cls, cause)
+
+    async def act(action: str, cls: type[Event], event: Event) -> None:
+        match action:
+            case "suspend":
+                await turns()
+            case _ if len(expected) > 40:
+                return
+            case "publish":
+                publish(cls, event)
+            case "await":
+                assert (await publish(cls, event)).done
+            case "await later":
+                receipt = publish(cls, event)
+                await asyncio.sleep(0)
+                await receipt
+            case "gather":
+                await asyncio.gather(awaited(cls, event), awaited(rnd.choice(classes), event))
+            case _:
+                tasks.append(asyncio.create_task(awaited(cls, event)))
+
+    def handler(script):
+        async def handle(event: Event) -> None:
+            handled[event.meta.id] += 1
+            for action, cls in script:
+                await act(action, cls, event)
+
+        return handle
+
+    actions = ["suspend", "publish", "await", "await", "await later", "gather", "task"]
+    for _ in range(rnd.randrange(2, 6)):
+        script = [(rnd.choice(actions), rnd.choice(classes)) for _ in range(rnd.randrange(3))]
+        selected = tuple(rnd.sample(classes, rnd.randrange(1, 3)))
+        bus.subscribe(selected, handler(script), priority=rnd.randrange(3))
+        for cls in selected:
+            subscribers[cls] += 1
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(awaited(rnd.choice(classes), None) for _ in range(3)))
+        await bus.drain()
+        while tasks:
+            await tasks.pop()
+            await bus.drain()
+    await bus.aclose(5)
+
+    assert handled == +expected
 
 
 async def test_wait_on_the_loop_that_must_run_the_handlers_is_refused(bus, seen):
