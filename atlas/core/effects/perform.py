@@ -22,7 +22,7 @@ from collections.abc import (
 )
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast, get_args, overload
+from typing import Any, Final, ParamSpec, TypeVar, cast, get_args, overload
 
 from atlas.core import effect_layers
 from atlas.core.effect_layers import (
@@ -59,6 +59,7 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_DECLARED: Final[tuple[str, ...]] = get_args(Declared)
 _CURRENT: ContextVar[EffectCall | None] = ContextVar("atlas_effect", default=None)
 
 
@@ -88,13 +89,16 @@ class Effect:
 
     def __post_init__(self) -> None:
         _check_kind(self.kind)
-        if self.declared not in get_args(Declared):
-            known = ", ".join(map(repr, get_args(Declared)))
+        if self.declared not in _DECLARED:
+            known = ", ".join(map(repr, _DECLARED))
             raise EffectError(
                 f"Effect {self.kind!r} is declared to be {self.declared!r}. Declare one of {known}."
             )
-        checked_names(self.redact, "redact")
-        checked_layers(self.layers)
+        # one is made for every tool call, with nothing to check in it
+        if self.redact != ():
+            checked_names(self.redact, "redact")
+        if self.layers != ():
+            checked_layers(self.layers)
 
 
 def _check_kind(kind: object) -> None:
