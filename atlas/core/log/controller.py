@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from dataclasses import dataclass
 from os import PathLike, fspath
 from types import TracebackType
@@ -18,6 +20,9 @@ from atlas.typing import Clock
 __all__ = ["LOGS", "LogController"]
 
 
+_CONTROLLERS: Final[weakref.WeakSet[LogController]] = weakref.WeakSet()
+
+
 @dataclass(slots=True)
 class _Lease:
     engine: Engine
@@ -28,7 +33,8 @@ class _Lease:
 class LogController:
     """Opens logs by address, one engine for each address, and closes it after its last user.
 
-    Safe for threads. Use `LOGS` to share with everything else in the process.
+    Safe for threads. Use `LOGS` to share with everything else in the process. A process that is forked
+    from this one opens logs of its own: those open here are closed there, and stay open here.
 
     Example:
         with LogController() as logs:
@@ -39,6 +45,8 @@ class LogController:
         self._lock = threading.Lock()
         self._leases: dict[str, _Lease] = {}
         self._unnamed = 0
+        self._of_parent: list[Engine] = []
+        _CONTROLLERS.add(self)
 
     def open_log(
         self,
@@ -93,6 +101,8 @@ class LogController:
         Raises:
             ConfigurationError: It was not opened here, or is closed already.
         """
+        if any(engine is each for each in self._of_parent):
+            return
         with self._lock:
             key = next((k for k, lease in self._leases.items() if lease.engine is engine), None)
             if key is None:
@@ -140,6 +150,18 @@ class LogController:
     ) -> None:
         self.close()
 
+    def forked(self) -> None:
+        """Leave the open logs to the process that this one was just forked from.
+
+        Their connections must neither be used here nor closed, not even by the garbage collector.
+        """
+        self._lock = threading.Lock()  # another thread, which is not here, may have held it
+        for key, lease in list(self._leases.items()):
+            if not isinstance(lease.engine, MemoryEngine):  # of which this process has a copy
+                lease.engine.disown()
+                self._of_parent.append(lease.engine)
+                del self._leases[key]
+
     def _key(self, address: str | PathLike[str]) -> str:
         if fspath(address) == MEMORY:
             self._unnamed += 1
@@ -149,8 +171,16 @@ class LogController:
         return str(path_of(address).resolve())
 
 
+def _after_fork() -> None:
+    for controller in list(_CONTROLLERS):
+        controller.forked()
+
+
 LOGS: Final = LogController()
 """The logs of this process."""
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _create(
