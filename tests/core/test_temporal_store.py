@@ -1,8 +1,11 @@
 import asyncio
+import json
 import os
 import subprocess
 import sys
 import threading
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +31,7 @@ from atlas.core.transitions import Transitions
 from atlas.errors import (
     ConfigurationError,
     ErasedError,
+    LogClosedError,
     LogFormatError,
     LogUnavailableError,
     SchemaError,
@@ -928,6 +932,54 @@ def test_what_no_log_can_hold_is_refused_in_a_sentence(tmp_path: Path) -> None:
             store.export(str(tmp_path / "none" / "file"))
         assert counted.now() == 1
     assert not list(tmp_path.parent.glob("*.part"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_opens_the_log_anew_and_the_parents_stays_as_it_is(
+    address: str,
+) -> None:
+    with TemporalStore(address) as store:
+        numbers = store.timeline("numbers", lambda total, number: total + number, initial=0)
+        numbers.append(1).wait()
+        numbers.append(2)  # on its way: the parent stores it, once
+
+        def refused(use: Callable[[], object]) -> str:
+            try:
+                return repr(use())
+            except LogClosedError:
+                return "refused"
+
+        def child() -> list[str]:
+            old = [refused(numbers.now), refused(lambda: numbers.append(100).wait())]
+            store.close()
+            with TemporalStore(address) as own:
+                return [*old, refused(lambda: own.timeline("numbers").append(4).wait() > 1)]
+
+        told = in_a_forked_process(child)
+        numbers.append(8).wait()
+
+        assert told == ["refused", "refused", "True"]
+        assert numbers.now() == 15
+        assert store.verify().ok
+
+
+def in_a_forked_process(do: Callable[[], object]) -> object:
+    """Return what a function returns in a process forked from this one."""
+    ends = os.pipe()
+    with warnings.catch_warnings():
+        # 3.12 and later warn of locks that threads may hold, which is what this is about
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = os.fork()
+    if process == 0:
+        try:
+            os.write(ends[1], json.dumps(do()).encode())
+        finally:
+            os._exit(0)
+    os.close(ends[1])
+    with open(ends[0], "rb") as pipe:  # noqa: PTH123 - there is no path
+        told = pipe.read()
+    os.waitpid(process, 0)
+    return json.loads(told)
 
 
 def test_an_export_that_is_broken_off_leaves_what_was_there(tmp_path: Path) -> None:

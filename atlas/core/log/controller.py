@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ __all__ = ["LOGS", "LogController"]
 _log = logging.getLogger("atlas.log")
 
 
+_CONTROLLERS: Final[weakref.WeakSet[LogController]] = weakref.WeakSet()
+
+
 @dataclass(slots=True)
 class _Lease:
     engine: Engine
@@ -33,7 +38,8 @@ class _Lease:
 class LogController:
     """Opens logs by address, one engine for each address, and closes it after its last user.
 
-    Safe for threads. Use `LOGS` to share with everything else in the process.
+    Safe for threads. Use `LOGS` to share with everything else in the process. A process that is forked
+    from this one opens logs of its own: those open here are closed there, and stay open here.
 
     Example:
         with LogController() as logs:
@@ -48,6 +54,8 @@ class LogController:
         self._left: list[Engine] = []
         self._leases: dict[str, _Lease] = {}
         self._unnamed = 0
+        self._of_parent: list[Engine] = []
+        _CONTROLLERS.add(self)
 
     def open_log(
         self,
@@ -102,6 +110,8 @@ class LogController:
         Raises:
             ConfigurationError: It was not opened here, or is closed already.
         """
+        if any(engine is each for each in self._of_parent):
+            return
         with self._lock:
             if self._is_busy:  # in this very thread: see above
                 self._left.append(engine)
@@ -153,6 +163,19 @@ class LogController:
     ) -> None:
         self.close()
 
+    def forked(self) -> None:
+        """Leave the open logs to the process that this one was just forked from.
+
+        Their connections must neither be used here nor closed, not even by the garbage collector.
+        """
+        self._lock = threading.RLock()  # another thread, which is not here, may have held it
+        self._is_busy = False
+        for key, lease in list(self._leases.items()):
+            if not isinstance(lease.engine, MemoryEngine):  # of which this process has a copy
+                lease.engine.disown()
+                self._of_parent.append(lease.engine)
+                del self._leases[key]
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Let nobody else in; then close what the garbage collector let go of meanwhile."""
@@ -178,8 +201,16 @@ class LogController:
         return str(path_of(address).resolve())
 
 
+def _after_fork() -> None:
+    for controller in list(_CONTROLLERS):
+        controller.forked()
+
+
 LOGS: Final = LogController()
 """The logs of this process."""
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _create(

@@ -221,3 +221,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Store what is on its way and let go of everything. Idempotent."""
+
+    def disown(self) -> None:
+        """Refuse everything from now on, and let go of nothing: it belongs to the parent process."""

@@ -245,6 +245,13 @@ class GroupCommit:
             atexit.unregister(self.drain)
         self._raise_unnoticed()
 
+    def disown(self) -> None:
+        """Refuse new appends, and forget the queued ones: after a fork, the parent stores them."""
+        self._mutex = threading.Lock()  # a thread that is not here may have held it
+        self._closed = True
+        self._queue, self._group, self._failed = [], [], []
+        self._writer = None
+
     def _last(self) -> PendingAppend | None:
         with self._mutex:
             on_their_way = self._queue or self._group

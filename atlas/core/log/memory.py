@@ -216,6 +216,9 @@ class MemoryEngine:
             self._note(repaired_note(found.bad_position, tip.position, ""))
         return Repair(kept, len(dropped), "")
 
+    def disown(self) -> None:
+        """Do nothing: a forked process has a copy of its own."""
+
     def close(self) -> None:
         """Forget everything that was not read yet, and wake who waits. Idempotent."""
         with self._grown:

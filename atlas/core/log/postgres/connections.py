@@ -133,6 +133,12 @@ class Connections:
             said = said.replace(password, "***")
         return kind(f"The log {self._place.address} cannot be used at the moment: {said}.")
 
+    def disown(self) -> None:
+        """Lend none any more, and close none: after a fork, they are the parent's."""
+        self._lock = threading.Lock()  # a thread that is not here may have held it
+        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._closed = True
+
     def close(self) -> None:
         """Close the connections kept; those lent are closed when they come back."""
         with self._lock:
@@ -181,6 +187,12 @@ class Listener:
             with suppress(LogUnavailableError, LogClosedError):
                 self.heard(self._ask())
         return not self._closing.is_set() and self._last > position
+
+    def disown(self) -> None:
+        """Tell nobody anything any more: after a fork, who listens is not here."""
+        self._news = threading.Condition()
+        self._closing = threading.Event()
+        self._closing.set()
 
     def _listen(self) -> None:
         while not self._closing.is_set():

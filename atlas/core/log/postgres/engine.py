@@ -128,6 +128,7 @@ class PostgresEngine:
         except BaseException:
             self._connections.close()
             raise
+        self._disowned = False
         self._listener = Listener(self._place, self._connections, self._sql, self._last)
         self._commits = GroupCommit(
             self._commit, grace=_GRACE_S[durability], address=self._place.address
@@ -408,11 +409,20 @@ class PostgresEngine:
 
     def close(self) -> None:
         """Store what is on its way and let go of everything. Idempotent."""
+        if self._disowned:
+            return
         try:
             self._commits.close()
         finally:
             self._listener.close()
             self._connections.close()
+
+    def disown(self) -> None:
+        """Refuse everything from now on; see `atlas.core.log.engine.Engine.disown`."""
+        self._disowned = True
+        self._commits.disown()
+        self._listener.disown()
+        self._connections.disown()
 
     # -- committing --
 

@@ -87,6 +87,7 @@ class SqliteEngine(Reading):
         self._poll = poll
         self._grown = threading.Condition()
         self._last_seen = 0
+        self._disowned = False
         self._writer = Writer(file, self._streams, self._has_grown)
         self._commits = GroupCommit(self._commit, grace=grace, address=self.address)
 
@@ -290,6 +291,8 @@ class SqliteEngine(Reading):
             VersionConflictError: An append nobody waited for was refused.
             LogUnavailableError: One could not be stored.
         """
+        if self._disowned:
+            return
         self._closed = True
         with self._grown:
             self._grown.notify_all()
@@ -298,6 +301,11 @@ class SqliteEngine(Reading):
         finally:
             self._writer.close()
             self._disconnect_readers()
+
+    def disown(self) -> None:
+        """Refuse everything from now on; see `atlas.core.log.engine.Engine.disown`."""
+        self._disowned = self._closed = True
+        self._commits.disown()
 
     def _check_writable(self) -> None:
         self._check_open()
