@@ -23,9 +23,19 @@ from atlas.core.log.engine import Engine, Progress
 from atlas.core.patches import plain
 from atlas.core.runs import Run, Runs, is_doing
 from atlas.core.schema.codec import encode
+from atlas.errors import (
+    ErasedError,
+    LogCorruptedError,
+    LogFormatError,
+    MigrationError,
+    ValidationError,
+)
 from atlas.providers.chat_state import ChatState, transitions
 
 _SHOWN = 20
+
+UNREADABLE = (LogCorruptedError, LogFormatError, MigrationError, ValidationError)
+"""What is raised when a run cannot be read, though its log can."""
 
 
 @contextmanager
@@ -48,6 +58,21 @@ def told(data: object) -> None:
     click.echo(text)
 
 
+def facts_or_damage(run: Run[ChatState]) -> dict[str, Any]:
+    """Return what is known of a run, be it no more than that it was erased or is damaged."""
+    try:
+        return facts(run)
+    except ErasedError:
+        return _unknown(run, "erased")
+    except UNREADABLE as error:
+        return _unknown(run, "damaged") | {"problem": str(error)}
+
+
+def _unknown(run: Run[ChatState], status: str) -> dict[str, Any]:
+    unknown = dict.fromkeys(("name", "status", "events", "began", "parent", "forked_at", "program"))
+    return {"run": run.id, **unknown, "status": status, "events": len(run)}
+
+
 def facts(run: Run[ChatState]) -> dict[str, Any]:
     """Return what is known of a run as a whole."""
     began = run.time
@@ -68,13 +93,30 @@ def facts(run: Run[ChatState]) -> dict[str, Any]:
 @click.option("-n", "--last", type=click.IntRange(min=1), default=_SHOWN, show_default=True)
 @json_option
 def runs(*, db: str, last: int, as_json: bool) -> None:
-    """List the runs in a log, the latest last."""
+    """List the runs in a log, the latest last.
+
+    Exits with 1 when one of them is damaged.
+    """
     with opened(db) as (_, known):
         names = list(known)
-        listed = [facts(known[name]) for name in names[-last:]]
+        listed = [facts_or_damage(known[name]) for name in names[-last:]]
+    damaged = [each for each in listed if each["status"] == "damaged"]
     if as_json:
         told(listed)
-        return
+    else:
+        _list(listed, len(names) - len(listed))
+        for each in damaged:
+            click.secho(f"{each['run']} is damaged: {each['problem']}", fg="red", err=True)
+        if damaged:
+            click.echo(
+                "`atlas verify` names the first bad record. `atlas repair` keeps what is before it: "
+                "save later runs with `atlas export`.",
+                err=True,
+            )
+    click.get_current_context().exit(1 if damaged else 0)
+
+
+def _list(listed: list[dict[str, Any]], earlier: int) -> None:
     if not listed:
         click.echo("There are no runs yet. Record one with `atlas chat --db`, or app.recording().")
         return
@@ -85,8 +127,8 @@ def runs(*, db: str, last: int, as_json: bool) -> None:
         click.echo(
             f"{each['run']:<{width}}  {began}  {each['status']:<10}  {each['events']:>6} events{of}"
         )
-    if len(names) > last:
-        click.echo(f"{len(names) - last} earlier ones are not shown; see --last.")
+    if earlier:
+        click.echo(f"{earlier} earlier ones are not shown; see --last.")
 
 
 @click.command()
