@@ -17,6 +17,11 @@ from atlas import Atlas
 from atlas.core.programs import load_program
 
 
+async def asks_nothing(app: Atlas) -> str:
+    """A program that never asks what to say."""
+    return (await app.chat("Hello")).text
+
+
 @pytest.fixture
 def talk(atlas, tmp_path: Path) -> str:
     db = str(tmp_path / "talk.db")
@@ -53,6 +58,26 @@ def test_events_counted_from_the_end_are_named_by_their_number(atlas, talk: str)
     last = json.loads(atlas("show", "--db", talk, "--at", "-1", "--json").out)
     assert last == json.loads(atlas("show", "--db", talk, "--time", "9999-01-01", "--json").out)
     assert last["at"] == json.loads(atlas("runs", "--db", talk, "--json").out)[0]["events"]
+
+
+def test_a_prompt_that_a_forked_program_does_not_ask_for_is_an_error(atlas, tmp_path: Path) -> None:
+    db = str(tmp_path / "runs.db")
+
+    async def record() -> str:
+        async with Atlas(db, provider="scripted") as app:
+            run, _ = await app.record(asks_nothing)
+        return run.id
+
+    fork = ("fork", asyncio.run(record()), "--at", "0", "-p", "scripted", "--db", db)
+    told = atlas(*fork, "--prompt", "Bye", "--prompt", "Now")
+    as_json = atlas(*fork, "--prompt", "Bye", "--json")
+    without = atlas(*fork)
+
+    assert (told.code, as_json.code, without.code) == (1, 1, 0)
+    assert "Error: The program asked no question for --prompt 'Bye'." in told.err
+    assert "--prompt 'Now'" in told.err
+    assert json.loads(as_json.out)["unasked"] == ["Bye"]
+    assert len(json.loads(atlas("runs", "--db", db, "--json").out)) >= 4  # all are kept
 
 
 def test_a_run_is_replayed_and_forked_by_its_id(atlas, talk: str) -> None:
