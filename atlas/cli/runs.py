@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -21,7 +21,7 @@ from atlas.cli.trees import tree_lines
 from atlas.core.log.controller import LOGS
 from atlas.core.log.engine import Engine, Progress
 from atlas.core.patches import plain
-from atlas.core.runs import Run, Runs, is_doing
+from atlas.core.runs import Run, Runs
 from atlas.core.schema.codec import encode
 from atlas.errors import (
     ErasedError,
@@ -32,7 +32,10 @@ from atlas.errors import (
 )
 from atlas.providers.chat_state import ChatState, transitions
 
+T = TypeVar("T")
+
 _SHOWN = 20
+_AT_ONCE = 200
 
 UNREADABLE = (LogCorruptedError, LogFormatError, MigrationError, ValidationError)
 """What is raised when a run cannot be read, though its log can."""
@@ -169,13 +172,19 @@ def show(
             told(state)
             return
         if as_json:
-            for event in found.read():
-                click.echo(encode(event))
+            for some in _batches(map(encode, found.read())):
+                click.echo(b"\n".join(some))
             return
         told_of = facts(found)
         click.secho(f"{found.id}  {told_of['status']}, {told_of['events']} events", bold=True)
-        for line in tree_lines(found.read(), everything=everything):
-            click.echo(line)
+        for lines in _batches(tree_lines(found.read(), everything=everything)):
+            click.echo("\n".join(lines))
+
+
+def _batches(lines: Iterator[T]) -> Iterator[list[T]]:
+    """Yield some lines at a time, to be printed together: every print is flushed."""
+    while some := list(itertools.islice(lines, _AT_ONCE)):
+        yield some
 
 
 def when(text: str, run: Run[ChatState]) -> datetime:
@@ -209,22 +218,20 @@ def diff(*, one: str, other: str, db: str, lines: int, as_json: bool) -> None:
     Exits with 1 when they differ.
     """
     with opened(db) as (_, known):
-        compared = known.compare(one, other)
-        first = (known[one], known[other])
-        texts = [_doings(each, compared.shared) for each in first]
+        parting = known.part(one, other)
+        rests = parting.rests or ()
+        if as_json:
+            lines_of = [list(rest.lines()) for rest in rests] or [[], []]
+        else:
+            # for people: without the pieces of answers
+            texts = [list(tree_lines(rest.events(), numbers=False)) for rest in rests]
+    is_same = parting.rests is None
     if as_json:
-        told(
-            {
-                "same": compared.same,
-                "shared": compared.shared,
-                one: list(compared.lines[compared.shared :]),
-                other: list(compared.other_lines[compared.shared :]),
-            }
-        )
-    elif compared.same:
-        click.echo(f"{one} and {other} did the same: {len(compared.lines)} events.")
+        told({"same": is_same, "shared": parting.shared, one: lines_of[0], other: lines_of[1]})
+    elif is_same:
+        click.echo(f"{one} and {other} did the same: {parting.shared} events.")
     else:
-        click.echo(f"The same for {compared.shared} events, then they part:")
+        click.echo(f"The same for {parting.shared} events, then they part:")
         width = max(30, shutil.get_terminal_size().columns // 2 - 2)
         click.secho(f"  {one:<{width}}  {other}", bold=True)
         rows = itertools.zip_longest(*texts, fillvalue="")
@@ -233,13 +240,7 @@ def diff(*, one: str, other: str, db: str, lines: int, as_json: bool) -> None:
         longest = max(map(len, texts))
         if longest > lines:
             click.echo(f"  … {longest - lines} more; see --lines.")
-    click.get_current_context().exit(0 if compared.same else 1)
-
-
-def _doings(run: Run[ChatState], shared: int) -> list[str]:
-    """Return what a run did after so many events, for people: without the pieces of answers."""
-    events = list(filter(is_doing, run.held()))
-    return list(tree_lines(events[shared:], everything=False, numbers=False))
+    click.get_current_context().exit(0 if is_same else 1)
 
 
 def _cut(text: str, width: int) -> str:

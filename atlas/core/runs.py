@@ -32,7 +32,15 @@ from atlas.core.effects import (
 from atlas.core.log.engine import Engine, Progress
 from atlas.core.log.records import NewRecord
 from atlas.core.message_log import stream_of
-from atlas.core.message_pages import OUTSIDE, PAGE, logical_lines, pack, unpack
+from atlas.core.message_pages import (
+    OUTSIDE,
+    PAGE,
+    lines_as_they_come,
+    logical_lines,
+    may_tell_of,
+    pack,
+    unpack,
+)
 from atlas.core.messages import Event, Message, message
 from atlas.core.patches import Patch, diff, plain
 from atlas.core.programs import load_program
@@ -211,7 +219,7 @@ class Run(Generic[S]):
         """The event that tells its program: its first, or that of the run it was forked from."""
         if self.parent is None or self.started.program is not None:
             return self.started
-        return Run(self._engine, self.parent, self._transition, self._initial).origin
+        return self._parent().origin
 
     @property
     def name(self) -> str:
@@ -292,9 +300,8 @@ class Run(Generic[S]):
         """
         started = self.started
         if started.parent is not None and started.at is not None and after < started.at:
-            shared = Run(self._engine, started.parent, self._transition, self._initial)
             until_shared = started.at if until is None else min(until, started.at)
-            yield from shared.read(after, until_shared)
+            yield from self._parent().read(after, until_shared)
             after = started.at
         if until is None or after < until:
             yield from self._own(after, until)
@@ -314,6 +321,28 @@ class Run(Generic[S]):
                 at = record.version
             if len(records) < _PAGES_AT_ONCE:
                 return
+
+    def holding(self) -> Iterator[Message]:
+        """Yield the events that hold, see `held`: page by page, unless the run was ever resumed."""
+        return iter(self.held()) if self._was_continued() else self.read()
+
+    def _was_continued(self) -> bool:
+        name = RunContinued.message_name
+        of_parent = self.parent is not None and self._parent()._was_continued()
+        return of_parent or any(may_tell_of(page, name) for page in self._pages())
+
+    def _pages(self) -> Iterator[bytes]:
+        at = 0
+        while True:
+            records = self._engine.read(stream_of(self.id), after=at, limit=_PAGES_AT_ONCE)
+            yield from (each.payload for each in records if each.payload and each.name == PAGE)
+            if len(records) < _PAGES_AT_ONCE:
+                return
+            at = records[-1].version
+
+    def _parent(self) -> Run[S]:
+        assert self.parent is not None
+        return Run(self._engine, self.parent, self._transition, self._initial)
 
     def held(self) -> list[Message]:
         """Return the events that hold: all, unless the run was broken off and resumed."""
@@ -450,15 +479,27 @@ class Run(Generic[S]):
             How many events were written.
         """
         count, whole = 0, len(self)
-        with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-            header = {"atlas": "run", "format": _FORMAT, "run": self.id, "sha256": self._sha256()}
-            file.write(canonical_text(header) + "\n")
+        with Path(path).open("wb") as file:
+            # What is summed up stands before it. A file that can be written anywhere gets the sum in
+            # the end, and is refused without; into a pipe, the run is read twice.
+            is_file = file.seekable()
+            file.write(self._header("0" * 64 if is_file else self._sha256()))
+            summed = hashlib.sha256()
             for event in self.read():
-                file.write(encode(event).decode() + "\n")
+                line = encode(event) + b"\n"
+                summed.update(line)
+                file.write(line)
                 count += 1
                 if progress is not None and count % _TOLD_EVERY == 0:
                     progress(count, whole)
+            if is_file:
+                file.seek(0)
+                file.write(self._header(summed.hexdigest()))
         return count
+
+    def _header(self, sha256: str) -> bytes:
+        header = {"atlas": "run", "format": _FORMAT, "run": self.id, "sha256": sha256}
+        return f"{canonical_text(header)}\n".encode("utf-8", "backslashreplace")
 
     def _sha256(self) -> str:
         summed = hashlib.sha256()
@@ -514,6 +555,24 @@ class Runs(Mapping[str, Run[S]]):
         """Return where two runs part, and what they did from there on."""
         return Comparison(one, other, tuple(self[one].lines), tuple(self[other].lines))
 
+    def part(self, one: str, other: str) -> Parting:
+        """Return where two runs part, reading each but once, and no further than that.
+
+        What they did alike is compared as in `compare`, and forgotten.
+        """
+        events = tuple(filter(is_doing, self[run].holding()) for run in (one, other))
+        ways = tuple(map(lines_as_they_come, events))
+        shared = 0
+        for pair in itertools.zip_longest(*ways):
+            if None in pair or pair[0][0] != pair[1][0]:
+                rests = [
+                    _Rest(itertools.chain([] if first is None else [first], way), after)
+                    for first, way, after in zip(pair, ways, events, strict=True)
+                ]
+                return Parting(shared, (rests[0], rests[1]))
+            shared += 1
+        return Parting(shared, None)
+
     def import_(self, path: str | Path, progress: Progress | None = None) -> Run[S]:
         """Store a run that `Run.export` wrote. It is read and checked whole before any is stored.
 
@@ -545,6 +604,38 @@ class Runs(Mapping[str, Run[S]]):
                 actual=error.actual,
             ) from error
         return self[run]
+
+
+class _Rest:
+    """What a run did from one line on, to be read once, either way."""
+
+    def __init__(self, lines: Iterator[tuple[str, Message]], after: Iterator[Message]) -> None:
+        self._lines = lines
+        self._after = after
+
+    def lines(self) -> Iterator[str]:
+        """Yield its lines; see `Run.lines`."""
+        return (line for line, _ in self._lines)
+
+    def events(self) -> Iterator[Message]:
+        """Yield its events."""
+        first = next(self._lines, None)
+        if first is not None:
+            yield first[1]
+        yield from self._after
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """Where two runs part.
+
+    Attributes:
+        shared: How many lines are the same from the beginning on.
+        rests: What each did from there on, to be read once; None: they did the same.
+    """
+
+    shared: int
+    rests: tuple[_Rest, _Rest] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from atlas import Event, EventBus, message
+from atlas.core.effects import EffectRead, RunContinued
 from atlas.core.log.memory import MemoryEngine
 from atlas.core.message_log import MessageLog, stream_of
 from atlas.core.runs import RunEnded, Runs, RunStarted
@@ -128,6 +131,55 @@ def test_two_runs_are_compared_event_by_event(teller: Teller) -> None:
     assert not other.same
     assert other.shared == 1
     assert "part" in str(other)
+
+
+@pytest.mark.parametrize("other", [(5, 7, 9), (5, 7), (5, 7, 9, 1), (5, 8, 9), (), (4,)])
+def test_where_runs_part_is_found_in_passing(teller: Teller, other: tuple[int, ...]) -> None:
+    teller.play("r1", 5, 7, 9)
+    teller.play("r2", *other)
+    compared = teller.runs.compare("r1", "r2")
+
+    by_line, by_event = (teller.runs.part("r1", "r2") for _ in range(2))
+
+    assert by_line.shared == by_event.shared == compared.shared
+    assert (by_line.rests is None) == compared.same
+    if by_line.rests is not None and by_event.rests is not None:
+        lines = [list(rest.lines()) for rest in by_line.rests]
+        assert lines[0] == list(compared.lines[compared.shared :])
+        assert lines[1] == list(compared.other_lines[compared.shared :])
+        assert [len(list(rest.events())) for rest in by_event.rests] == list(map(len, lines))
+
+
+def test_what_a_resumed_run_gave_up_is_in_no_comparison(teller: Teller) -> None:
+    teller.play("r1", 5, end=False)
+    with teller.bus.scope(run="r1"):
+        teller.bus.publish(EffectRead("0:0", "now", "", "", "1"))
+        teller.bus.publish(EffectRead("0:1", "now", "", "", "2"))
+        teller.bus.publish(RunContinued(1))
+        teller.bus.publish(RunEnded("r1", "completed"))
+    teller.log.flush(10)
+    teller.log.begin("r2", 6)
+    teller.play("r2", mode="fork", parent="r1", at=6)
+
+    for run in ("r1", "r2"):
+        held = list(teller.runs[run].holding())
+        assert held == teller.runs[run].held()
+        assert [event.effect for event in held if isinstance(event, EffectRead)] == ["0:0"]
+
+
+def test_a_run_is_exported_into_a_pipe_as_into_a_file(teller: Teller, tmp_path: Path) -> None:
+    teller.play("r1", 5, 7)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    came: list[bytes] = []
+    reader = threading.Thread(target=lambda: came.append(pipe.read_bytes()))
+    reader.start()
+
+    teller.runs["r1"].export(pipe)
+    reader.join()
+    teller.runs["r1"].export(tmp_path / "file")
+
+    assert came == [(tmp_path / "file").read_bytes()]
 
 
 def test_an_exported_run_can_be_imported_elsewhere_and_is_the_same(
