@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import click
 
@@ -13,13 +13,13 @@ from atlas.agents.diagram import sequence_diagram, task_tree
 from atlas.agents.messages import ApprovalAsked, ApprovalGiven
 from atlas.agents.state import agents_at, events_at
 from atlas.cli.options import db_option, json_option
-from atlas.cli.runs import of_each, opened, tell_problems, told
+from atlas.cli.runs import UNREADABLE, opened, told
 from atlas.cli.trees import tree_lines
 from atlas.core.log.engine import Engine
 from atlas.core.messages import Message
 from atlas.core.runs import Run, RunEnded, Runs
 from atlas.core.schema.codec import dump, encode
-from atlas.errors import nearest_name
+from atlas.errors import AtlasError, ErasedError, nearest_name
 from atlas.providers.chat_state import ChatState
 from atlas.typing import JSON
 
@@ -140,31 +140,49 @@ def diagram(*, run: str | None, db: str, as_json: bool) -> None:
 def approvals(*, db: str, as_json: bool) -> None:
     """List the tool calls that wait for a person, in all runs that have not ended.
 
-    Exits with 1 if one of the runs cannot be read.
+    Exits with 1 when a run is damaged, so that nobody knows what waits in it.
     """
     with opened(db) as (engine, known):
-        asked_in, problems = of_each(known, known, _waiting)
+        asked_for, damaged = _asked_in(known)
         waiting = [
-            (name, asked)
-            for name, all_asked in asked_in.items()
-            for asked in all_asked
-            if answer_in(engine, asked.approval) is None
+            (name, asked) for name, asked in asked_for if answer_in(engine, asked.approval) is None
         ]
-    tell_problems(problems)
-    code = 1 if problems else 0
+    _tell_damaged(damaged)
     if as_json:
         told([{"run": name, **dump(asked)} for name, asked in waiting])
-        click.get_current_context().exit(code)
+    else:
+        _list(waiting)
+    click.get_current_context().exit(1 if damaged else 0)
+
+
+def _list(waiting: list[tuple[str, ApprovalAsked]]) -> None:
     for name, asked in waiting:
         who = asked.agent or "in doubt"  # it was begun before a crash, and no agent's tool
         click.echo(f"{asked.approval}  {who}: {asked.tool}({asked.arguments})  in {name}")
     if not waiting:
         click.echo("Nothing waits for a person.")
-    click.get_current_context().exit(code)
 
 
-def _waiting(run: Run[ChatState]) -> list[ApprovalAsked]:
-    return [] if run.status == "completed" else pending_approvals(run.read())
+def _asked_in(
+    known: Runs[ChatState],
+) -> tuple[list[tuple[str, ApprovalAsked]], dict[str, AtlasError]]:
+    """Return what waits in each run that can be read, and what is wrong with the others."""
+    waiting: list[tuple[str, ApprovalAsked]] = []
+    damaged: dict[str, AtlasError] = {}
+    for name in known:
+        try:
+            if known[name].status != "completed":
+                waiting += ((name, asked) for asked in pending_approvals(known[name].read()))
+        except ErasedError:
+            continue  # nothing waits in what is gone on purpose
+        except UNREADABLE as error:
+            damaged[name] = error
+    return waiting, damaged
+
+
+def _tell_damaged(damaged: Mapping[str, AtlasError]) -> None:
+    for name, error in damaged.items():
+        click.secho(f"{name} is damaged: {error}", fg="red", err=True)
 
 
 @agents.command()
@@ -193,12 +211,10 @@ def approve(
 
 def _expect_asked(known: Runs[ChatState], approval: str) -> None:
     """Refuse to decide what no run that goes on has asked: it is a slip of the pen."""
-    waiting = [
-        asked.approval
-        for all_asked in of_each(known, known, _waiting)[0].values()
-        for asked in all_asked
-    ]
+    asked_for, damaged = _asked_in(known)
+    waiting = [asked.approval for _, asked in asked_for]
     if approval not in waiting:
+        _tell_damaged(damaged)
         raise click.UsageError(
             f"Nothing waits for {approval!r}{nearest_name(approval, waiting)}. "
             f"`atlas agents approvals` lists what does."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -103,23 +103,26 @@ def fork(
 ) -> None:
     """Repeat RUN up to one of its events, then go on live as a new run.
 
-    What was recorded stays as it is. `atlas diff` compares the two. Exits with 1 if the program
-    asked fewer questions than there are --prompt.
+    What was recorded stays as it is. `atlas diff` compares the two. Exits with 1 when the program
+    did not ask for a --prompt; the new run is kept, and is not what was wanted.
     """
     changed = dict(map(_argument, changes))
+    questions = Questions(prompts or None, silent=as_json)
+    unasked: list[str] = []
 
     async def anew() -> None:
         async with Atlas(db) as app:
             session, result = await app.fork(
                 run, at=number, provider=provider, model=model, program=program, **changed
             )
-            _tell(session, result, f"{session.id} is a fork of {run}.", as_json)
+            unasked.extend(questions.left())
+            _tell(session, result, f"{session.id} is a fork of {run}.", as_json, unasked=unasked)
 
-    questions = Questions(prompts or None, silent=as_json)
     run_it(db, anew, questions)
-    if prompts and (left := questions.left()):
-        click.secho(f"The program asked no question for --prompt {left[0]!r}.", fg="red", err=True)
-        click.get_current_context().exit(1)
+    for prompt in unasked:
+        click.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+        click.echo(f"The program asked no question for --prompt {prompt!r}.", err=True)
+    click.get_current_context().exit(1 if unasked else 0)
 
 
 @click.command()
@@ -183,10 +186,18 @@ def run_it(db: str, work: Callable[[], Coroutine[Any, Any, None]], questions: Qu
 
 
 def _tell(
-    session: RunSession, result: object, text: str, as_json: bool, *, error: str = ""
+    session: RunSession,
+    result: object,
+    text: str,
+    as_json: bool,
+    *,
+    error: str = "",
+    unasked: Sequence[str] = (),
 ) -> None:
     if as_json:
-        known = {"run": session.id, "exact": session.is_exact, "result": repr(result)}
-        told(known | ({"error": error} if error else {}))
+        known: dict[str, object] = {"run": session.id, "exact": session.is_exact}
+        known["result"] = repr(result)
+        more = {"error": error, "unasked": list(unasked)}
+        told(known | {name: fact for name, fact in more.items() if fact})
     else:
         click.secho(text, fg="bright_black", err=True)

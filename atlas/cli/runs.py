@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, TextIO, TypeVar
@@ -25,12 +25,23 @@ from atlas.core.messages import Message
 from atlas.core.patches import plain
 from atlas.core.runs import Comparison, Run, Runs, is_doing, read_export
 from atlas.core.schema.codec import encode
-from atlas.errors import ErasedError, LogCorruptedError, LogError, LogFormatError
+from atlas.errors import (
+    ErasedError,
+    LogCorruptedError,
+    LogFormatError,
+    MigrationError,
+    ValidationError,
+)
 from atlas.providers.chat_state import ChatState, transitions
 
 T = TypeVar("T")
 
 _SHOWN = 20
+_AT_ONCE = 200
+
+UNREADABLE = (LogCorruptedError, LogFormatError, MigrationError, ValidationError)
+"""What is raised when a run cannot be read, though its log can."""
+
 _DASH: Final = "-"
 
 
@@ -54,6 +65,21 @@ def told(data: object) -> None:
     click.echo(text)
 
 
+def facts_or_damage(run: Run[ChatState]) -> dict[str, Any]:
+    """Return what is known of a run, be it no more than that it was erased or is damaged."""
+    try:
+        return facts(run)
+    except ErasedError:
+        return _unknown(run, "erased")
+    except UNREADABLE as error:
+        return _unknown(run, "damaged") | {"problem": str(error)}
+
+
+def _unknown(run: Run[ChatState], status: str) -> dict[str, Any]:
+    unknown = dict.fromkeys(("name", "status", "events", "began", "parent", "forked_at", "program"))
+    return {"run": run.id, **unknown, "status": status, "events": len(run)}
+
+
 def facts(run: Run[ChatState]) -> dict[str, Any]:
     """Return what is known of a run as a whole."""
     began = run.time
@@ -69,49 +95,35 @@ def facts(run: Run[ChatState]) -> dict[str, Any]:
     }
 
 
-def facts_of(known: Runs[ChatState], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the `facts` of runs; of one that cannot be read, what is wrong with it."""
-    found, problems = of_each(known, names, facts)
-    unknown = dict.fromkeys(("name", "events", "began", "parent", "forked_at", "program"))
-    for name, problem in problems.items():
-        status = "erased" if isinstance(problem, ErasedError) else "damaged"
-        found[name] = {"run": name, "status": status, **unknown, "problem": str(problem)}
-    return [found[name] for name in names]
-
-
-def of_each(
-    known: Runs[ChatState], names: Iterable[str], ask: Callable[[Run[ChatState]], T]
-) -> tuple[dict[str, T], dict[str, LogError]]:
-    """Return what is asked of each run, and what is wrong with those that cannot be read."""
-    answers: dict[str, T] = {}
-    problems: dict[str, LogError] = {}
-    for name in names:
-        try:
-            answers[name] = ask(known[name])
-        except (ErasedError, LogCorruptedError, LogFormatError) as problem:
-            problems[name] = problem
-    return answers, problems
-
-
-def tell_problems(problems: Mapping[str, object]) -> None:
-    """Print what is wrong with runs that cannot be read."""
-    for name, problem in problems.items():
-        click.secho(f"{name} cannot be read: {problem}", fg="red", err=True)
-
-
 @click.command()
 @db_option
 @click.option("-n", "--last", type=click.IntRange(min=1), default=_SHOWN, show_default=True)
 @json_option
 def runs(*, db: str, last: int, as_json: bool) -> None:
-    """List the runs in a log, the latest last; exits with 1 if one of them is damaged."""
+    """List the runs in a log, the latest last.
+
+    Exits with 1 when one of them is damaged.
+    """
     with opened(db) as (_, known):
         names = list(known)
-        listed = facts_of(known, names[-last:])
-    damaged = {each["run"]: each["problem"] for each in listed if each["status"] == "damaged"}
+        listed = [facts_or_damage(known[name]) for name in names[-last:]]
+    damaged = [each for each in listed if each["status"] == "damaged"]
     if as_json:
         told(listed)
-        click.get_current_context().exit(1 if damaged else 0)
+    else:
+        _list(listed, len(names) - len(listed))
+        for each in damaged:
+            click.secho(f"{each['run']} is damaged: {each['problem']}", fg="red", err=True)
+        if damaged:
+            click.echo(
+                "`atlas verify` names the first bad record. `atlas repair` keeps what is before it: "
+                "save later runs with `atlas export`.",
+                err=True,
+            )
+    click.get_current_context().exit(1 if damaged else 0)
+
+
+def _list(listed: list[dict[str, Any]], earlier: int) -> None:
     if not listed:
         click.echo("There are no runs yet. Record one with `atlas chat --db`, or app.recording().")
         return
@@ -119,12 +131,11 @@ def runs(*, db: str, last: int, as_json: bool) -> None:
     for each in listed:
         began = each["began"][:19].replace("T", " ") if each["began"] else " " * 19
         of = f"  from {each['parent']} at {each['forked_at']}" if each["parent"] else ""
-        events = "" if each["events"] is None else f"  {each['events']:>6} events"
-        click.echo(f"{each['run']:<{width}}  {began}  {each['status']:<10}{events}{of}".rstrip())
-    if len(names) > last:
-        click.echo(f"{len(names) - last} earlier ones are not shown; see --last.")
-    tell_problems(damaged)
-    click.get_current_context().exit(1 if damaged else 0)
+        click.echo(
+            f"{each['run']:<{width}}  {began}  {each['status']:<10}  {each['events']:>6} events{of}"
+        )
+    if earlier:
+        click.echo(f"{earlier} earlier ones are not shown; see --last.")
 
 
 @click.command()
@@ -165,13 +176,19 @@ def show(
             told(state)
             return
         if as_json:
-            for event in found.read():
-                click.echo(encode(event))
+            for some in _batches(map(encode, found.read())):
+                click.echo(b"\n".join(some))
             return
         told_of = facts(found)
         click.secho(f"{found.id}  {told_of['status']}, {told_of['events']} events", bold=True)
-        for line in tree_lines(found.read(), everything=everything):
-            click.echo(line)
+        for lines in _batches(tree_lines(found.read(), everything=everything)):
+            click.echo("\n".join(lines))
+
+
+def _batches(lines: Iterator[T]) -> Iterator[list[T]]:
+    """Yield some lines at a time, to be printed together: every print is flushed."""
+    while some := list(itertools.islice(lines, _AT_ONCE)):
+        yield some
 
 
 def when(text: str, run: Run[ChatState]) -> datetime:

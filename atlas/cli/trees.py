@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from atlas.core.effects import EffectDelivered, EffectRead, EffectStarted
 from atlas.core.message_pages import OUTSIDE
-from atlas.core.messages import Message
+from atlas.core.messages import Message, OriginIndex, causation_in, origin_in
 from atlas.core.runs import RunEnded, RunStarted
 from atlas.providers.messages import (
     MessageAdded,
@@ -36,9 +36,18 @@ class _Node:
 
     number: int
     event: Message
-    pieces: list[Message]
-    last: int
+    count: int = 0
+    texts: list[str] = field(default_factory=list)
+    told: int = 0
     children: list[_Node] = field(default_factory=list)
+    latest: dict[type[Message], _Node] = field(default_factory=dict)
+
+    def add(self, piece: Message, longest: int) -> None:
+        """Take a piece; of its text, no more is kept than is shown."""
+        self.count += 1
+        if isinstance(piece, StreamToken | StreamThinking) and self.told <= longest:
+            self.texts.append(piece.text)
+            self.told += len("".join(piece.text.split()))
 
 
 def tree_lines(
@@ -56,23 +65,24 @@ def tree_lines(
         numbers: Whether lines begin with the numbers of their events.
         longest: How much of what an event says is shown, in characters.
     """
-    roots: list[_Node] = []
-    nodes: dict[str | None, _Node] = {}
+    top: _Node | None = None
+    nodes: OriginIndex[_Node] = OriginIndex()
     for number, event in enumerate(events, 1):
-        parent = nodes.get(event.meta.causation)
-        siblings = roots if parent is None else parent.children
-        before = next(
-            (each for each in reversed(siblings) if type(each.event) is type(event)), None
-        )
-        if not everything and isinstance(event, _PIECES) and before is not None:
-            before.pieces.append(event)
-            before.last = number
-            nodes[event.meta.id] = before
-            continue
-        node = _Node(number, event, [event], number)
-        siblings.append(node)
-        nodes[event.meta.id] = node
-    yield from _drawn(roots, "", numbers=numbers, top=True, longest=longest)
+        if top is None:
+            top = _Node(0, event)  # above all others, and not shown
+        known = event._stamp
+        assert known is not None  # it was published
+        parent = nodes.get(causation_in(known)) or top
+        kind = type(event)
+        is_piece = not everything and isinstance(event, _PIECES)
+        node = parent.latest.get(kind) if is_piece else None
+        if node is None:
+            node = parent.latest[kind] = _Node(number, event)
+            parent.children.append(node)
+        node.add(event, longest)
+        nodes[origin_in(known)] = node
+    if top is not None:
+        yield from _drawn(top.children, "", numbers=numbers, top=True, longest=longest)
 
 
 def _drawn(
@@ -91,8 +101,8 @@ def _drawn(
 def _label(node: _Node, longest: int) -> str:
     event = node.event
     name = event.meta.name
-    if len(node.pieces) > 1:
-        name += f" ×{len(node.pieces)}"
+    if node.count > 1:
+        name += f" ×{node.count}"
     if OUTSIDE in event.meta.headers:
         name += " (outside)"
     said = _UNSEEN.sub(_escaped, " ".join(_said(node).split()))
@@ -109,10 +119,7 @@ def _said(node: _Node) -> str:
     """Return what is worth to be seen of an event at a glance."""
     match node.event:
         case StreamToken() | StreamThinking():
-            pieces = [
-                each for each in node.pieces if isinstance(each, StreamToken | StreamThinking)
-            ]
-            return "".join(each.text for each in pieces)
+            return "".join(node.texts)
         case StreamStarted(provider=provider, model=model, prompt=prompt):
             return f"{provider} {model}: {prompt}"
         case StreamCompleted(completion=completion):
@@ -128,7 +135,7 @@ def _said(node: _Node) -> str:
         case EffectRead(kind=kind, value=value):
             return f"{kind} = {value}"
         case EffectDelivered(what=what, value=value):
-            return what if len(node.pieces) > 1 else f"{what} {value}"
+            return what if node.count > 1 else f"{what} {value}"
         case RunStarted(name=name, parent=parent, at=at):
             return name if parent is None else f"{name}, forked from {parent} at {at}"
         case RunEnded(status=status, error=error):

@@ -24,8 +24,8 @@ from atlas.core.messages import (
     FrozenDict,
     Message,
     Origin,
+    OriginIndex,
     message_id,
-    origin_in,
     spelled_out,
     stamp,
 )
@@ -41,10 +41,20 @@ from atlas.core.redaction import (
     with_texts,
 )
 from atlas.core.schema.canonical import canonical_text, quote
-from atlas.core.schema.codec import UnknownMessage, fields_text, from_fields
+from atlas.core.schema.codec import UnknownMessage, fields_text, reader_of
 from atlas.errors import LogFormatError, ValidationError
 
-__all__ = ["MARKER", "OUTSIDE", "PAGE", "PageRedactor", "logical_lines", "pack", "unpack"]
+__all__ = [
+    "MARKER",
+    "OUTSIDE",
+    "PAGE",
+    "PageRedactor",
+    "lines_as_they_come",
+    "logical_lines",
+    "may_tell_of",
+    "pack",
+    "unpack",
+]
 
 PAGE: Final = "atlas.page@1"
 """Name of the records that hold pages."""
@@ -353,6 +363,15 @@ def _column(values: list[Any]) -> _Column:
     return {"each": values}
 
 
+def may_tell_of(data: bytes, name: str) -> bool:
+    """Return False if no message of a page has this name, without reading any.
+
+    Raises:
+        LogFormatError: The bytes are no page.
+    """
+    return quote(name) in _text_of(data)
+
+
 def unpack(data: bytes) -> list[Message]:
     """Return the messages of a page, as today's classes, with their metadata.
 
@@ -371,13 +390,19 @@ def unpack(data: bytes) -> list[Message]:
         each if isinstance(each, str) else (buses[each[0]], each[1], began + each[2])
         for each in page["ids"]
     ]
+    readers = [reader_of(*each) for each in names]
     messages: list[Message] = []
     sequence, time_ns = 0, began
     for kind, bus, later, longer, cause, together, fields, *rest in _rows_in(page["entries"]):
         sequence += later
         time_ns += longer
-        name, version = names[kind]
-        made = _made(name, version, fields)
+        try:
+            made = readers[kind](fields)
+        except ValidationError:
+            if not _holds_marker(fields):
+                raise
+            name, version = names[kind]
+            made = UnknownMessage(name=name, version=version, fields=fields)
         origin: Origin = (buses[bus], sequence, time_ns)
         source, headers = rest or (None, {})
         stamp(
@@ -423,25 +448,27 @@ def _values(column: _Column, count: int) -> Sequence[Any]:
     return each
 
 
-def _made(name: str, version: int, fields: Any) -> Message:  # Any: JSON of any shape
-    try:
-        return from_fields(name, version, fields, unknown="keep")
-    except ValidationError:
-        text = canonical_text(fields)
-        if MARKER not in text and REDACTED not in text:
-            raise
-        return UnknownMessage(name=name, version=version, fields=fields)
+def _holds_marker(fields: Any) -> bool:  # Any: JSON of any shape
+    """Return whether something stands for a secret, which may be what a class refuses."""
+    text = canonical_text(fields)
+    return MARKER in text or REDACTED in text
 
 
 def _opened(data: bytes) -> dict[str, Any]:
-    kind, rest = data[:1], data[1:]
     try:
-        page = json.loads(_expanded(kind, rest))
-    except (zlib.error, ValueError) as error:
+        page = json.loads(_text_of(data))
+    except ValueError as error:
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {error}.") from error
-    if not isinstance(page, dict) or kind not in (_PLAIN, _COMPRESSED, _WITH_WORDS):
+    if not isinstance(page, dict) or data[:1] not in (_PLAIN, _COMPRESSED, _WITH_WORDS):
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {data[:40]!r}.")
     return cast("dict[str, Any]", page)
+
+
+def _text_of(data: bytes) -> str:
+    try:
+        return _expanded(data[:1], data[1:]).decode()
+    except (zlib.error, ValueError) as error:
+        raise LogFormatError(f"A record called {PAGE} is no page of messages: {error}.") from error
 
 
 def _expanded(kind: bytes, data: bytes) -> bytes:
@@ -468,26 +495,40 @@ def logical_lines(messages: Iterable[Message], redactor: PageRedactor | None = N
         redactor: Replaces what is written down of no run, as a page does.
     """
     redactor = redactor or PageRedactor(_NO_SECRETS)
-    numbers: dict[str, int] = {}
-    lines: list[str] = []
+    heads: list[str] = []
     shown: list[Message] = []
+    for head, each in _line_heads(messages, redactor):
+        heads.append(head)
+        shown.append(each)
+    return [f"{head},{fields}]" for head, fields in zip(heads, redactor.fields(shown), strict=True)]
+
+
+def lines_as_they_come(messages: Iterable[Message]) -> Iterator[tuple[str, Message]]:
+    """Yield each message that has one of the `logical_lines`, with that line."""
+    for head, each in _line_heads(messages, PageRedactor(_NO_SECRETS)):
+        yield f"{head},{_fields(each)}]", each
+
+
+def _line_heads(
+    messages: Iterable[Message], redactor: PageRedactor
+) -> Iterator[tuple[str, Message]]:
+    numbers: OriginIndex[int] = OriginIndex()
+    number = 0
     for each in messages:
         assert each._stamp is not None
         origin, causation, correlation, _, source, headers, _ = spelled_out(each._stamp)
         if OUTSIDE in headers:
             continue
-        number = len(lines) + 1
-        numbers[message_id(origin_in(each._stamp))] = number
+        number += 1
+        numbers[origin] = number
         name, version = _known(each)
         line = [
             number,
             name,
             version,
-            None if causation is None else numbers.get(message_id(causation), "outside"),
-            None if _same(correlation, origin) else numbers.get(message_id(correlation), "outside"),
+            None if causation is None else numbers.get(causation) or "outside",
+            None if _same(correlation, origin) else numbers.get(correlation) or "outside",
             source and redactor.shown(source),
             {key: redactor.shown(text) for key, text in headers.items()},
         ]
-        shown.append(each)
-        lines.append(canonical_text(line)[:-1])
-    return [f"{line},{fields}]" for line, fields in zip(lines, redactor.fields(shown), strict=True)]
+        yield canonical_text(line)[:-1], each

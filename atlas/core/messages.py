@@ -53,6 +53,7 @@ __all__ = [
     "Message",
     "Metadata",
     "Origin",
+    "OriginIndex",
     "Place",
     "Stamp",
     "causation_in",
@@ -89,6 +90,7 @@ messages are such, and one small tuple is quicker made, kept and freed. `spelled
 MessageT = TypeVar("MessageT", bound="Message")
 ClassT = TypeVar("ClassT", bound=type)
 AnswerT = TypeVar("AnswerT")
+FoundT = TypeVar("FoundT")
 
 _PACK_ID = struct.Struct(">QQ").pack
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -116,6 +118,36 @@ def _formatted(bus: int, sequence: int, time_ns: int) -> str:
     tail = 0b10 << 62 | (sequence & 0xFFFF_FFFF) << 30 | (bus & 0x3FFF_FFFF)
     text = _PACK_ID(head, tail).hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class OriginIndex(Generic[FoundT]):
+    """Finds what is known of messages by their origins, in whichever form these are told.
+
+    Ids are made only where a message is referred to by its id: to make one takes as long as reading a
+    message.
+    """
+
+    __slots__ = ("_by_id", "_by_place")
+
+    def __init__(self) -> None:
+        self._by_place: dict[Origin, FoundT] = {}
+        self._by_id: dict[str, FoundT] | None = None
+
+    def __setitem__(self, origin: Origin, found: FoundT) -> None:
+        self._by_place[origin] = found
+        if self._by_id is not None:
+            self._by_id[message_id(origin)] = found
+
+    def get(self, origin: Origin | None) -> FoundT | None:
+        """Return what is known of the message with this origin, or None."""
+        if origin is None:
+            return None
+        found = self._by_place.get(origin)
+        if found is not None or not isinstance(origin, str):
+            return found
+        if self._by_id is None:
+            self._by_id = {message_id(place): known for place, known in self._by_place.items()}
+        return self._by_id.get(origin)
 
 
 def spelled_out(known: Stamp | Place) -> Stamp:

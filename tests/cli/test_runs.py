@@ -8,18 +8,19 @@ import os
 import pty
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from atlas import Atlas
-from atlas.core.log.sqlite import SqliteEngine
-from atlas.core.message_log import stream_of
 from atlas.core.programs import load_program
+
+
+async def asks_nothing(app: Atlas) -> str:
+    """A program that never asks what to say."""
+    return (await app.chat("Hello")).text
 
 
 @pytest.fixture
@@ -95,6 +96,26 @@ def test_events_counted_from_the_end_are_named_by_their_number(atlas, talk: str)
     last = json.loads(atlas("show", "--db", talk, "--at", "-1", "--json").out)
     assert last == json.loads(atlas("show", "--db", talk, "--time", "9999-01-01", "--json").out)
     assert last["at"] == json.loads(atlas("runs", "--db", talk, "--json").out)[0]["events"]
+
+
+def test_a_prompt_that_a_forked_program_does_not_ask_for_is_an_error(atlas, tmp_path: Path) -> None:
+    db = str(tmp_path / "runs.db")
+
+    async def record() -> str:
+        async with Atlas(db, provider="scripted") as app:
+            run, _ = await app.record(asks_nothing)
+        return run.id
+
+    fork = ("fork", asyncio.run(record()), "--at", "0", "-p", "scripted", "--db", db)
+    told = atlas(*fork, "--prompt", "Bye", "--prompt", "Now")
+    as_json = atlas(*fork, "--prompt", "Bye", "--json")
+    without = atlas(*fork)
+
+    assert (told.code, as_json.code, without.code) == (1, 1, 0)
+    assert "Error: The program asked no question for --prompt 'Bye'." in told.err
+    assert "--prompt 'Now'" in told.err
+    assert json.loads(as_json.out)["unasked"] == ["Bye"]
+    assert len(json.loads(atlas("runs", "--db", db, "--json").out)) >= 4  # all are kept
 
 
 def test_a_run_is_replayed_and_forked_by_its_id(atlas, talk: str) -> None:
@@ -267,46 +288,6 @@ def test_what_cannot_be_imported_makes_no_log(atlas, tmp_path: Path) -> None:
 
     assert (told.code, "is no run: its first line is 'Buy milk" in told.err) == (1, True)
     assert not db.exists()
-
-
-@pytest.fixture
-def three(atlas, tmp_path: Path) -> tuple[str, list[str]]:
-    """A log of three runs, and their names."""
-    db = str(tmp_path / "three.db")
-    for word in ("one", "two", "three"):
-        assert atlas("chat", "--provider", "scripted", "--db", db, word).code == 0
-    return db, [each["run"] for each in json.loads(atlas("runs", "--db", db, "--json").out)]
-
-
-def test_the_other_runs_are_listed_if_one_is_damaged(atlas, three) -> None:
-    db, names = three
-    with closing(sqlite3.connect(db)) as connection:
-        connection.execute(
-            "UPDATE events SET payload = x'3939' WHERE position = "
-            "(SELECT max(position) FROM events JOIN streams ON streams.id = stream_id"
-            f" WHERE stream LIKE '%{names[1]}')"
-        )
-        connection.commit()
-    ran, as_json = atlas("runs", "--db", db), atlas("runs", "--db", db, "--json")
-    waiting = atlas("agents", "approvals", "--db", db)
-
-    statuses = [(each["run"], each["status"]) for each in json.loads(as_json.out)]
-    assert statuses == list(zip(names, ["completed", "damaged", "completed"], strict=True))
-    assert "is not what was appended" in json.loads(as_json.out)[1]["problem"]
-    assert (ran.code, as_json.code) == (1, 1)
-    assert ran.out.count("completed") == 2
-    assert f"{names[1]} cannot be read" in ran.err
-    assert (waiting.code, f"{names[1]} cannot be read" in waiting.err) == (1, True)
-
-
-def test_a_run_that_was_erased_is_listed_as_that(atlas, three) -> None:
-    db, names = three
-    with closing(SqliteEngine(db)) as log:
-        log.erase(stream_of(names[1]))
-    ran = atlas("runs", "--db", db)
-
-    assert (ran.code, ran.err) == (0, "")
-    assert [line.split()[-1] for line in ran.out.splitlines()][1] == "erased"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])

@@ -8,7 +8,8 @@ is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import marshmallow
@@ -79,7 +80,11 @@ def load(cls: type, fields: object) -> Any:
         ValidationError: A field is missing, unknown or wrong; the first such is named.
         SchemaError: The class is not declared.
     """
-    compiled = _compiled(cls)
+    return _loaded(_compiled(cls), fields)
+
+
+# Any: an instance of whatever class it is for
+def _loaded(compiled: Compiled, fields: object) -> Any:
     try:
         return compiled.load(fields)
     except marshmallow.ValidationError as error:
@@ -121,6 +126,20 @@ def from_fields(
         if unknown != "keep":
             raise
         return UnknownMessage(name=name, version=version, fields=cast("JSON", fields))
+
+
+def reader_of(name: str, version: int) -> Callable[[object], Message]:
+    """Return what makes messages of one name of JSON values, as `from_fields` does, keeping unknown ones.
+
+    For many of them: who reads them, and how, is found out once.
+    """
+    try:
+        cls = message_class(name)
+    except UnknownMessageError:
+        cls = None
+    if cls is None or cls.message_version != version:
+        return partial(from_fields, name, version, unknown="keep")
+    return partial(_loaded, _compiled(cls))
 
 
 def _compiled(cls: type) -> Compiled:
