@@ -52,6 +52,7 @@ from atlas.knowledge.loading import Loader
 from atlas.knowledge.messages import (
     CollectionCreated,
     DocumentRemoved,
+    EmbeddingRetried,
     IndexRebuilt,
     SearchPerformed,
 )
@@ -62,6 +63,7 @@ from atlas.knowledge.records import (
     pack_collection,
     unpack_collection,
 )
+from atlas.knowledge.retries import FailedAttempt, attended
 from atlas.knowledge.retrieval import Ranking
 from atlas.knowledge.search import Question, search
 from atlas.knowledge.store import CollectionInfo, KnowledgeStore, mixed, unknown
@@ -124,7 +126,9 @@ class Knowledge:
         self._lock = threading.RLock()
         self._writing = threading.RLock()
         self._threads: ThreadPoolExecutor | None = None
-        self._closing = False
+        # Set to call off what is at work: of each ingest, and of all else.
+        self._closing = threading.Event()
+        self._stops: set[threading.Event] = set()
         self._closed = False
 
     # -- writing --
@@ -261,7 +265,8 @@ class Knowledge:
         if not self._files.is_writer and held.is_behind():
             self._refresh(held)
         self._open_for_reading(held)
-        question = self._question(query, wordings, options, held)
+        with attended(self._retried, self._closing):
+            question = self._question(query, wordings, options, held)
         hits = search(held, question)
         self._tell(
             SearchPerformed(
@@ -417,12 +422,12 @@ class Knowledge:
 
     async def aclose(self) -> None:
         """Wait for what is at work, write what is kept, and close everything. Idempotent."""
-        self._closing = True
+        self._call_off()
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Do what `aclose` does, from a plain thread."""
-        self._closing = True
+        self._call_off()
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:
@@ -455,6 +460,12 @@ class Knowledge:
 
     # -- inside --
 
+    def _call_off(self) -> None:
+        self._closing.set()
+        with self._lock:
+            for stop in self._stops:
+                stop.set()
+
     def _ingest(
         self,
         sources: Sequence[str | PathLike[str] | Document],
@@ -462,20 +473,26 @@ class Knowledge:
         on_progress: Callable[[IngestProgress], object] | None,
         stop: threading.Event,
     ) -> Ingested:
-        with self._writing:
-            wanted = resolved(sources)
-            self._open_for_writing()
-            into = self._writable(collection)
-            tools = Tools(
-                loader=self._loader,
-                chunker=self._chunker,
-                tell=self._tell,
-                before_writing=lambda: self._open_store(into),
-                version=lambda: self.version,
-                stopped=lambda: stop.is_set() or self._closing,
-                on_progress=on_progress,
-            )
-            return Ingest(into, wanted, tools).run()
+        with self._lock:
+            self._stops.add(stop)
+        try:
+            with self._writing, attended(self._retried, stop):
+                wanted = resolved(sources)
+                self._open_for_writing()
+                into = self._writable(collection)
+                tools = Tools(
+                    loader=self._loader,
+                    chunker=self._chunker,
+                    tell=self._tell,
+                    before_writing=lambda: self._open_store(into),
+                    version=lambda: self.version,
+                    stopped=lambda: stop.is_set() or self._closing.is_set(),
+                    on_progress=on_progress,
+                )
+                return Ingest(into, wanted, tools).run()
+        finally:
+            with self._lock:
+                self._stops.discard(stop)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         self._refuse_closed()
@@ -494,6 +511,17 @@ class Knowledge:
     def _tell(self, event: Event) -> None:
         if self._bus is not None:
             self._bus.publish(event, source="knowledge")
+
+    def _retried(self, failed: FailedAttempt) -> None:
+        self._tell(
+            EmbeddingRetried(
+                failed.model,
+                failed.attempt,
+                round(failed.delay, 3),
+                failed.error.kind,
+                str(failed.error),
+            )
+        )
 
     def _open_for_writing(self) -> None:
         self._refuse_closed()
