@@ -601,11 +601,18 @@ class Knowledge:
     def _cache(self, info: CollectionInfo) -> VectorCache:
         key = (info.model, info.dimension)
         if key not in self._caches:
-            slug = re.sub(r"[^\w.-]+", "_", info.model)
-            name = f"vectors-{slug}-{info.dimension}.int8"
-            path = None if self.path is None else self.path / name
-            self._caches[key] = VectorCache(path, info.dimension)
+            self._caches[key] = self._opened_cache(info)
         return self._caches[key]
+
+    def _opened_cache(self, info: CollectionInfo) -> VectorCache:
+        if self.path is None:
+            return VectorCache(None, info.dimension)
+        slug = re.sub(r"[^\w.-]+", "_", info.model)
+        path = self.path / f"vectors-{slug}-{info.dimension}.int8"
+        # What has begun with 8 bits goes on so: nothing needs to be embedded again.
+        if path.exists():
+            return VectorCache(path, info.dimension)
+        return VectorCache(path.with_suffix(".int6"), info.dimension, bits=6)
 
     def _refresh_if_behind(self, held: Collection) -> None:
         if not self._files.is_writer and held.is_behind():
