@@ -7,6 +7,8 @@ dealt with here: see docs/design/knowledge.md.
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -44,6 +46,13 @@ Health = Literal["sound", "empty", "damaged"]
 
 # Chroma refuses larger batches than its SQLite allows; this many is far below and as fast.
 _BATCH: Final = 2_000
+# It moves what was written from its queue into its graph after so many writes, and not before.
+_SYNC: Final = 1_000
+# So many entries in the queue, of 2 kB each, are worth a look at the end.
+_WORTH_TIDYING: Final = 100
+# Half the links of its default, and a search that looks further: as many of the 100 nearest are found
+# (0.984 against 0.979 of the vectors of manual pages, 0.9997 of the 10 nearest), in less room.
+_GRAPH: Final = {"space": "cosine", "max_neighbors": 8, "ef_construction": 200, "ef_search": 160}
 _PROBE_SECONDS: Final = 60.0
 _PROBE: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -84,6 +93,8 @@ class ChromaStore:
         self.address: str = str(path) if host is None else f"{host}:{port}"
         self._lock = threading.Lock()
         self._open: dict[str, tuple[CollectionInfo, Any]] = {}
+        self._path = None if path is None else Path(path)
+        self._written: dict[str, int] = {}
         settings = Settings(anonymized_telemetry=False, allow_reset=False)
         client = self._told(
             "opened",
@@ -102,7 +113,7 @@ class ChromaStore:
             lambda: self._running().get_or_create_collection(
                 _chroma_name(collection.name),
                 embedding_function=None,
-                configuration={"hnsw": {"space": "cosine", "ef_search": 100}},
+                configuration={"hnsw": {**_GRAPH, "sync_threshold": _SYNC}},
                 metadata={
                     "name": collection.name,
                     "model": collection.model,
@@ -126,6 +137,7 @@ class ChromaStore:
         """Delete a collection and all that is in it."""
         with self._lock:
             self._open.pop(collection, None)
+            self._written.pop(collection, None)
         try:
             self._running().delete_collection(_chroma_name(collection))
         except NotFoundError:
@@ -138,6 +150,7 @@ class ChromaStore:
         for entry in last.values():
             checked(entry.vector, info.dimension, what=f"entry {entry.id!r}")
         kept = list(last.values())
+        self._written[collection] = self._written.get(collection, 0) + len(kept)
         for begin in range(0, len(kept), _BATCH):
             batch = kept[begin : begin + _BATCH]
             self._told("written", partial(_put, held, batch))
@@ -189,6 +202,27 @@ class ChromaStore:
             if matches(where, fields or {})
         ]
 
+    def tidy_up(self) -> None:
+        """Close, and leave no more on disk than is needed: for a folder that nobody else writes to.
+
+        Chroma keeps up to some thousand entries twice, in its queue and in its tables, and never gives
+        room back. Doing so takes parts of a second, and is left out when little was written.
+
+        Raises:
+            StoreError: It failed, and may be damaged; it is closed nevertheless.
+        """
+        written = [name for name, count in self._written.items() if count >= _WORTH_TIDYING]
+        try:
+            for name in written:
+                _, held = self._collection(name)
+                # Writes that change nothing, as many as make it take over what is in the queue.
+                ids = [f"-{number}" for number in range(_SYNC)]
+                self._told("written", partial(held.delete, ids=ids))
+        finally:
+            self.close()
+        if self._path is not None and written:
+            self._told("written", partial(_shrink, self._path / "chroma.sqlite3"))
+
     def close(self) -> None:
         """Let go of files and connections. Idempotent."""
         with self._lock:
@@ -228,7 +262,7 @@ class ChromaStore:
         """Do something with Chroma; its errors, of many kinds, become one of ours."""
         try:
             return work()
-        except (ChromaError, ValueError, RuntimeError, OSError, KeyError) as error:
+        except (ChromaError, ValueError, RuntimeError, OSError, KeyError, sqlite3.Error) as error:
             raise StoreError(
                 f"The Chroma store {self.address!r} could not be {done}: {error}. If it is damaged, "
                 f"delete its folder: it is filled again from the log."
@@ -263,6 +297,16 @@ def look(path: str) -> None:
         if found["ids"]:
             question = np.ones((1, dimension), np.float32)
             collection.query(query_embeddings=question, n_results=1, include=["distances"])
+
+
+def _shrink(database: Path) -> None:
+    """Give the system back what a database has no use for."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        # Whoever reads on for seconds is left in peace; what is free is used by what comes next.
+        if free:
+            with contextlib.suppress(sqlite3.OperationalError):
+                connection.execute("VACUUM")
 
 
 # Any: Chroma's collection and record types are private, and change with its versions.

@@ -6,11 +6,10 @@ no embedder.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
-import random
 import re
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -19,7 +18,16 @@ from typing import Final, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.errors import ConfigurationError, EmbeddingError, MissingCredentialsError
+from atlas.errors import (
+    ConfigurationError,
+    EmbeddingError,
+    IncompleteStreamError,
+    InvalidResponseError,
+    MissingCredentialsError,
+)
+from atlas.knowledge.retries import PATIENT, patiently
+from atlas.providers.http import error_from, transport_error
+from atlas.providers.resilience import RetryPolicy
 
 __all__ = [
     "CallableEmbedder",
@@ -99,11 +107,15 @@ def embed_checked(embedder: Embedder, texts: Sequence[str]) -> Vectors:
 class CallableEmbedder:
     """An `Embedder` of any function.
 
+    When the function raises a `ConnectionError`, a `TimeoutError` or a `ProviderError` that may pass, it
+    is called again as ``retries`` say.
+
     Args:
         function: Takes a list of texts and returns one sequence of numbers for each.
         name: What the model is called; change it when the function changes.
         dimension: How many numbers a vector has.
         token_starts: Where the tokens of a text begin; default: about, by its words.
+        retries: How often to call it, and after how long.
     """
 
     def __init__(
@@ -113,15 +125,24 @@ class CallableEmbedder:
         name: str,
         dimension: int,
         token_starts: Callable[[str], NDArray[np.int64]] = word_starts,
+        retries: RetryPolicy = PATIENT,
     ) -> None:
         self.name = name
         self.dimension = dimension
         self.token_starts = token_starts
         self._function = function
+        self._retries = retries
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return one vector per text, as rows."""
-        return np.asarray(self._function(texts), np.float32)
+
+        def ask() -> Sequence[Sequence[float]] | Vectors:
+            try:
+                return self._function(texts)
+            except (ConnectionError, TimeoutError) as error:
+                raise transport_error(error, model=self.name) from error
+
+        return np.asarray(patiently(ask, model=self.name, retries=self._retries), np.float32)
 
 
 class _ServerEmbedder:
@@ -136,7 +157,7 @@ class _ServerEmbedder:
         headers: dict[str, str],
         batch: int,
         timeout: float,
-        attempts: int,
+        retries: RetryPolicy,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ConfigurationError(f"base_url is {url!r}. It begins with http:// or https://.")
@@ -146,14 +167,18 @@ class _ServerEmbedder:
         self._headers = headers
         self._batch = batch
         self._timeout = timeout
-        self._attempts = attempts
+        self._retries = retries
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return one vector per text, as rows."""
-        parts = [
-            np.asarray(self._ask(texts[begin : begin + self._batch]), np.float32)
-            for begin in range(0, len(texts), self._batch)
-        ]
+        parts = []
+        for begin in range(0, len(texts), self._batch):
+            part = texts[begin : begin + self._batch]
+            vectors = self._ask(part)
+            # Of each request: too many in one and too few in another would move those between.
+            if len(vectors) != len(part):
+                raise self._failed(f"it returned {len(vectors)} vectors for {len(part)} texts")
+            parts.append(np.asarray(vectors, np.float32))
         return np.concatenate(parts) if parts else np.empty((0, self.dimension), np.float32)
 
     def token_starts(self, text: str) -> NDArray[np.int64]:
@@ -164,27 +189,44 @@ class _ServerEmbedder:
         raise NotImplementedError
 
     def _post(self, body: dict[str, object]) -> dict[str, object]:
+        return patiently(lambda: self._posted(body), model=self.name, retries=self._retries)
+
+    def _posted(self, body: dict[str, object]) -> dict[str, object]:
+        """Return the answer to one request.
+
+        Raises:
+            ProviderError: There was none, or one that says no.
+        """
         request = urllib.request.Request(  # noqa: S310 - the scheme is looked at above
             self._url,
             json.dumps(body).encode(),
             {"Content-Type": "application/json", **self._headers},
         )
-        for attempt in range(1, self._attempts + 1):
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
-                    return cast("dict[str, object]", json.load(answer))
-            except urllib.error.HTTPError as error:
-                with error:
-                    said = error.read(500).decode("utf-8", "replace")
-                if error.code not in {408, 409, 429} and error.code < 500:
-                    raise self._failed(f"it answered {error.code}: {said}") from error
-                problem: Exception = error
-            except (OSError, ValueError) as error:
-                problem = error
-            if attempt == self._attempts:
-                raise self._failed(f"{problem} (after {attempt} attempts)") from problem
-            time.sleep(min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.0))
-        raise AssertionError("unreachable")
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
+                content = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read(2_000)
+            headers = {name.lower(): value for name, value in error.headers.items()}
+            raise error_from(
+                said, status=error.code, headers=headers, provider=self._url, model=self.name
+            ) from error
+        except http.client.IncompleteRead as error:
+            raise IncompleteStreamError(
+                f"{self._url} broke off its answer after {len(error.partial)} bytes."
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            # What urllib wraps is what went wrong.
+            reason = getattr(error, "reason", None)
+            cause = reason if isinstance(reason, OSError) else error
+            raise transport_error(cause, provider=self._url, model=self.name) from error
+        try:
+            return cast("dict[str, object]", json.loads(content))
+        except ValueError as error:
+            raise InvalidResponseError(
+                f"{self._url} did not answer in JSON, but {content[:60]!r}. Check the address."
+            ) from error
 
     def _failed(self, why: str) -> EmbeddingError:
         return EmbeddingError(
@@ -202,7 +244,7 @@ class OpenAIEmbedder(_ServerEmbedder):
         base_url: Where the API is; default: ``OPENAI_BASE_URL``, else OpenAI's.
         batch: Most texts to send at once.
         timeout: Seconds to wait for an answer.
-        attempts: How often to ask when the server is busy or cannot be reached.
+        retries: How often to ask when the server is busy or cannot be reached, and after how long.
 
     Raises:
         MissingCredentialsError: There is no key.
@@ -217,7 +259,7 @@ class OpenAIEmbedder(_ServerEmbedder):
         base_url: str | None = None,
         batch: int = 256,
         timeout: float = 60.0,
-        attempts: int = 4,
+        retries: RetryPolicy = PATIENT,
     ) -> None:
         key = api_key or os.environ.get("OPENAI_API_KEY", "")
         if not key:
@@ -232,7 +274,7 @@ class OpenAIEmbedder(_ServerEmbedder):
             headers={"Authorization": f"Bearer {key}"},
             batch=batch,
             timeout=timeout,
-            attempts=attempts,
+            retries=retries,
         )
 
     def _ask(self, texts: Sequence[str]) -> list[list[float]]:
@@ -241,8 +283,8 @@ class OpenAIEmbedder(_ServerEmbedder):
         )
         try:
             items = cast("list[dict[str, object]]", answer["data"])
-            ordered = sorted(items, key=lambda item: cast("int", item["index"]))
-            return [cast("list[float]", item["embedding"]) for item in ordered]
+            found = {item["index"]: cast("list[float]", item["embedding"]) for item in items}
+            return [found[number] for number in range(len(items))]
         except (KeyError, TypeError) as error:
             raise self._failed(f"its answer has no vectors: {str(answer)[:200]}") from error
 
@@ -256,7 +298,7 @@ class OllamaEmbedder(_ServerEmbedder):
         host: Where the server is; default: ``OLLAMA_HOST``, else this machine.
         batch: Most texts to send at once.
         timeout: Seconds to wait for an answer.
-        attempts: How often to ask when the server is busy or cannot be reached.
+        retries: How often to ask when the server is busy or cannot be reached, and after how long.
     """
 
     def __init__(
@@ -267,7 +309,7 @@ class OllamaEmbedder(_ServerEmbedder):
         host: str | None = None,
         batch: int = 64,
         timeout: float = 120.0,
-        attempts: int = 4,
+        retries: RetryPolicy = PATIENT,
     ) -> None:
         root = host or os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434"
         root = root if "://" in root else f"http://{root}"
@@ -278,7 +320,7 @@ class OllamaEmbedder(_ServerEmbedder):
             headers={},
             batch=batch,
             timeout=timeout,
-            attempts=attempts,
+            retries=retries,
         )
 
     def _ask(self, texts: Sequence[str]) -> list[list[float]]:

@@ -12,13 +12,16 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from atlas.errors import StoreError
 from atlas.knowledge.catalogue import Catalogue
 from atlas.knowledge.collection import Collection, Rebuilt
 from atlas.knowledge.locks import FolderLock
 from atlas.knowledge.store import KnowledgeStore
+
+if TYPE_CHECKING:
+    from atlas.knowledge.chroma import ChromaStore
 
 __all__ = ["IndexFiles"]
 
@@ -41,7 +44,7 @@ class IndexFiles:
     def __init__(self, folder: Path | None, store: KnowledgeStore | None) -> None:
         self._folder = folder
         self._given = store
-        self._store: KnowledgeStore | None = None
+        self._store: ChromaStore | None = None
         self._lock = FolderLock(folder) if folder is not None else None
         self._unusable = False
         self._marks: dict[str, str] = {}
@@ -136,13 +139,19 @@ class IndexFiles:
         if self._lock is None:
             return
         opened, wrote = self._store is not None, self._lock.is_held
+        tidy = self._tidy_up() if wrote else True
         self._close_store()
         if opened and wrote:
             self._marks |= {
                 name: catalogue.mark(catalogue.rows).hex() for name, catalogue in catalogues.items()
             }
         # Chroma changes its files also when it is only read.
-        if opened and self._lock.try_acquire() and (wrote or self._left_behind()[0] == self._marks):
+        if (
+            opened
+            and tidy
+            and self._lock.try_acquire()
+            and (wrote or self._left_behind()[0] == self._marks)
+        ):
             self._note(self._marks)
         self._lock.release()
 
@@ -153,7 +162,7 @@ class IndexFiles:
         assert self._folder is not None
         return self._folder / "index.json"
 
-    def _opened(self) -> KnowledgeStore:
+    def _opened(self) -> ChromaStore:
         # Here, because it imports some hundred packages.
         from atlas.knowledge.chroma import ChromaStore  # noqa: PLC0415
 
@@ -165,6 +174,17 @@ class IndexFiles:
 
         assert self._folder is not None
         return probe(self._folder / "chroma") != "damaged"
+
+    def _tidy_up(self) -> bool:
+        """Close the store with no more on disk than is needed; return whether it took part in it."""
+        store, self._store = self._store, None
+        try:
+            if store is not None:
+                store.tidy_up()
+        except StoreError:
+            # Nothing is noted of it, so it is looked into before it is opened again.
+            return False
+        return True
 
     def _close_store(self) -> None:
         store, self._store = self._store, None

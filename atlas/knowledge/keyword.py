@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ __all__ = ["KeywordIndex", "Statistics", "TermScore", "terms"]
 Scores = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
+Whole = TypeVar("Whole", np.int32, np.uint16)
 
 # How much the repetition of a word counts, and how much the length of a text.
 _K1: Final = 1.2
@@ -51,7 +52,7 @@ _LOOK_UP: Final = 8
 # Scores are sums of rounded numbers; what is left is taken for a little more than it is.
 _ROUNDING: Final = 1.001
 _LEAST: Final = float(np.finfo(np.float32).tiny)
-_FORMAT: Final = b"atlas keyword index 1\n"
+_FORMAT: Final = b"atlas keyword index 2\n"
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -368,11 +369,11 @@ class KeywordIndex:
                 vocabulary=np.frombuffer(vocabulary, np.uint8),
                 offsets=segment.offsets,
                 # As differences they are small numbers, and take little room.
-                rows=np.diff(segment.rows, prepend=np.int32(0)),
-                counts=segment.counts,
+                rows=_by_weight(np.diff(segment.rows, prepend=np.int32(0))),
+                counts=_by_weight(segment.counts),
                 lengths=segment.lengths,
             )
-        packed = zlib.compress(content.getvalue(), 1)
+        packed = zlib.compress(content.getvalue(), 4)
         head = _FORMAT + len(mark).to_bytes(4, "little") + mark
         check = zlib.crc32(head + packed).to_bytes(4, "little")
         unfinished = path.with_name(path.name + ".new")
@@ -402,8 +403,8 @@ class KeywordIndex:
                 0,
                 {word: number for number, word in enumerate(words)},
                 parts["offsets"],
-                np.cumsum(parts["rows"], dtype=np.int32),
-                parts["counts"],
+                np.cumsum(_from_weight(parts["rows"], np.int32), dtype=np.int32),
+                _from_weight(parts["counts"], np.uint16),
                 parts["lengths"],
             )
         return cls((segment,)), mark
@@ -447,6 +448,15 @@ class _Word:
     def most(self) -> float:
         """What it adds to a score at most."""
         return self.weight * (_K1 + 1)
+
+
+def _by_weight(numbers: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the bytes of whole numbers, a row of each weight: small numbers are rows of zeros then."""
+    return np.ascontiguousarray(numbers.view(np.uint8).reshape(len(numbers), numbers.itemsize).T)
+
+
+def _from_weight(rows: NDArray[np.uint8], kind: type[Whole]) -> NDArray[Whole]:
+    return np.ascontiguousarray(rows.T).view(kind).reshape(-1)
 
 
 def _gains(

@@ -55,6 +55,7 @@ from atlas.knowledge.loading import Loader
 from atlas.knowledge.messages import (
     CollectionCreated,
     DocumentRemoved,
+    EmbeddingRetried,
     IndexRebuilt,
     SearchPerformed,
 )
@@ -65,6 +66,7 @@ from atlas.knowledge.records import (
     pack_collection,
     unpack_collection,
 )
+from atlas.knowledge.retries import FailedAttempt, attended
 from atlas.knowledge.retrieval import Ranking
 from atlas.knowledge.search import Question, search
 from atlas.knowledge.store import CollectionInfo, KnowledgeStore, mixed, unknown
@@ -130,7 +132,9 @@ class Knowledge:
         self._lock = threading.RLock()
         self._writing = threading.RLock()
         self._threads: ThreadPoolExecutor | None = None
-        self._closing = False
+        # Set to call off what is at work: of each ingest, and of all else.
+        self._closing = threading.Event()
+        self._stops: set[threading.Event] = set()
         self._closed = False
 
     # -- writing --
@@ -277,7 +281,8 @@ class Knowledge:
         if not self._files.is_writer and held.is_behind():
             self._refresh(held)
         self._open_for_reading(held)
-        question = self._question(query, wordings, options, held)
+        with attended(self._retried, self._closing):
+            question = self._question(query, wordings, options, held)
         hits = search(held, question)
         self._tell(
             SearchPerformed(
@@ -433,12 +438,12 @@ class Knowledge:
 
     async def aclose(self) -> None:
         """Wait for what is at work, write what is kept, and close everything. Idempotent."""
-        self._closing = True
+        self._call_off()
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Do what `aclose` does, from a plain thread."""
-        self._closing = True
+        self._call_off()
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:
@@ -471,6 +476,12 @@ class Knowledge:
 
     # -- inside --
 
+    def _call_off(self) -> None:
+        self._closing.set()
+        with self._lock:
+            for stop in self._stops:
+                stop.set()
+
     def _ingest(
         self,
         sources: Sequence[str | PathLike[str] | Document],
@@ -478,20 +489,26 @@ class Knowledge:
         on_progress: Callable[[IngestProgress], object] | None,
         stop: threading.Event,
     ) -> Ingested:
-        with self._writing:
-            wanted = resolved(sources)
-            self._open_for_writing()
-            into = self._writable(collection)
-            tools = Tools(
-                loader=self._loader,
-                chunker=self._chunker,
-                tell=self._tell,
-                before_writing=lambda: self._open_store(into),
-                version=lambda: self.version,
-                stopped=lambda: stop.is_set() or self._closing,
-                on_progress=on_progress,
-            )
-            return Ingest(into, wanted, tools).run()
+        with self._lock:
+            self._stops.add(stop)
+        try:
+            with self._writing, attended(self._retried, stop):
+                wanted = resolved(sources)
+                self._open_for_writing()
+                into = self._writable(collection)
+                tools = Tools(
+                    loader=self._loader,
+                    chunker=self._chunker,
+                    tell=self._tell,
+                    before_writing=lambda: self._open_store(into),
+                    version=lambda: self.version,
+                    stopped=lambda: stop.is_set() or self._closing.is_set(),
+                    on_progress=on_progress,
+                )
+                return Ingest(into, wanted, tools).run()
+        finally:
+            with self._lock:
+                self._stops.discard(stop)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         self._refuse_closed()
@@ -510,6 +527,17 @@ class Knowledge:
     def _tell(self, event: Event) -> None:
         if self._bus is not None:
             self._bus.publish(event, source="knowledge")
+
+    def _retried(self, failed: FailedAttempt) -> None:
+        self._tell(
+            EmbeddingRetried(
+                failed.model,
+                failed.attempt,
+                round(failed.delay, 3),
+                failed.error.kind,
+                str(failed.error),
+            )
+        )
 
     def _open_for_writing(self) -> None:
         self._refuse_closed()
@@ -589,11 +617,18 @@ class Knowledge:
     def _cache(self, info: CollectionInfo) -> VectorCache:
         key = (info.model, info.dimension)
         if key not in self._caches:
-            slug = re.sub(r"[^\w.-]+", "_", info.model)
-            name = f"vectors-{slug}-{info.dimension}.int8"
-            path = None if self.path is None else self.path / name
-            self._caches[key] = VectorCache(path, info.dimension)
+            self._caches[key] = self._opened_cache(info)
         return self._caches[key]
+
+    def _opened_cache(self, info: CollectionInfo) -> VectorCache:
+        if self.path is None:
+            return VectorCache(None, info.dimension)
+        slug = re.sub(r"[^\w.-]+", "_", info.model)
+        path = self.path / f"vectors-{slug}-{info.dimension}.int8"
+        # What has begun with 8 bits goes on so: nothing needs to be embedded again.
+        if path.exists():
+            return VectorCache(path, info.dimension)
+        return VectorCache(path.with_suffix(".int6"), info.dimension, bits=6)
 
     def _refresh_if_behind(self, held: Collection) -> None:
         if not self._files.is_writer and held.is_behind():

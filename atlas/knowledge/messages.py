@@ -4,7 +4,8 @@ For each call of ``ingest``::
 
     ingest.started  (document.ingested | document.changed | document.skipped)*  ingest.finished
 
-``document.removed`` follows when a document is taken out, ``search.performed`` each search, and
+Between them, ``embedding.retried`` tells each attempt to reach the embedding model that failed and is
+followed by another. ``document.removed`` follows when a document is taken out, ``search.performed`` each search, and
 ``index.rebuilt`` when an index had to be filled again from the log.
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "DocumentIngested",
     "DocumentRemoved",
     "DocumentSkipped",
+    "EmbeddingRetried",
     "FoundPassage",
     "IndexRebuilt",
     "IngestFinished",
@@ -77,6 +79,17 @@ class DocumentSkipped(Event):
     collection: str
     source: str
     reason: str
+
+
+@message("embedding.retried")
+class EmbeddingRetried(Event):
+    """The embedding model could not be asked; another attempt follows after ``delay`` seconds."""
+
+    model: str
+    attempt: int
+    delay: float
+    kind: str
+    error: str
 
 
 @message("document.removed")

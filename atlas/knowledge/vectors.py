@@ -5,8 +5,9 @@ document, in another collection, after the index was lost. The file is a sequenc
 equal entries ``key, checksum, vector`` that only grows; an entry that is damaged or unfinished counts
 as missing. It can be deleted at any time; then texts are embedded again.
 
-A vector is kept as whole numbers from -127 to 127 and one factor: a quarter of the room of floats.
-The factor keeps its length, so cosines stay within 1; they differ in the fourth place.
+A vector is kept as whole numbers of 6 bits, or of 8, and one factor: a fifth, or a quarter, of the room
+of floats. The factor keeps its length, so cosines stay within 1; they differ in the third place, or in
+the fourth.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 __all__ = ["VectorCache", "key_of"]
 
 _KEY: Final = 16
+_SHIFT: Final = 32
 Vectors = NDArray[np.float32]
 
 
@@ -43,16 +45,20 @@ class VectorCache:
     Args:
         path: The file; None keeps everything in memory.
         dimension: Length of a vector.
+        bits: How many a number of a vector has. A file is always opened with those it was made with.
     """
 
-    def __init__(self, path: Path | None, dimension: int) -> None:
+    def __init__(self, path: Path | None, dimension: int, *, bits: Literal[6, 8] = 8) -> None:
         self.dimension = dimension
+        self._bits = bits
         self._entry = np.dtype(
             [
                 ("key", f"V{_KEY}"),
                 ("check", "<u4"),
                 ("factor", "<f4"),
-                ("vector", "i1", (dimension,)),
+                ("vector", "i1", (dimension,))
+                if bits == 8
+                else ("vector", "u1", (3 * _quarter(dimension),)),
             ]
         )
         self._path = path
@@ -89,12 +95,12 @@ class VectorCache:
         """Return the vectors at places, as rows."""
         blocks = self._blocks
         if len(blocks) == 1:
-            return _widened(blocks[0].entries, places)
+            return self._widened(blocks[0].entries, places)
         vectors = np.empty((len(places), self.dimension), np.float32)
         for block in blocks:
             here = (places >= block.begin) & (places < block.end)
             if here.any():
-                vectors[here] = _widened(block.entries, places[here] - block.begin)
+                vectors[here] = self._widened(block.entries, places[here] - block.begin)
         return vectors
 
     def embed(
@@ -121,7 +127,8 @@ class VectorCache:
         """Keep vectors under their keys. They reach the disk with `flush`."""
         entries = np.empty(len(keys), self._entry)
         entries["key"] = np.frombuffer(b"".join(keys), f"V{_KEY}")
-        entries["factor"], entries["vector"] = _rounded(vectors)
+        entries["factor"], whole = _rounded(vectors, most=127 if self._bits == 8 else 31)
+        entries["vector"] = whole if self._bits == 8 else _packed(whole)
         entries["check"] = [_check(entry) for entry in entries]
         with self._lock:
             if self._path is not None:
@@ -142,6 +149,14 @@ class VectorCache:
             file.flush()
             os.fsync(file.fileno())
             file.close()
+
+    def _widened(self, entries: NDArray[np.void], places: NDArray[np.int64]) -> Vectors:
+        kept = entries["vector"][places]
+        vectors: Vectors = (
+            kept.astype(np.float32) if self._bits == 8 else _unpacked(kept, self.dimension)
+        )
+        vectors *= entries["factor"][places][:, None]
+        return vectors
 
     @property
     def _size(self) -> int:
@@ -181,20 +196,43 @@ class _Block:
         return self.begin + len(self.entries)
 
 
-def _rounded(vectors: Vectors) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Return factors and whole numbers whose products are the vectors, nearly."""
+def _rounded(vectors: Vectors, *, most: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Return factors and whole numbers, at most so large, whose products are the vectors, nearly."""
     vectors = np.asarray(vectors, np.float32)
     largest = np.abs(vectors).max(axis=1, initial=0)
-    whole = np.rint(vectors * (127 / np.where(largest, largest, 1))[:, None])
+    whole = np.rint(vectors * (most / np.where(largest, largest, 1))[:, None])
     lengths = np.linalg.norm(whole, axis=1)
     factors = np.linalg.norm(vectors, axis=1) / np.where(lengths, lengths, 1)
     return factors.astype(np.float32), whole.astype(np.int8)
 
 
-def _widened(entries: NDArray[np.void], places: NDArray[np.int64]) -> Vectors:
-    vectors = entries["vector"][places].astype(np.float32)
-    vectors *= entries["factor"][places][:, None]
-    return vectors
+def _quarter(dimension: int) -> int:
+    return -(-dimension // 4)
+
+
+def _packed(whole: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return numbers from -31 to 31 as 6 bits each: four in three bytes, one of each quarter of a row.
+
+    Of quarters, not of neighbours, so that `_unpacked` moves long runs of bytes.
+    """
+    rows, dimension = whole.shape
+    size = _quarter(dimension)
+    signless = np.full((rows, 4 * size), _SHIFT, np.uint8)
+    signless[:, :dimension] = whole + _SHIFT
+    a, b, c, d = np.split(signless, 4, axis=1)
+    return np.concatenate([a | b << 6, b >> 2 | c << 4, c >> 4 | d << 2], axis=1)
+
+
+def _unpacked(packed: NDArray[np.uint8], dimension: int) -> NDArray[np.float32]:
+    size = _quarter(dimension)
+    first, second, third = np.split(packed, 3, axis=1)
+    numbers = np.empty((len(packed), 4 * size), np.float32)
+    numbers[:, :size] = first & 63
+    numbers[:, size : 2 * size] = first >> 6 | (second & 15) << 2
+    numbers[:, 2 * size : 3 * size] = second >> 4 | (third & 3) << 4
+    numbers[:, 3 * size :] = third >> 2
+    numbers -= _SHIFT
+    return numbers[:, :dimension]
 
 
 def _check(entry: np.void) -> int:

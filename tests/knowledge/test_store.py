@@ -209,6 +209,41 @@ def test_a_chroma_store_is_there_when_it_is_opened_again(tmp_path: Path) -> None
         again.collections()
 
 
+def test_tidying_up_leaves_each_vector_once_on_disk(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(1).standard_normal((1_100, 384)).astype(np.float32)
+    store = ChromaStore(tmp_path / "c")
+    store.create(CollectionInfo("notes", "model", 384))
+    store.put("notes", [Entry(str(i), vector) for i, vector in enumerate(vectors)])
+    store.delete("notes", ["5"])
+    store.tidy_up()
+
+    again = ChromaStore(tmp_path / "c")
+    # The vectors once; links, ids and Chroma's tables beside.
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert size < 1.4 * vectors.nbytes
+    assert again.ids("notes") == {str(i) for i in range(1_100)} - {"5"}
+    assert again.query("notes", vectors[1_099], 1)[0].id == "1099"
+    again.put("notes", [Entry("5", vectors[5])])
+    again.tidy_up()
+    with closing(ChromaStore(tmp_path / "c")) as third:
+        assert len(third.ids("notes")) == 1_100
+
+
+def test_a_store_that_cannot_be_tidied_up_is_closed_nevertheless(tmp_path: Path) -> None:
+    store = ChromaStore(tmp_path / "c")
+    store.create(INFO)
+    vectors = np.random.default_rng(1).standard_normal((200, 3)).astype(np.float32)
+    store.put("notes", [Entry(str(i), vector) for i, vector in enumerate(vectors)])
+    other = ChromaStore(tmp_path / "c")
+    other.drop("notes")
+    other.close()
+
+    with pytest.raises(StoreError):
+        store.tidy_up()
+    with pytest.raises(StoreError, match="closed"):
+        store.collections()
+
+
 def test_a_probe_tells_a_sound_folder_from_a_damaged_one(tmp_path: Path) -> None:
     store = ChromaStore(tmp_path / "c")
     store.create(INFO)

@@ -43,6 +43,22 @@ def test_a_text_is_embedded_once(tmp_path: Path) -> None:
     assert alike(cache.take(places), ["a", "bb", "a"])
 
 
+@pytest.mark.parametrize("dimension", [1, 3, 4, 7, 384])
+def test_six_bits_a_number_keep_direction_and_length(tmp_path: Path, dimension: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, dimension)).astype(np.float32)
+    vectors[7] = 0
+    cache = VectorCache(tmp_path / "v", dimension, bits=6)
+    cache.add([key_of(str(number)) for number in range(50)], vectors)
+    cache.close()
+    again = VectorCache(tmp_path / "v", dimension, bits=6)
+    kept = again.take(np.arange(50)[::-1])[::-1]
+    lengths = np.linalg.norm(vectors, axis=1)
+
+    assert np.allclose(np.linalg.norm(kept, axis=1), lengths, rtol=1e-5)
+    assert ((kept * vectors).sum(axis=1) >= 0.998 * lengths**2).all()
+    assert (np.abs(kept - vectors).max(axis=1) <= lengths / 31).all()
+
+
 @pytest.mark.parametrize("damage", [b"", b"x" * 5])
 def test_an_unfinished_entry_is_overwritten(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "v"
