@@ -177,7 +177,11 @@ KEYS: list[tuple[Any, Maker]] = [
     (Colour, lambda r: r.choice(list(Colour))),
     (Literal["p", "q"], lambda r: r.choice("pq")),
 ]
-HASHABLE = [pair for pair in SCALARS if pair[0] != JSON]
+HASHABLE = [
+    *(pair for pair in SCALARS if pair[0] != JSON),
+    (str | None, lambda r: r.choice([None, text(r)])),
+    (UUID | None, lambda r: r.choice([None, UUID(int=r.getrandbits(128))])),
+]
 
 
 def a_type(rnd: Random, depth: int = 0) -> tuple[Any, Maker]:

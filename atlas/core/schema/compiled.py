@@ -605,6 +605,13 @@ def _written_value(source: _Source, field: Any, value: str) -> str:
             return f"{source.bind(our.write_bytes, 'write')}({value})"
         case our.ChoiceField() if _all_members(field):
             return f"{value}._value_"
+        case our.ChoiceField() if all(type(it) is cls for (cls, _), it in field.choices.items()):
+            return value
+        case our.PairField():
+            forms = [
+                _written(source, item, f"{value}[{at}]") for at, item in enumerate(field.items)
+            ]
+            return f"[{', '.join(forms)}]"
         case our.SequenceField():
             item = source.fresh("i")
             form = _written(source, field.item, item)
@@ -612,7 +619,8 @@ def _written_value(source: _Source, field: Any, value: str) -> str:
         case our.SetField():
             item = source.fresh("i")
             form = _written(source, field.item, item)
-            return f"sorted([{form} for {item} in {value}], key=_canonical)"
+            text = "_quote" if _is_text(field.item) else "_canonical"
+            return f"sorted([{form} for {item} in {value}], key={text})"
         case our.MappingField():
             key, item = source.fresh("k"), source.fresh("i")
             form = _written(source, field.item, item)
@@ -626,6 +634,11 @@ def _written_value(source: _Source, field: Any, value: str) -> str:
             return f"{source.bind(writers, 'union')}({value})"
         case _:
             return f"{source.bind(field.write, 'write')}({value})"
+
+
+def _is_text(field: Any) -> bool:
+    """Whether all values of a field are written as strings."""
+    return type(field) in (our.TextField, our.UuidField) and not field.allow_none
 
 
 def _uuid_text(value: UUID) -> str:
