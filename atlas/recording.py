@@ -18,7 +18,7 @@ from atlas.agents.approval import decision_on
 from atlas.agents.messages import ApprovalAsked
 from atlas.container import Container, new_id
 from atlas.core.effect_layers import EffectCall, Layer
-from atlas.core.effects import Decision, EffectNoted, InDoubt, Skip
+from atlas.core.effects import Decision, Effect, EffectNoted, InDoubt, Skip, perform
 from atlas.core.event_bus import EventBus
 from atlas.core.log.engine import Engine
 from atlas.core.message_log import MessageLog
@@ -336,6 +336,24 @@ class Recorder(ABC):
         if session.id in self._sessions:
             raise _not_resumable(session.id, "still going on")
         self._sessions[session.id] = session
+
+    async def flush(self) -> None:
+        """Wait until everything published so far is stored, as safely as the log promises.
+
+        Inside a run it is a pure effect.
+
+        Raises:
+            AppNotRunningError: The application is not running.
+            LogUnavailableError: It cannot be written now; it is kept, and tried again.
+        """
+        self._running()
+        log = self._log
+        assert log is not None
+
+        async def stored() -> None:
+            await log.commit()
+
+        await perform(Effect("log.flush", declared="pure"), stored)
 
     @property
     def runs(self) -> Runs[ChatState]:

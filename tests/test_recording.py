@@ -280,6 +280,25 @@ async def test_a_run_that_another_goes_on_with_ends_where_it_would_go_on_too(
     assert performed == ["Rome"]
 
 
+async def test_what_was_published_is_stored_when_it_was_flushed(tmp_path: Path) -> None:
+    db = str(tmp_path / "runs.db")
+
+    async def program(app: Atlas) -> list[str]:
+        app.bus.publish(Said("first"))
+        await app.flush()
+        return [
+            event.text for event in app.runs[app.runs.latest().id].events if type(event) is Said
+        ]
+
+    async with Atlas(db, provider="scripted") as app:
+        async with app.recording("r", strict=True, is_durable=False) as run:
+            assert await program(app) == ["first"]
+        async with app.replaying(run.id):
+            assert await program(app) == ["first"]
+    with pytest.raises(AppNotRunningError):
+        await app.flush()
+
+
 async def test_two_runs_part_where_something_else_was_asked_or_given() -> None:
     async def shop(app: Atlas, city: str) -> None:
         reply = await app.chat("What colour is the sky?")
