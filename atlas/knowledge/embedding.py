@@ -26,7 +26,7 @@ from atlas.errors import (
     MissingCredentialsError,
 )
 from atlas.knowledge.retries import PATIENT, patiently
-from atlas.providers.http import error_from, transport_error
+from atlas.providers.http import error_from, hide_sent, transport_error
 from atlas.providers.resilience import RetryPolicy
 
 __all__ = [
@@ -197,6 +197,7 @@ class _ServerEmbedder:
         Raises:
             ProviderError: There was none, or one that says no.
         """
+        hide_sent(self._headers, self._url)
         request = urllib.request.Request(  # noqa: S310 - the scheme is looked at above
             self._url,
             json.dumps(body).encode(),

@@ -42,6 +42,7 @@ __all__ = [
     "VendorError",
     "error_from",
     "hide_secrets",
+    "hide_sent",
     "note_refusal",
     "retry_after_seconds",
     "transport_error",
@@ -334,16 +335,21 @@ async def hide_secrets(request: _Request) -> None:
 
     Servers, and proxies before them, quote keys in errors, and some in answers.
     """
-    hide(*_secrets_of(request))
+    hide_sent(request.headers, str(request.url))
 
 
-def _secrets_of(request: _Request) -> Iterator[str]:
-    for name, value in request.headers.items():
+def hide_sent(headers: Mapping[str, str], url: str) -> None:
+    """Keep the secrets in the headers and the address of a request out of the log; see `hide_secrets`."""
+    hide(*_secrets_in(headers, url))
+
+
+def _secrets_in(headers: Mapping[str, str], url: str) -> Iterator[str]:
+    for name, value in headers.items():
         if any(each in name.lower() for each in _NAMES_OF_SECRETS):
             secret = value.rpartition(" ")[2]  # without "Bearer", which is none
             if secret != NO_KEY:
                 yield secret
-    password = urlsplit(str(request.url)).password
+    password = urlsplit(url).password
     if password:
         yield unquote(password)
         yield password

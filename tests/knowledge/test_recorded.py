@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from atlas import Atlas, ReplayDiverged
-from atlas.errors import UnknownNameError
-from atlas.knowledge import CallableEmbedder, Hit, Ingested, Knowledge, Ranking
+from atlas.errors import EmbeddingError, UnknownNameError
+from atlas.knowledge import (
+    CallableEmbedder,
+    Hit,
+    Ingested,
+    Knowledge,
+    OpenAIEmbedder,
+    Ranking,
+)
 from atlas.knowledge.messages import SearchPerformed
 
 from support.knowledge import DIMENSION, bag_of_words, note
+from support.wire import WireServer, error_answer
 
 CATS = note("cats", "Cats purr when they are content.", legs=4)
 DOGS = note("dogs", "Dogs bark at strangers.", legs=4)
@@ -165,3 +174,19 @@ async def test_a_search_is_told_with_the_run_it_belongs_to(model: CountedModel) 
                 await kb.search("Who purrs?")
 
     assert [event.meta.run for event in told] == [run.id]
+
+
+async def test_a_key_that_the_server_of_the_model_quotes_is_not_recorded(tmp_path: Path) -> None:
+    key = "sk-live-0123456789abcdefXYZ"
+    with WireServer() as server:
+        server.play(error_answer(401, {"error": {"message": f"The key {key} is wrong."}}))
+        model = OpenAIEmbedder(api_key=key, base_url=server.url, dimension=DIMENSION)
+        with Knowledge(embedder=model) as kb:
+            async with Atlas(tmp_path / "runs.db") as app:
+                with pytest.raises(EmbeddingError, match="<redacted>"):
+                    async with app.recording("search") as run:
+                        await kb.ingest(CATS)
+                lines = "".join(app.runs[run.id].lines)
+
+    assert key not in lines
+    assert "<redacted> is wrong" in lines
