@@ -74,10 +74,11 @@ class LogRecovered(Event):
 class _Mark:
     """A place in the queue: told when all that was put in before it is stored, or cannot be."""
 
-    __slots__ = ("error", "tell")
+    __slots__ = ("error", "run", "tell")
 
-    def __init__(self, tell: Callable[[], object]) -> None:
+    def __init__(self, tell: Callable[[], object], run: str | None) -> None:
         self.tell = tell
+        self.run = run
         self.error: BaseException | None = None
 
 
@@ -262,10 +263,14 @@ class MessageLog:
 
     # -- waiting --
 
-    def commit(self) -> asyncio.Future[None]:
+    def commit(self, run: str | None = None) -> asyncio.Future[None]:
         """Return what is awaited until everything published so far is stored as safely as promised.
 
         It ends with `LogUnavailableError` if that cannot be written; it is kept and tried again.
+
+        Args:
+            run: Whose messages count; None: those of all. That another process has gone on with a run
+                is no error of the others.
         """
         loop = asyncio.get_running_loop()
         stored: asyncio.Future[None] = loop.create_future()
@@ -282,7 +287,7 @@ class MessageLog:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(settle)
 
-        mark = self._mark(tell)
+        mark = self._mark(tell, run)
         return stored
 
     def flush(self, timeout: float | None = None) -> None:
@@ -301,10 +306,10 @@ class MessageLog:
         if mark.error is not None:
             raise mark.error
 
-    def _mark(self, tell: Callable[[], object]) -> _Mark:
+    def _mark(self, tell: Callable[[], object], run: str | None = None) -> _Mark:
         if not self._thread.is_alive():
             raise LogClosedError("This message log is closed.")
-        mark = _Mark(tell)
+        mark = _Mark(tell, run)
         self._queue.append(mark)
         self._bell.put(True)
         return mark
@@ -359,7 +364,10 @@ class MessageLog:
             lost = len(entries) - len(marks)
             error = self._give_up(lost, LogUnavailableError(repr(unexpected)))
         for mark in marks:
-            mark.error = error
+            is_of_others = error in self._overtaken.values() and not (
+                mark.run is None or mark.run in self._overtaken
+            )
+            mark.error = None if is_of_others else error
             mark.tell()
 
     def _pages(self, run: str, kept: list[_Kept]) -> Iterator[_Page]:

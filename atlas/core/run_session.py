@@ -191,7 +191,7 @@ class RunSession:
         told = self._bus.publish(self._started, run=self.id).message
         self._journal.begin(told)
         if self._mode == "record" and self._is_durable:
-            await self._log.commit()  # whoever knows of a run finds it, whatever happens
+            await self._log.commit(self.id)  # whoever knows of a run finds it, whatever happens
         self._stack.enter_context(caused_by(told))
         await self._context.__aenter__()
 
@@ -212,7 +212,7 @@ class RunSession:
         finally:
             self._finish(ended)
             if self._mode != "replay":
-                await self._log.commit()
+                await self._log.commit(self.id)
 
     def _finish(self, error: BaseException | None) -> None:
         try:
@@ -317,7 +317,7 @@ class _BusJournal:
 
     def commit(self) -> Awaitable[object]:
         """Return what is awaited until all that was published is stored."""
-        return self._log.commit() if self._is_durable else _at_once()
+        return self._log.commit(self._run) if self._is_durable else _at_once()
 
 
 async def _at_once() -> None:

@@ -9,7 +9,15 @@ from collections.abc import Callable
 import pytest
 
 from atlas.core.effect_layers import Ask, Budget, Deny, DryRun, EffectCall, Layer, Retry, Timeout
-from atlas.core.effects import Effect, EffectNoted, MemoryJournal, RunContext, effect
+from atlas.core.effects import (
+    Effect,
+    EffectNoted,
+    MemoryJournal,
+    RunContext,
+    effect,
+    perform,
+    stream,
+)
 from atlas.errors import BudgetExceededError, ConfigurationError, EffectDeniedError, EffectError
 
 attempts: list[str] = []
@@ -160,6 +168,15 @@ async def test_only_true_is_a_yes_and_only_false_a_no(answer: object):
 def test_what_makes_no_sense_is_refused_when_it_is_said(make: Callable[[], object]):
     with pytest.raises((ConfigurationError, EffectError)):
         make()
+
+
+async def test_what_is_no_effect_is_not_performed():
+    with pytest.raises(EffectError, match="'send' is no effect"):
+        await perform("send", send, "a")
+    with pytest.raises(EffectError, match="is no effect"):
+        stream(letters, "ab")
+
+    assert attempts == []
 
 
 async def test_a_stream_is_begun_again_only_before_its_first_piece():

@@ -285,7 +285,7 @@ def test_what_a_server_stored_before_it_was_lost_is_not_stored_twice(is_watched:
         assert numbers(engine, "r") == [1, 2, 3]
 
 
-def test_a_run_that_another_writes_to_is_not_kept_any_more_and_others_are(
+async def test_a_run_that_another_writes_to_is_not_kept_any_more_and_others_are(
     engine: FullEngine, bus: EventBus
 ) -> None:
     log, other_bus = MessageLog(engine, session="s", interval=0.001), EventBus()
@@ -306,6 +306,10 @@ def test_a_run_that_another_writes_to_is_not_kept_any_more_and_others_are(
     log.watch("lost", None)
     bus.publish(Counted(3), run="ours")
     bus.publish(Counted(3), run="lost")
+    committed = await asyncio.gather(
+        *map(log.commit, ("ours", "lost", None)), return_exceptions=True
+    )
+    assert [type(each) for each in committed] == [type(None), *[VersionConflictError] * 2]
     with pytest.raises(LogUnavailableError, match=r"2 lost.*gone on with run lost"):
         log.close()
     other_bus.publish(Counted(11), run="lost")

@@ -106,6 +106,14 @@ def _check_kind(kind: object) -> None:
         raise EffectError(f"The kind of an effect is {kind!r}. Say what it is, in a word.")
 
 
+def _check_effect(effect: object) -> None:
+    if not isinstance(effect, Effect):
+        raise EffectError(
+            f"{effect!r} is no effect. Give an Effect('weather', request), and then the function that "
+            f"performs it; or put @effect above the function."
+        )
+
+
 def current_effect() -> EffectCall | None:
     """Return the effect that is being performed by the caller, or None."""
     return _CURRENT.get()
@@ -152,6 +160,7 @@ async def perform(effect: Effect, function: Callable[..., Awaitable[T]], *args: 
         EffectError: The request or the result has no JSON form.
         Exception: What the function raised, or the layers.
     """
+    _check_effect(effect)
     return cast("T", await _perform(effect, effect.request, function, args))
 
 
@@ -301,6 +310,7 @@ def stream(
 
     Each piece is recorded as it comes. Close it (``aclose``, ``aclosing``) if you leave it early.
     """
+    _check_effect(effect)
     return EffectStream(effect, function, args)
 
 
