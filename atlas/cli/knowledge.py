@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from atlas.cli.options import json_option
 from atlas.errors import ConfigurationError
@@ -56,8 +56,12 @@ def ingest(*, sources: tuple[str, ...], kb: str, collection: str, as_json: bool)
     """
     # First, so that a wrong path does not leave an empty knowledge base behind.
     found = find_sources(sources)
-    with Knowledge(kb) as knowledge, progress_bar(silent=as_json) as advance:
-        done = knowledge.ingest_sync(*found, collection=collection, on_progress=advance)
+    try:
+        with Knowledge(kb) as knowledge, progress_bar(silent=as_json) as advance:
+            done = knowledge.ingest_sync(*found, collection=collection, on_progress=advance)
+    except KeyboardInterrupt:
+        click.echo("Stopped. What is stored stays; say it again to go on.", err=True)
+        raise
     if as_json:
         told = dataclasses.asdict(done) | {
             "skipped": [{"source": source, "reason": why} for source, why in done.skipped]
@@ -177,7 +181,8 @@ def progress_bar(*, silent: bool) -> Iterator[Callable[[IngestProgress], None]]:
     """Show on standard error how far an ingest is; only in a terminal."""
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.completed}/{task.total}"),
+        SpinnerColumn(),
+        TextColumn("{task.fields[done]}"),
         BarColumn(),
         TextColumn("{task.fields[told]}"),
         console=console,
@@ -185,14 +190,30 @@ def progress_bar(*, silent: bool) -> Iterator[Callable[[IngestProgress], None]]:
         disable=silent or not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=None, told="")
+        task = bar.add_task("", total=None, done="", told="looking for documents")
 
         def advance(now: IngestProgress) -> None:
-            left = "" if now.remaining is None else f", {now.remaining:.0f} s left"
-            rate = f"{now.per_second:.1f} documents/s{left}"
-            bar.update(task, completed=now.done, total=now.total, told=rate)
+            bar.update(
+                task,
+                completed=now.share,
+                total=1.0,
+                done=f"{now.done}/{now.total}",
+                told=pace(now),
+            )
 
         yield advance
+
+
+def pace(now: IngestProgress) -> str:
+    """Return how fast an ingest is, what it is at, and how long it will take."""
+    parts = []
+    if now.chunks:
+        parts.append(f"{now.per_second:.1f} documents/s")
+    if now.waiting:
+        parts.append(f"{now.embedded} of {now.waiting} passages embedded")
+    if now.remaining is not None:
+        parts.append(f"{now.remaining:.0f} s left")
+    return ", ".join(parts) or f"{now.read} read"
 
 
 def summarise(done: Ingested) -> None:

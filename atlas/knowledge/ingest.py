@@ -30,6 +30,10 @@ BATCH: Final = 256
 Fewer would be embedded with more padding, for passages of like length are run together.
 """
 
+# Of these, so many are embedded at a time at first, then as many as take so many seconds.
+_AT_FIRST: Final = 32
+_SECONDS: Final = 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingested:
@@ -65,12 +69,18 @@ class IngestProgress:
         total: All sources of this call.
         chunks: Passages stored so far.
         seconds: Since the beginning.
+        read: Sources that were looked at; those that are not done yet are stored together soon.
+        waiting: Passages of these.
+        embedded: How many of those passages are embedded.
     """
 
     done: int
     total: int
     chunks: int
     seconds: float
+    read: int = 0
+    waiting: int = 0
+    embedded: int = 0
 
     @property
     def per_second(self) -> float:
@@ -78,9 +88,17 @@ class IngestProgress:
         return self.done / self.seconds if self.seconds else 0.0
 
     @property
+    def share(self) -> float:
+        """How much of the work is done, from 0 to 1: what is embedded counts, before it is stored."""
+        if not self.total:
+            return 1.0
+        ahead = (self.read - self.done) * self.embedded / self.waiting if self.waiting else 0.0
+        return (self.done + ahead) / self.total
+
+    @property
     def remaining(self) -> float | None:
         """Seconds until all is done, if it goes on so; None: nobody knows yet."""
-        return (self.total - self.done) / self.per_second if self.per_second else None
+        return self.seconds * (1 - self.share) / self.share if self.share else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +112,8 @@ class Tools:
         before_writing: Called before each batch is stored.
         version: Returns the version of the knowledge base.
         stopped: Whether to stop after the batch at work.
-        on_progress: Told after each document that is read, and at the end; None: nobody asks.
+        on_progress: Told after each document that is read, about each second while they are embedded,
+            and at the end; None: nobody asks.
     """
 
     loader: Loader
@@ -121,6 +140,8 @@ class Ingest:
         self._tools = tools
         self._began = time.perf_counter()
         self._batch: list[Prepared] = []
+        self._read = 0
+        self._at_once = _AT_FIRST
         self._skipped: list[tuple[str, str]] = []
         self._done = Ingested(
             ingested=0,
@@ -136,18 +157,18 @@ class Ingest:
     def run(self) -> Ingested:
         """Do it, and return what was done."""
         self._tools.tell(IngestStarted(self._into.info.name, len(self._wanted)))
-        number = 0
-        for number, document in enumerate(self._documents(), 1):
+        for document in self._documents():
             if document is not None:
                 self._take(document)
+            self._read += 1
             if sum(len(each.chunks) for each in self._batch) >= BATCH:
                 self._store()
-            self._report(number)
+            self._report()
             if self._tools.stopped():
                 break
         if self._batch:
             self._store()
-            self._report(number)
+            self._report()
         self._into.save_words()
         done = replace(
             self._done,
@@ -193,10 +214,10 @@ class Ingest:
         self._batch.append(prepared)
 
     def _store(self) -> None:
-        batch, self._batch = self._batch, []
-        if not batch:
+        if not self._batch:
             return
-        embedded = self._into.embed([text for each in batch for text in each.texts])
+        embedded = self._embed([text for each in self._batch for text in each.texts])
+        batch, self._batch = self._batch, []
         self._tools.before_writing()
         versions = self._into.commit(batch)
         changed = sum(each.changed for each in batch)
@@ -219,15 +240,35 @@ class Ingest:
                 )
             )
 
-    def _report(self, read: int) -> None:
-        """Tell how far it is, when so many sources are read; those of the batch are not stored yet."""
+    def _embed(self, texts: Sequence[str]) -> int:
+        """Make the vectors that are missing, telling how far it is; return how many were made."""
+        # By length, so that those embedded together need little padding.
+        texts = sorted(texts, key=len)
+        made = begin = 0
+        while begin < len(texts):
+            part = texts[begin : begin + self._at_once]
+            began = time.perf_counter()
+            made += self._into.embed(part)
+            took = time.perf_counter() - began
+            begin += len(part)
+            if len(part) == self._at_once:
+                self._at_once = min(max(_AT_FIRST, int(len(part) * _SECONDS / took)), BATCH)
+            if begin < len(texts):
+                self._report(embedded=begin)
+        return made
+
+    def _report(self, *, embedded: int = 0) -> None:
+        """Tell how far it is, when so many passages of the batch, which is not stored, are embedded."""
         if self._tools.on_progress is not None:
             self._tools.on_progress(
                 IngestProgress(
-                    done=read - len(self._batch),
+                    done=self._read - len(self._batch),
                     total=len(self._wanted),
                     chunks=self._done.chunks,
                     seconds=time.perf_counter() - self._began,
+                    read=self._read,
+                    waiting=sum(len(each.chunks) for each in self._batch),
+                    embedded=embedded,
                 )
             )
 

@@ -178,8 +178,9 @@ class Knowledge:
         Args:
             *sources: Paths, folders, patterns such as ``docs/**/*.md``, URLs, or whole documents.
             collection: Where they go; made when it is missing.
-            on_progress: Told after each document that is read and at the end, in a thread of the
-                knowledge base; what counts as done is stored.
+            on_progress: Told after each document that is read, about each second while passages are
+                embedded, and at the end, in a thread of the knowledge base; what counts as done is
+                stored.
 
         Raises:
             DocumentError: A path or a pattern stands for nothing.

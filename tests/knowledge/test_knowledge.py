@@ -375,7 +375,12 @@ def test_progress_counts_what_is_stored(kb) -> None:
     kb.ingest_sync(NOTES[0], large, NOTES[1], on_progress=told.append)
     kb.ingest_sync(NOTES[0], large, NOTES[1], on_progress=again.append)
 
-    assert [(each.done, each.total) for each in told] == [(0, 3), (2, 3), (2, 3), (3, 3)]
+    between = [each for each in told if each.embedded]
+    assert [(e.done, e.total) for e in told if not e.embedded] == [(0, 3), (2, 3), (2, 3), (3, 3)]
+    assert between
+    assert all((each.done, each.read) == (0, 2) for each in between)
+    assert [each.share for each in told] == sorted(each.share for each in told)
+    assert told[-1].share == 1
     assert [each.done for each in again] == [1, 2, 3]
     assert told[-1].remaining == 0
 
