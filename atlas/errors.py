@@ -474,11 +474,16 @@ class TaskExpiredError(AgentError, TimeoutError):
 
 
 class LimitReachedError(AgentError):
-    """A limit of the task tree is reached; ``limit`` names it, as `Limits` does."""
+    """A limit is reached; ``limit`` names it, as `Limits` does.
 
-    def __init__(self, text: str, *, limit: str) -> None:
+    ``agent`` names the agent whose own limit it is: another one may still do the task. It is empty
+    where the limit is that of the task, or of the tree it belongs to.
+    """
+
+    def __init__(self, text: str, *, limit: str, agent: str = "") -> None:
         super().__init__(text)
         self.limit = limit
+        self.agent = agent
 
 
 class AnswerInvalidError(AgentError, ValueError):

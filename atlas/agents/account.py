@@ -56,6 +56,7 @@ class Reservation:
 class Account:
     """What a task and all below it used: each task has one, below that of the task it belongs to.
 
+    An agent with limits of its own has one too, below that of the task; it bears the agent's name.
     Not thread-safe: the tasks of a tree run on one loop.
     """
 
@@ -63,6 +64,7 @@ class Account:
         "_parent",
         "_reserved_cost",
         "_reserved_tokens",
+        "agent",
         "cost",
         "input_tokens",
         "limits",
@@ -71,8 +73,9 @@ class Account:
         "turns",
     )
 
-    def __init__(self, limits: Limits, parent: Account | None = None) -> None:
+    def __init__(self, limits: Limits, parent: Account | None = None, agent: str = "") -> None:
         self.limits: Limits = limits
+        self.agent: str = agent
         self.turns: int = 0
         self.tool_calls: int = 0
         self.input_tokens: int = 0
@@ -109,13 +112,13 @@ class Account:
     def _check(self, wanted: Reservation) -> None:
         limits = self.limits
         if limits.turns is not None and self.turns >= limits.turns:
-            raise _reached("turns", self.turns, limits.turns)
+            raise self._reached("turns", self.turns, limits.turns)
         tokens = self.input_tokens + self.output_tokens + self._reserved_tokens
         if limits.tokens is not None and tokens + wanted.prompt + wanted.answer > limits.tokens:
-            raise _reached("tokens", tokens, limits.tokens, wanted.prompt + wanted.answer)
+            raise self._reached("tokens", tokens, limits.tokens, wanted.prompt + wanted.answer)
         cost = self.cost + self._reserved_cost
         if limits.cost is not None and wanted.cost and cost + wanted.cost > limits.cost:
-            raise _reached("cost", cost, limits.cost, wanted.cost)
+            raise self._reached("cost", cost, limits.cost, wanted.cost)
 
     def settle(self, reserved: Reservation, answer: Completion | None) -> None:
         """Count what a call used instead of what was reserved; None: it gave nothing."""
@@ -155,28 +158,30 @@ class Account:
         while account is not None:
             limit = account.limits.depth
             if limit is not None and depth > limit:
-                raise _reached("depth", depth - 1, limit)
+                raise account._reached("depth", depth - 1, limit)
             account = account._parent
 
-
-def _reached(
-    name: str, used: float, limit: float, wanted: float | None = None
-) -> LimitReachedError:
-    more = "" if wanted is None else f", and the next call may need {wanted:,.6g}"
-    return LimitReachedError(
-        f"The limit of {name} is reached: {used:,.6g} of {limit:,.6g} are used{more}. Give the task "
-        f"Limits({name}=...) if it needs more.",
-        limit=name,
-    )
+    def _reached(
+        self, name: str, used: float, limit: float, wanted: float | None = None
+    ) -> LimitReachedError:
+        more = "" if wanted is None else f", and the next call may need {wanted:,.6g}"
+        whom = f"agent {self.agent!r}" if self.agent else "the task"
+        return LimitReachedError(
+            f"The limit of {name} is reached: {used:,.6g} of {limit:,.6g} are used{more}. Give {whom} "
+            f"Limits({name}=...) if it needs more.",
+            limit=name,
+            agent=self.agent,
+        )
 
 
 class Loops:
     """Notices that the same thing comes again and again, or two things take turns."""
 
-    __slots__ = ("_again", "_before", "_last", "_limits", "_turns")
+    __slots__ = ("_again", "_agent", "_before", "_last", "_limits", "_turns")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, agent: str = "") -> None:
         self._limits = limits
+        self._agent = agent
         self._last: object = None
         self._before: object = None
         self._again = 0
@@ -201,10 +206,12 @@ class Loops:
                 f"{kind} {name!r} came {self._again} times in a row with the same result: no progress is "
                 f"made. Change the instructions, or give the task Limits(repeats=...).",
                 limit="repeats",
+                agent=self._agent,
             )
         if alternations is not None and self._turns > 2 * alternations - 2:
             raise LimitReachedError(
                 f"{kind} {name!r} and the one before it take turns for the {alternations}th time: no "
                 f"progress is made. Change the instructions, or give Limits(alternations=...).",
                 limit="alternations",
+                agent=self._agent,
             )

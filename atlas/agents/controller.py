@@ -64,7 +64,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ErrorPolicy:
-    """What to do when an agent fails at a task.
+    """What to do when an agent fails at a task, or reaches a limit of its own.
+
+    Where a limit of the task, or of the tree it belongs to, is reached, nobody else tries.
 
     Attributes:
         elsewhere: How many other agents try it then.
@@ -318,10 +320,8 @@ class Controller:
             own = History(before)
             try:
                 answer, desk = await self._worked(seat, trip, own)
-            except (LimitReachedError, NoAgentError):
-                raise
             except Exception as error:
-                if is_fatal(error):
+                if is_fatal(error) or _ends_the_task(error, agent):
                     raise
                 self._note_failure(seat, error)
                 tried |= {agent.name}
@@ -362,7 +362,7 @@ class Controller:
     async def _worked(self, seat: Seat, trip: _Trip, history: History) -> tuple[JSON, Desk]:
         agent, task = seat.agent, trip.task
         own = agent.limits
-        account = trip.account if own is None else Account(own, trip.account)
+        account = trip.account if own is None else Account(own, trip.account, agent.name)
         desk = Desk(
             self.bus,
             self._found_host(),
@@ -729,6 +729,16 @@ class _Trip:
             return "asked for by name"
         grade = seat.agent.grade(self.task) or 0.0
         return f"grade {grade:g}, load {seat.load - 1}, {seat.health}"
+
+
+def _ends_the_task(error: Exception, agent: Agent) -> bool:
+    """Return whether nobody else could do better: what the task may use is used up, or nobody fits.
+
+    An agent that reaches a limit of its own has failed as any other, and others may try.
+    """
+    if isinstance(error, LimitReachedError):
+        return error.agent != agent.name
+    return isinstance(error, NoAgentError)
 
 
 def _task(given: Task | str) -> Task:

@@ -49,6 +49,7 @@ async def in_time(seconds: float, work: Awaitable[JSON], agent: Agent) -> JSON:
             f"The limit of seconds is reached: agent {agent.name!r} may work for {seconds:g} s. Give it "
             f"Limits(seconds=...) if it needs more.",
             limit="seconds",
+            agent=agent.name,
         ) from error
 
 

@@ -118,7 +118,7 @@ class Work:
         self._desk = desk
         self._bus = desk.bus
         self._history = history
-        self._loops = Loops(desk.account.limits)
+        self._loops = Loops(desk.account.limits, desk.account.agent)
         self._repairs = desk.account.limits.repairs
         self._specs = tuple(each.spec for each in agent.tools.values())
         self._source: str | Provider | None = None

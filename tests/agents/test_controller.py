@@ -47,7 +47,8 @@ from atlas.errors import (
     TaskExpiredError,
     TaskFailedError,
 )
-from atlas.providers.messages import StreamToken, ToolCallPart
+from atlas.providers.base import UsageDelta
+from atlas.providers.messages import StreamToken, ToolCallPart, Usage
 
 FAIL = BadRequestError("no")
 
@@ -456,6 +457,93 @@ async def test_an_agent_has_limits_of_its_own_within_those_of_the_tree() -> None
 
     assert isinstance(outcome.error, LimitReachedError)
     assert (outcome.error.limit, outcome.spent.turns) == ("turns", 2)
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        (Limits(turns=2), "turns"),
+        (Limits(tokens=1_500), "tokens"),
+        (Limits(cost=0.01), "cost"),
+        (Limits(repeats=1), "repeats"),
+    ],
+)
+async def test_an_agent_that_reaches_its_own_limit_has_failed_and_another_one_tries(
+    limits: Limits, named: str
+) -> None:
+    look = tool(name="look")(lambda: "nothing")
+    calls = [[call("look", f"c{n}")] for n in range(9)]
+    priced = {"tools": [look], "price": Price(10, 10), "max_tokens": 600}
+    team = Team(
+        scripted_agent("eager", calls, limits=limits, **priced),
+        scripted_agent("calm", ["Done."], limits=Limits(turns=1)),
+    )
+    outcome = await team.controller.delegate("Go.")
+
+    assert (outcome.text, outcome.agent) == ("Done.", "calm")
+    assert [each.agent for each in team.of(TaskAssigned)] == ["eager", "calm"]
+    assert outcome.spent.turns > 1, f"what was spent up to the limit of {named} counts"
+
+
+async def test_a_limit_of_the_tree_is_reached_for_every_agent() -> None:
+    look = tool(name="look")(lambda: "nothing")
+    calls = [[call("look", f"c{n}", n=n)] for n in range(9)]
+    eager = scripted_agent("eager", calls, tools=[look], limits=Limits(turns=5, repeats=None))
+    team = Team(eager, scripted_agent("calm", ["Done."]), limits=Limits(turns=2))
+    outcome = await team.controller.delegate("Go.")
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert (outcome.error.limit, outcome.error.agent) == ("turns", "")
+    assert [each.agent for each in team.of(TaskAssigned)] == ["eager"]
+
+
+async def test_what_failed_attempts_spent_counts_for_the_tree() -> None:
+    look = tool(name="look")(lambda: "nothing")
+    eager = [
+        scripted_agent(
+            name,
+            [[call("look", f"c{n}")] for n in range(9)],
+            tools=[look],
+            limits=Limits(turns=2, repeats=None),
+        )
+        for name in "abc"
+    ]
+    team = Team(*eager, limits=Limits(turns=3), on_error=ErrorPolicy(elsewhere=2))
+    outcome = await team.controller.delegate("Go.")
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert (outcome.error.agent, outcome.spent.turns) == ("", 3)
+    assert [each.agent for each in team.of(TaskAssigned)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("used", "price", "named", "turns"),
+    [
+        (Usage(10, 10), Price(), "turns", 100),
+        (Usage(300_000, 10), Price(), "tokens", 8),
+        (Usage(100_000, 10), Price(10, 10), "cost", 10),
+    ],
+)
+async def test_limits_are_on_for_the_whole_tree_when_nobody_asks_for_any(
+    used: Usage, price: Price, named: str, turns: int
+) -> None:
+    calls = [[call("delegate", f"c{n}", task=f"{n}", to="low")] for n in range(99)]
+    boss = scripted_agent("boss", calls, tools=[delegation("low")], price=price)
+    low = scripted_agent("low", [["ok", UsageDelta(used)]] * 99, price=price)
+    outcome = await Team(boss, low).controller.delegate("Go.", to="boss")
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert (outcome.error.limit, outcome.error.agent) == (named, "")
+    assert outcome.spent.turns == turns
+
+
+async def test_depth_is_limited_when_nobody_asks_for_it() -> None:
+    deeper = [[call("delegate", task="x", to="me")]] * 8 + ["end"] * 8
+    team = Team(scripted_agent("me", deeper, tools=[delegation("me")]))
+    await team.controller.delegate("Go.")
+
+    assert len(team.of(TaskQueued)) == 9
+    assert team.of(TaskFailed)[0].kind == "LimitReachedError"
 
 
 async def test_an_agent_may_work_for_so_long_only() -> None:
