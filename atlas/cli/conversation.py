@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from queue import SimpleQueue
 from typing import Any, Final, Self, TypeVar, cast
@@ -48,11 +50,17 @@ class Questions:
         self._typed = (read or _typed)()
         self._asked: SimpleQueue[Future[str | None] | None] = SimpleQueue()
         self._stop: asyncio.Event | None = None
+        self._is_reading = False
+        self._is_answering = False
+        self._is_stopped = False
 
     def next(self) -> str | None:
         """Return the next question, None when there is none. Not on the thread that serves."""
+        self._begin(None)
         if self._prompts is not None:
-            return next(self._prompts, None)
+            question = next(self._prompts, None)
+            self._begin(question)
+            return question
         asked: Future[str | None] = Future()
         self._asked.put(asked)
         return asked.result()
@@ -61,9 +69,16 @@ class Questions:
         """Return, once, those of the prompts given that nobody asked for."""
         return [] if self._prompts is None else list(self._prompts)
 
+    def _begin(self, question: str | None) -> None:
+        """Count a question as being answered; None: none is."""
+        self._is_stopped = False
+        self._is_answering = question is not None
+
     async def stop(self) -> None:
         """Wait until the person wants no more of the answer that is being made."""
         self._stop = asyncio.Event()
+        if self._is_stopped:  # before anybody waited for it
+            self._stop.set()
         try:
             await self._stop.wait()
         finally:
@@ -74,21 +89,37 @@ class Questions:
 
         Args:
             loop: Where the answers are made.
-            give_up: Called there at an interrupt while no answer is made.
+            give_up: Called there at an interrupt while no answer is made, or at a second one.
         """
-        while True:
-            try:
-                asked = self._asked.get()
-            except KeyboardInterrupt:
-                stop = self._stop
-                loop.call_soon_threadsafe(give_up if stop is None else stop.set)
-                continue
-            if asked is None:
-                return
-            question = None
-            with suppress(click.Abort):
-                question = next(self._typed, None)
-            asked.set_result(question)
+
+        def interrupted(*_signal: object) -> None:
+            if self._is_reading:
+                raise KeyboardInterrupt
+            loop.call_soon_threadsafe(self._interrupt, give_up)
+
+        with _interrupts(interrupted):
+            while (asked := self._asked.get()) is not None:
+                question = None
+                with suppress(click.Abort, KeyboardInterrupt):
+                    question = self._read()
+                self._begin(question)
+                asked.set_result(question)
+
+    def _read(self) -> str | None:
+        try:
+            self._is_reading = True
+            return next(self._typed, None)
+        finally:
+            self._is_reading = False
+
+    def _interrupt(self, give_up: Callable[[], object]) -> None:
+        """Stop the answer, also one that is about to begin. On the loop."""
+        if self._is_stopped or not self._is_answering:
+            give_up()
+            return
+        self._is_stopped = True
+        if self._stop is not None:
+            self._stop.set()
 
     def end(self) -> None:
         """Let `serve` return."""
@@ -100,6 +131,23 @@ class Questions:
 
     def __exit__(self, *exception: object) -> None:
         _QUESTIONS.reset(self._token)
+
+
+@contextmanager
+def _interrupts(handle: Callable[..., object]) -> Iterator[None]:
+    """Have interrupts handled where the main thread is, instead of raised there.
+
+    An exception could be raised anywhere: between two questions, or when one was taken and not asked.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # nobody is interrupted here, or nobody is to be
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _typed() -> Iterator[str]:
