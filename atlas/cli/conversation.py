@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from queue import SimpleQueue
 from typing import Any, Final, Self, TypeVar, cast
@@ -48,11 +50,17 @@ class Questions:
         self._typed = (read or _typed)()
         self._asked: SimpleQueue[Future[str | None] | None] = SimpleQueue()
         self._stop: asyncio.Event | None = None
+        self._is_reading = False
+        self._is_answering = False
+        self._is_stopped = False
 
     def next(self) -> str | None:
         """Return the next question, None when there is none. Not on the thread that serves."""
+        self._begin(None)
         if self._prompts is not None:
-            return self._begun(next(self._prompts, None))
+            question = next(self._prompts, None)
+            self._begin(question)
+            return question
         asked: Future[str | None] = Future()
         self._asked.put(asked)
         return asked.result()
@@ -61,9 +69,20 @@ class Questions:
         """Return, once, those of the prompts given that nobody asked for."""
         return [] if self._prompts is None else list(self._prompts)
 
+    def _begin(self, question: str | None) -> None:
+        """Count a question as being answered; None: none is."""
+        self._is_stopped = False
+        self._is_answering = question is not None
+
     async def stop(self) -> None:
         """Wait until the person wants no more of the answer that is being made."""
-        await (self._stop or asyncio.Event()).wait()
+        self._stop = asyncio.Event()
+        if self._is_stopped:  # before anybody waited for it
+            self._stop.set()
+        try:
+            await self._stop.wait()
+        finally:
+            self._stop = None
 
     def serve(self, loop: asyncio.AbstractEventLoop, give_up: Callable[[], object]) -> None:
         """Ask the person what is to be asked, until `end`; an interrupt stops the answer.
@@ -72,28 +91,35 @@ class Questions:
             loop: Where the answers are made.
             give_up: Called there at an interrupt while no answer is made, or at a second one.
         """
-        asked: Future[str | None] | None = None
-        while True:
-            try:
-                if asked is None or asked.done():
-                    asked = self._asked.get()
-                if asked is None:
-                    return
-                question = None
-                with suppress(click.Abort):
-                    question = next(self._typed, None)
-                asked.set_result(self._begun(question))
-            except KeyboardInterrupt:  # wherever it comes
-                stop = self._stop
-                if stop is None or stop.is_set():  # a second one gives up
-                    loop.call_soon_threadsafe(give_up)
-                else:
-                    loop.call_soon_threadsafe(stop.set)
 
-    def _begun(self, question: str | None) -> str | None:
-        # From here on an interrupt is about this answer, also before anybody waits to be stopped.
-        self._stop = None if question is None else asyncio.Event()
-        return question
+        def interrupted(*_signal: object) -> None:
+            if self._is_reading:
+                raise KeyboardInterrupt
+            loop.call_soon_threadsafe(self._interrupt, give_up)
+
+        with _interrupts(interrupted):
+            while (asked := self._asked.get()) is not None:
+                question = None
+                with suppress(click.Abort, KeyboardInterrupt):
+                    question = self._read()
+                self._begin(question)
+                asked.set_result(question)
+
+    def _read(self) -> str | None:
+        try:
+            self._is_reading = True
+            return next(self._typed, None)
+        finally:
+            self._is_reading = False
+
+    def _interrupt(self, give_up: Callable[[], object]) -> None:
+        """Stop the answer, also one that is about to begin. On the loop."""
+        if self._is_stopped or not self._is_answering:
+            give_up()
+            return
+        self._is_stopped = True
+        if self._stop is not None:
+            self._stop.set()
 
     def end(self) -> None:
         """Let `serve` return."""
@@ -105,6 +131,23 @@ class Questions:
 
     def __exit__(self, *exception: object) -> None:
         _QUESTIONS.reset(self._token)
+
+
+@contextmanager
+def _interrupts(handle: Callable[..., object]) -> Iterator[None]:
+    """Have interrupts handled where the main thread is, instead of raised there.
+
+    An exception could be raised anywhere: between two questions, or when one was taken and not asked.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # nobody is interrupted here, or nobody is to be
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _typed() -> Iterator[str]:

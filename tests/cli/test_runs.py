@@ -206,8 +206,13 @@ async def replayed(program: str, run: str, db: str) -> None:
         await app.replay(run, program=program)
 
 
-def test_an_interrupt_stops_the_answer_and_not_the_conversation(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHAT, str(tmp_path / "talk.db")]
+@pytest.mark.parametrize("moment", ["while it is made", "before anybody waits for it"])
+def test_an_interrupt_stops_the_answer_and_not_the_conversation(
+    moment: str, tmp_path: Path
+) -> None:
+    is_early = moment.startswith("before")
+    program = CHAT.replace("# first", INTERRUPT) if is_early else CHAT
+    command = [sys.executable, "-c", program, str(tmp_path / "talk.db")]
     main, other = pty.openpty()
     with subprocess.Popen(
         command, stdin=other, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -224,8 +229,9 @@ def test_an_interrupt_stops_the_answer_and_not_the_conversation(tmp_path: Path) 
 
         until("› ")
         os.write(main, b"Begin.\n")
-        until("endless")
-        chat.send_signal(signal.SIGINT)
+        if not is_early:
+            until("endless")
+            chat.send_signal(signal.SIGINT)
         until("› ")  # the conversation goes on
         os.write(main, b"\n")
         until("recorded as chat-")
@@ -239,8 +245,15 @@ from atlas.cli import chat, conversation
 from atlas.providers.scripted import ScriptedProvider
 from atlas.app import Atlas
 app = Atlas(sys.argv[1], provider=ScriptedProvider([["endless", asyncio.Event()]]))
+# first
 asked = conversation.Questions(None, read=chat.read_questions, echo=False)
 conversation.hold(lambda: chat.record(app, {}, verbose=False), asked)
+"""
+
+
+INTERRUPT = """
+import os, signal
+app.bus.subscribe("stream.started", lambda _: os.kill(os.getpid(), signal.SIGINT))
 """
 
 

@@ -15,6 +15,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -84,20 +85,16 @@ class RawStore:
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=30
         )
-        try:
-            self._prepare(synchronous)
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def _prepare(self, synchronous: str) -> None:
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute(f"PRAGMA synchronous={synchronous}")
-        self._connection.execute("PRAGMA wal_autocheckpoint=200")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS records (position INTEGER PRIMARY KEY,"
-            " stream TEXT, version INTEGER, payload BLOB, UNIQUE (stream, version))"
-        )
+        with ExitStack() as unless_usable:
+            unless_usable.callback(self._connection.close)  # what a crash left may be no database
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute(f"PRAGMA synchronous={synchronous}")
+            self._connection.execute("PRAGMA wal_autocheckpoint=200")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS records (position INTEGER PRIMARY KEY,"
+                " stream TEXT, version INTEGER, payload BLOB, UNIQUE (stream, version))"
+            )
+            unless_usable.pop_all()
 
     def append(self, batch: Sequence[tuple[str, bytes]]) -> None:
         with self._lock:

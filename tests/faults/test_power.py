@@ -11,6 +11,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -99,11 +100,10 @@ def examine(store: str, what: str, left: Path, acks: bytes, outcome: Outcome) ->
     outcome.modes[what.split(", ")[1].split(" ", maxsplit=1)[0]] += 1
     files = b"".join(file.read_bytes() for file in left.iterdir())
     try:
-        opened = open_store(store, left / "runs.db")
-        problem = opened.verify()
-        verdict = examined(opened, acknowledged)
-        opened.append([("after", b'{"batch": "after", "index": 0, "of": 1}')])
-        opened.close()
+        with closing(open_store(store, left / "runs.db")) as opened:
+            problem = opened.verify()
+            verdict = examined(opened, acknowledged)
+            opened.append([("after", b'{"batch": "after", "index": 0, "of": 1}')])
     except Exception as error:
         outcome.broken.append(f"{what}: {error!r}")
         return

@@ -67,8 +67,14 @@ class Connections:
         """
         try:
             connection: Connection = psycopg.connect(**self._place.parameters, autocommit=True)
-            connection.execute(self._settings)
         except psycopg.Error as error:
+            raise self._unavailable(error) from error
+        try:
+            connection.execute(self._settings)
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, psycopg.Error):
+                raise
             raise self._unavailable(error) from error
         return connection
 
