@@ -14,11 +14,13 @@ import base64
 import gc
 import json
 import random
+import sqlite3
 import tempfile
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Final, Literal
 
 from _agents_peers import PEERS
 
@@ -36,6 +38,8 @@ from atlas.providers.base import (
 from atlas.providers.messages import Usage
 
 TURNS = 41
+DURABILITIES: Final[tuple[Literal["process", "power"], ...]] = ("process", "power")
+_PRAGMA: Final = {"process": "NORMAL", "power": "FULL"}
 FREE = Limits(turns=None, repeats=None, alternations=None, tokens=None)
 
 
@@ -190,13 +194,31 @@ def words(step: int) -> str:
     return base64.b64encode(random.Random(step).randbytes(112)).decode()
 
 
-async def durable(folder: Path, steps: int) -> tuple[float, float, float]:
+def bare(folder: Path, durability: str, *, rows: int = 400) -> float:
+    """Return ms of processor time of a bare append to SQLite and its commit, as durable as the log."""
+    database = sqlite3.connect(folder / f"bare-{durability}.db", isolation_level=None)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute(f"PRAGMA synchronous={_PRAGMA[durability]}")
+        database.execute("CREATE TABLE steps (id INTEGER PRIMARY KEY, said TEXT)")
+        texts = [words(row) for row in range(rows)]
+        began = time.process_time()
+        for text in texts:
+            database.execute("INSERT INTO steps (said) VALUES (?)", (text,))
+        return (time.process_time() - began) * 1000 / rows
+    finally:
+        database.close()
+
+
+async def durable(
+    folder: Path, steps: int, durability: Literal["process", "power"]
+) -> tuple[float, float, float]:
     """Return ms of processor time, bytes on disk and bytes of payload per recorded step.
 
     The payload is what a model says and a tool gives, each of which has to be kept.
     """
-    path = folder / f"{steps}.db"
-    async with Atlas(str(path), durability="process", provider=InstantModel(1)) as app:
+    path = folder / f"{durability}-{steps}.db"
+    async with Atlas(str(path), durability=durability, provider=InstantModel(1)) as app:
 
         @tool
         async def note(number: int, text: str) -> str:
@@ -214,7 +236,7 @@ async def durable(folder: Path, steps: int) -> tuple[float, float, float]:
         async with app.recording("durable"):
             (await one.delegate(Task("Go.", budget=FREE))).text  # noqa: B018  raises
         used = (time.process_time() - began) * 1000
-    size = sum(each.stat().st_size for each in folder.glob(f"{steps}.db*"))
+    size = sum(each.stat().st_size for each in folder.glob(f"{path.name}*"))
     return used / steps, size / steps, len(arguments(steps)) + len(words(0))
 
 
@@ -247,17 +269,28 @@ async def measure() -> None:
         print(f"10,000 at once: {done} done, {each:.4f} ms each")
     print(f"idle agent: {idle_agent():.2f} KiB")
     with tempfile.TemporaryDirectory() as folder:
-        async with Atlas(str(Path(folder, "turns.db")), provider=InstantModel(1)) as app:
-            print(f"turn, durable log:      {await turns_in(app, TURNS, 'turns'):.4f} ms")
-            short, long = await turns_in(app, 40, "a"), await turns_in(app, 200, "b")
-            late = (long * 200 - short * 40) / 160
-            print(f"turns 40-200, durable:  {late:.4f} ms, {late / short:.2f}x of the first 40")
-        for steps in (100, 1_000, 10_000):
-            ms, size, payload = await durable(Path(folder), steps)
-            print(
-                f"durable, {steps:>6,} steps: {ms:.3f} ms, {size:,.0f} bytes on disk a step "
-                f"({payload:.0f} of payload, so {size - 2 * payload:,.0f} more than twice that)"
-            )
+        for durability in DURABILITIES:
+            await measure_durable(Path(folder), durability)
+
+
+async def measure_durable(folder: Path, durability: Literal["process", "power"]) -> None:
+    """Print what turns cost with a log that survives this, beside the floor of a bare append."""
+    print(f'with the log, durability "{durability}":')
+    floor = bare(folder, durability)
+    print(f"  bare append to SQLite:  {floor:.4f} ms (synchronous={_PRAGMA[durability]})")
+    log = str(folder / f"turns-{durability}.db")
+    async with Atlas(log, durability=durability, provider=InstantModel(1)) as app:
+        turn = await turns_in(app, TURNS, "turns")
+        print(f"  turn:                   {turn:.4f} ms, {turn - floor:.4f} above a bare append")
+        short, long = await turns_in(app, 40, "a"), await turns_in(app, 200, "b")
+        late = (long * 200 - short * 40) / 160
+        print(f"  turns 40-200:           {late:.4f} ms, {late / short:.2f}x of the first 40")
+    for steps in (100, 1_000, 10_000):
+        ms, size, payload = await durable(folder, steps, durability)
+        print(
+            f"  {steps:>6,} steps: {ms:.3f} ms, {ms - floor:.3f} above a bare append; {size:,.0f} bytes "
+            f"on disk a step ({payload:.0f} of payload, so {size - 2 * payload:,.0f} more than twice that)"
+        )
 
 
 def main() -> None:

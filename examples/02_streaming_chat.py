@@ -59,6 +59,18 @@ def questions() -> list[str] | None:
     return piped or SCRIPT
 
 
+async def typed() -> str:
+    """Return the line that a person types: input() in a thread would not let itself be interrupted."""
+    print(f"\n{BOLD}you ›{PLAIN} ", end="", flush=True)
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sys.stdin)
+    return sys.stdin.readline().strip()
+
+
 async def converse(options: argparse.Namespace) -> None:
     """Hold one conversation: the model sees all that was said before."""
     scripted = questions()
@@ -67,7 +79,7 @@ async def converse(options: argparse.Namespace) -> None:
         conversation = app.conversation(system=options.system, max_tokens=options.max_tokens)
         while True:
             if scripted is None:
-                question = (await asyncio.to_thread(input, f"\n{BOLD}you ›{PLAIN} ")).strip()
+                question = await typed()
             else:
                 question = scripted.pop(0) if scripted else ""
                 print(f"\n{BOLD}you ›{PLAIN} {question}" if question else "")
@@ -91,8 +103,11 @@ def main() -> int:
     except AtlasError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    except (EOFError, KeyboardInterrupt):
-        print()
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. This conversation was kept nowhere; `atlas chat --db FILE` keeps one."
+        )
+        return 130
     return 0
 
 

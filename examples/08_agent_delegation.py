@@ -25,7 +25,7 @@ from atlas import Atlas, AtlasError, Event
 from atlas.agents import Agent, Controller, Task, task_tree, tool
 from atlas.agents.messages import ApprovalAsked, ToolCalled, ToolFinished
 
-FOLDER = Path(tempfile.gettempdir(), "atlas-notes")
+FOLDER = Path(tempfile.mkdtemp(prefix="atlas-"))
 SUM = {"first": 3, "operator": "times", "second": 17}
 ME = os.getpid()
 ASK = sys.stdin.isatty() and not {"--crash", "--die"} & set(sys.argv)
@@ -95,6 +95,7 @@ async def live(db: str, options: argparse.Namespace) -> None:
             app.bus.subscribe(ToolFinished, lambda e: "Tokyo" in e.content and os.kill(ME, 9))
         session = app.resume(options.resume) if options.resume else app.recording("morning")
         async with session as run:
+            options.resume = run.id  # should somebody interrupt it
             answers = await morning(app)
         print("\nAnswers:", *answers, sep="\n  ")
         print("\nThe run as it is kept:", *task_tree(app.runs[run.id].held()), sep="\n  ")
@@ -117,22 +118,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--provider", help="anthropic, openai, ollama or local")
     parser.add_argument("--model", help="the provider's name of a model, or a GGUF file")
-    parser.add_argument("--db", help="keep the runs in this file; default: a temporary one")
+    parser.add_argument("--db", default=f"{FOLDER}/runs.db", help="keep the runs in this file")
     parser.add_argument("--verbose", action="store_true", help="print the events of the run")
     parser.add_argument("--crash", action="store_true", help="die in the middle, and resume")
     parser.add_argument("--die", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--resume", help=argparse.SUPPRESS)
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run in the file of --db")
     options = parser.parse_args()
-    FOLDER.mkdir(exist_ok=True)
     Path(FOLDER, "shopping.txt").write_text("3 kettles at 17 EUR each", encoding="utf-8")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            asyncio.run((crash if options.crash else live)(options.db or f"{folder}/x.db", options))
+        asyncio.run((crash if options.crash else live)(options.db, options))
     except AtlasError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print()
+        print(f"\nInterrupted. Go on with: --db {options.db} --resume {options.resume or 'RUN'}")
+        return 130
     return 0
 
 

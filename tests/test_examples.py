@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -134,6 +135,40 @@ def test_the_chat_is_a_conversation_in_a_terminal(tmp_path: Path) -> None:
         assert process.wait(20) == 0
     os.close(master)
     assert "[started: scripted" in seen
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments", "wait_for", "says"),
+    [
+        ("02_streaming_chat", ["--provider", "scripted"], "you ›", "atlas chat --db FILE"),
+        (
+            "08_agent_delegation",
+            ["--db", "x.db"],
+            "calls",
+            "Go on with: --db x.db --resume morning-",
+        ),
+    ],
+)
+def test_control_c_ends_an_example_in_a_sentence_that_says_how_to_go_on(
+    example: str, arguments: list[str], wait_for: str, says: str, tmp_path: Path
+) -> None:
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(EXAMPLES / f"{example}.py"), *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"TERM": "dumb"},
+    ) as process:
+        os.close(slave)
+        seen = read_until(master, wait_for)
+        process.send_signal(signal.SIGINT)
+        seen += read_until(master, says)
+
+        assert process.wait(20) == 130
+    os.close(master)
+    assert "Traceback" not in seen
 
 
 def read_until(terminal: int, text: str, *, after: str = "") -> str:
