@@ -17,7 +17,7 @@ from pathlib import Path
 
 from atlas import Atlas, AtlasError
 from atlas.knowledge import Document, Knowledge
-from atlas.knowledge.messages import DocumentIngested, SearchPerformed
+from atlas.knowledge.messages import DocumentIngested, IngestStarted, SearchPerformed
 from atlas.providers.messages import StreamContextFound
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -28,6 +28,10 @@ DIM, BOLD, PLAIN = ("\033[2m", "\033[1m", "\033[0m") if sys.stdout.isatty() else
 
 def watch(app: Atlas, *, verbose: bool) -> None:
     """Every step is an event on the bus."""
+
+    @app.bus.on(IngestStarted)
+    def started(event: IngestStarted) -> None:
+        print(f"{DIM}reading and embedding {event.sources} documents{PLAIN}")
 
     @app.bus.on(DocumentIngested)
     def stored(event: DocumentIngested) -> None:

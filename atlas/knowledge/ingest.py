@@ -216,7 +216,10 @@ class Ingest:
     def _store(self) -> None:
         if not self._batch:
             return
-        embedded = self._embed([text for each in self._batch for text in each.texts])
+        # By length, so that those embedded together need little padding.
+        passages = [each for it in self._batch for each in zip(it.chunks, it.texts, strict=True)]
+        passages.sort(key=lambda passage: passage[0].tokens)
+        embedded = self._embed([text for _, text in passages])
         batch, self._batch = self._batch, []
         self._tools.before_writing()
         versions = self._into.commit(batch)
@@ -242,8 +245,6 @@ class Ingest:
 
     def _embed(self, texts: Sequence[str]) -> int:
         """Make the vectors that are missing, telling how far it is; return how many were made."""
-        # By length, so that those embedded together need little padding.
-        texts = sorted(texts, key=len)
         made = begin = 0
         while begin < len(texts):
             part = texts[begin : begin + self._at_once]
