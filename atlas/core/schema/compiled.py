@@ -479,6 +479,8 @@ def _read_json(source: _Source, field: our.JsonField, given: str) -> str:
 
 
 _DEEPEST, _LONGEST = 8, 400
+"""Where the lines of a nested class are no longer put into the function of the outer one: Python
+takes twenty blocks within each other, and a function made of everything is slow to compile."""
 
 
 def _read_class(source: _Source, field: our.ValueField, given: str) -> str:
