@@ -24,6 +24,10 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
 
 
+PATIENCE = 240
+"""Seconds for an example; the longest asks the local model and its embeddings for a quarter of a minute."""
+
+
 def environment(home: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not re.search("API_KEY|TOKEN|OLLAMA|ATLAS", k)}
     return kept | {"HOME": str(home)}
@@ -37,12 +41,13 @@ def run(program: Path, home: Path, *arguments: str, text: str = "") -> tuple[int
         env=environment(home),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.timeout(PATIENCE + 30)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
 def test_an_example_runs_without_arguments(program: Path, tmp_path: Path) -> None:
     code, out, err = run(program, tmp_path)

@@ -638,8 +638,8 @@ def _check(pace: object, in_doubt: object) -> None:
         )
     if not (in_doubt in ("raise", "retry") or isinstance(in_doubt, Skip) or callable(in_doubt)):
         raise ConfigurationError(
-            f"in_doubt is {in_doubt!r}. Give 'raise', 'retry', Skip(value), or an async function that "
-            f"decides."
+            f"in_doubt is {in_doubt!r}. Give 'raise', 'retry', Skip(value), an async function that "
+            f"decides, or, to `app.resume`, 'ask'."
         )
 
 
