@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 _SHOWN = 20
 _AT_ONCE = 200
+_LONG = 5_000
+"""Events; reading more takes long enough to show a bar."""
 
 UNREADABLE = (LogCorruptedError, LogFormatError, MigrationError, ValidationError)
 """What is raised when a run cannot be read, though its log can."""
@@ -176,13 +178,26 @@ def show(
             told(state)
             return
         if as_json:
-            for some in _batches(map(encode, found.read())):
-                click.echo(b"\n".join(some))
+            for encoded in _batches(map(encode, found.read())):
+                click.echo(b"\n".join(encoded))
             return
         told_of = facts(found)
         click.secho(f"{found.id}  {told_of['status']}, {told_of['events']} events", bold=True)
-        for lines in _batches(tree_lines(found.read(), everything=everything)):
-            click.echo("\n".join(lines))
+        with progress("Reading", silent=len(found) < _LONG) as tell:
+            lines = tree_lines(_counted(found, tell), everything=everything)
+            first = list(itertools.islice(lines, 1))  # which is drawn when all are read
+        for some in _batches(itertools.chain(first, lines)):
+            click.echo("\n".join(some))
+
+
+def _counted(run: Run[ChatState], tell: Progress) -> Iterator[Message]:
+    """Yield the events of a run, and tell how many were read."""
+    whole = len(run)
+    for number, event in enumerate(run.read(), 1):
+        if number % _AT_ONCE == 0:
+            tell(number, whole)
+        yield event
+    tell(whole, whole)
 
 
 def _batches(lines: Iterator[T]) -> Iterator[list[T]]:
@@ -222,7 +237,9 @@ def diff(*, one: str, other: str, db: str, lines: int, as_json: bool) -> None:
     Ids, moments and durations differ each time, and are not compared. Exits with 1 when they differ.
     """
     with opened(db) as (_, known):
-        compared = known.compare(one, other)
+        is_short = sum(len(known[each]) for each in (one, other)) < _LONG
+        with progress("Comparing", silent=as_json or is_short) as tell:
+            compared = known.compare(one, other, tell)
         events = [_doings(known[each]) for each in (one, other)]
     if as_json:
         told(

@@ -530,9 +530,29 @@ class Runs(Mapping[str, Run[S]]):
             raise UnknownRunError(f"There are no runs in {self._engine.address} yet.")
         return self[runs[-1]]
 
-    def compare(self, one: str, other: str) -> Comparison:
-        """Return where two runs part, and what they did from there on."""
-        lines, other_lines = tuple(self[one].lines), tuple(self[other].lines)
+    def compare(self, one: str, other: str, progress: Progress | None = None) -> Comparison:
+        """Return where two runs part, and what they did from there on.
+
+        Args:
+            one: Id of the first run.
+            other: Id of the second.
+            progress: Told how many events of how many are read, of both runs.
+        """
+        runs = self[one], self[other]
+        count = itertools.count(1)
+        whole = sum(map(len, runs))
+        lines, other_lines = (
+            tuple(
+                logical_lines(
+                    event
+                    for _, event in holding(_told(run.read(), progress, count, whole))
+                    if is_doing(event)
+                )
+            )
+            for run in runs
+        )
+        if progress is not None:
+            progress(whole, whole)
         pairs = zip(_unmeasured(lines), _unmeasured(other_lines), strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         return Comparison(one, other, lines, other_lines, shared)
@@ -670,6 +690,15 @@ def _nanoseconds(time: object) -> int:
     since = time - datetime(1970, 1, 1, tzinfo=UTC)
     whole = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     return whole * 1_000 + 999  # a datetime is cut off: what it was made of is within it
+
+
+def _told(
+    events: Iterable[Message], progress: Progress | None, count: Iterator[int], whole: int
+) -> Iterator[Message]:
+    for number, event in zip(count, events, strict=False):
+        if progress is not None and number % _TOLD_EVERY == 0:
+            progress(number, whole)
+        yield event
 
 
 def _batches(items: Iterable[Message], size: int) -> Iterator[list[Message]]:

@@ -126,6 +126,17 @@ def test_a_fork_shares_the_events_of_its_parent_up_to_where_it_was_forked(teller
     assert [event.amount for event in fork.read(2, 5) if isinstance(event, Deposited)] == [7, 100]
 
 
+def test_comparing_long_runs_tells_how_far_it_is(teller: Teller) -> None:
+    teller.play("r1", *range(700))
+    teller.play("r2", *range(700))
+    told: list[tuple[int, int]] = []
+    compared = teller.runs.compare("r1", "r2", lambda *how_far: told.append(how_far))
+    whole = len(teller.runs["r1"]) + len(teller.runs["r2"])
+
+    assert compared.same
+    assert told == [(500, whole), (1000, whole), (whole, whole)]
+
+
 def test_two_runs_are_compared_event_by_event(teller: Teller) -> None:
     teller.play("r1", 5, 7, 9)
     teller.play("r2", 5, 7, 9)
