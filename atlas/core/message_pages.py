@@ -65,6 +65,10 @@ MARKER: Final = "[redacted]"
 _PLAIN: Final = b"j"
 _COMPRESSED: Final = b"z"
 _WITH_WORDS: Final = b"w"
+_BARE: Final = b"d"
+"""Deflate without the ten bytes that zlib puts around it: records have a digest of their own."""
+
+_KINDS: Final = (_PLAIN, _COMPRESSED, _WITH_WORDS, _BARE)
 _WORTH_COMPRESSING: Final = 200
 _SMALL: Final = 4096
 _WORTH_COLUMNS: Final = 4
@@ -159,14 +163,14 @@ def pack(
     data = text.encode("utf-8", "backslashreplace")
     if len(data) < _WORTH_COMPRESSING:
         return _PLAIN + data
-    return _WITH_WORDS + _compressed(data)
+    return _BARE + _compressed(data)
 
 
 def _compressed(data: bytes) -> bytes:
     # Half a megabyte of tables, which is the rule, is no use for a page that ends before they are filled,
     # and costs more than the compressing.
     window, memory = (12, 5) if len(data) <= _SMALL else (15, 8)
-    made = zlib.compressobj(6, zlib.DEFLATED, window, memory, zdict=WORDS)
+    made = zlib.compressobj(6, zlib.DEFLATED, -window, memory, zdict=WORDS)
     return made.compress(data) + made.flush()
 
 
@@ -459,7 +463,7 @@ def _opened(data: bytes) -> dict[str, Any]:
         page = json.loads(_text_of(data))
     except ValueError as error:
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {error}.") from error
-    if not isinstance(page, dict) or data[:1] not in (_PLAIN, _COMPRESSED, _WITH_WORDS):
+    if not isinstance(page, dict) or data[:1] not in _KINDS:
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {data[:40]!r}.")
     return cast("dict[str, Any]", page)
 
@@ -472,11 +476,12 @@ def _text_of(data: bytes) -> str:
 
 
 def _expanded(kind: bytes, data: bytes) -> bytes:
-    if kind == _COMPRESSED:  # as pages were written before there were words
+    # As pages are written, and as they were before.
+    if kind == _COMPRESSED:
         return zlib.decompress(data)
-    if kind != _WITH_WORDS:
+    if kind not in (_BARE, _WITH_WORDS):
         return data
-    reader = zlib.decompressobj(zdict=WORDS)
+    reader = zlib.decompressobj(-15 if kind == _BARE else 15, zdict=WORDS)
     text = reader.decompress(data) + reader.flush()
     if not reader.eof:
         raise ValueError("it is cut off")

@@ -743,7 +743,7 @@ async def test_growing_requests_are_stored_once():
     assert stored < sum(map(len, whole)) / 5
     import hashlib
 
-    assert [hashlib.sha256(text.encode()).hexdigest() for text in whole] == [
+    assert [hashlib.sha256(text.encode()).hexdigest()[:32] for text in whole] == [
         entry.digest for entry in started
     ]
 

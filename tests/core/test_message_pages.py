@@ -166,11 +166,13 @@ def test_what_pages_are_compressed_with_never_changes():
     assert sha256(WORDS).hexdigest() == digest
 
 
-def test_a_page_compressed_without_words_is_read_as_ever():
+def test_pages_as_they_were_compressed_before_are_read_as_ever():
     messages = published(*(Noted(f"text {number}") for number in range(20)))
-    text = zlib.decompressobj(zdict=WORDS).decompress(pack("r1", messages)[1:])
+    text = zlib.decompressobj(-15, zdict=WORDS).decompress(pack("r1", messages)[1:])
+    packer = zlib.compressobj(zdict=WORDS)
 
     check_meta(unpack(b"z" + zlib.compress(text)), messages)
+    check_meta(unpack(b"w" + packer.compress(text) + packer.flush()), messages)
 
 
 @pytest.mark.parametrize("kept", [1, 20, -4])
