@@ -50,7 +50,7 @@ _DASH: Final = "-"
 @contextmanager
 def opened(db: str, *, writable: bool = False) -> Iterator[tuple[Engine, Runs[ChatState]]]:
     """Open a log and its runs; one that is only read is not changed, nor made."""
-    engine = LOGS.open_log(db, read_only=None if writable or "://" in db else True)
+    engine = LOGS.open_log(db, read_only=None if writable else True)
     try:
         yield engine, Runs(engine, transitions, ChatState())
     finally:

@@ -68,7 +68,7 @@ class TemporalStore:
         durability: What an acknowledged append survives: ``"power"`` cuts (the default), the death of
             the ``"process"``, or, ``"lazy"``, neither for sure.
         clock: Where the log, and `keep`, take the time from.
-        read_only: Never write, not even snapshots; only for files, which must exist.
+        read_only: Never write, not even snapshots; what is read must exist. Not for memory.
 
     Raises:
         ConfigurationError: The address makes no sense, or this process has the log open with other

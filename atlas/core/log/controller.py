@@ -73,7 +73,7 @@ class LogController:
             durability: What an acknowledged append survives; None: a power cut, or what the first
                 who opened it said.
             clock: Where the log takes its time from; None as for ``durability``.
-            read_only: Never write; only for files. None as for ``durability``.
+            read_only: Never write, and make no log; not for ``:memory:``. None as for ``durability``.
 
         Raises:
             ConfigurationError: The address makes no sense, or the log is open with other options.
@@ -236,7 +236,9 @@ def _create(
             f"({error}). Run: pip install 'atlas[postgres]'",
             extra="postgres",
         ) from error
-    return PostgresEngine(fspath(address), durability=durability or "power", clock=clock)
+    return PostgresEngine(
+        fspath(address), durability=durability or "power", clock=clock, read_only=read_only
+    )
 
 
 def _check_same(lease: _Lease, options: dict[str, object]) -> None:

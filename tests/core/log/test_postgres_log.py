@@ -251,6 +251,30 @@ def test_logs_of_other_names_share_a_database(address: str) -> None:
         assert two.append([new("b")]).wait()[0].position == 1
 
 
+def test_a_log_that_is_only_read_is_neither_made_nor_changed(
+    address: str, console: psycopg.Connection[Any]
+) -> None:
+    with pytest.raises(LogUnavailableError, match="There is no log at"):
+        PostgresEngine(address, read_only=True)
+    schema = address.partition("&schema=")[2]
+    named = "SELECT 1 FROM pg_namespace WHERE nspname = %s"
+    assert console.execute(named, (schema,)).fetchone() is None
+    with closing(PostgresEngine(address)) as log:
+        log.append([new("a")]).wait()
+    with closing(PostgresEngine(address, read_only=True)) as log:
+        assert log.last_position() == 1
+        assert log.verify().ok
+        for change in (
+            lambda: log.append([new("a")]),
+            lambda: log.erase("a"),
+            lambda: log.save_snapshot(Snapshot("a", 1, "l", b"")),
+            lambda: log.drop_snapshots("a"),
+            log.repair,
+        ):
+            with pytest.raises(LogUnavailableError, match="for reading only"):
+                change()
+
+
 def test_a_log_is_opened_by_its_address(address: str) -> None:
     log = LOGS.open_log(address)
 

@@ -99,6 +99,7 @@ class PostgresEngine:
         schema: The schema of the tables; made when it is missing. Default ``public``.
         prefix: How the names of the tables begin. Default ``atlas_``.
         clock: Where times come from; None: the system's clock.
+        read_only: Never write; the tables must exist.
 
     Raises:
         ConfigurationError: The address is none, or a name cannot be one of a table.
@@ -114,8 +115,10 @@ class PostgresEngine:
         schema: str | None = None,
         prefix: str | None = None,
         clock: Clock | None = None,
+        read_only: bool = False,
     ) -> None:
         check_durability(durability)
+        self._read_only = read_only
         self._place = Place.of(address, schema, prefix)
         self._clock = clock or SystemClock()
         self._sql = Statements(self._place)
@@ -139,8 +142,20 @@ class PostgresEngine:
         """Where the log is, without the password."""
         return self._place.address
 
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise LogUnavailableError(
+                f"The log {self.address} is open for reading only. Open it for writing to append, "
+                f"erase or repair."
+            )
+
     def _set_up(self, connection: Connection) -> None:
         if not self._is_set_up(connection):
+            if self._read_only:
+                raise LogUnavailableError(
+                    f"There is no log at {self.address!r}. Check the address, or open it for writing, "
+                    f"which creates it."
+                )
             with connection.transaction():
                 self._create(connection)
         ((number,),) = connection.execute(self._sql("SELECT format FROM {log}"))
@@ -186,6 +201,7 @@ class PostgresEngine:
         tracking: tuple[str, int] | None = None,
     ) -> Append:
         """Append records; see `atlas.core.log.engine.Engine.append`."""
+        self._check_writable()
         request = Request.checked(records, expect, tracking, self._clock.time_ns())
         for record in request.records:
             _check_length(record.stream)
@@ -300,6 +316,7 @@ class PostgresEngine:
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot, instead of one of the same stream, label and version."""
+        self._check_writable()
         place = (snapshot.stream, snapshot.label, snapshot.version)
         self._rows(SAVE_SNAPSHOT, (*place, snapshot.payload, _snapshot_digest(snapshot)))
 
@@ -314,6 +331,7 @@ class PostgresEngine:
 
     def drop_snapshots(self, stream: str) -> None:
         """Forget all snapshots of a stream."""
+        self._check_writable()
         self._rows("DELETE FROM {snapshots} WHERE stream = %s RETURNING version", (stream,))
 
     # -- keeping --
@@ -324,6 +342,7 @@ class PostgresEngine:
         The tables are vacuumed, so that the server does not keep old versions of the rows.
         """
         Erasure.check(stream)
+        self._check_writable()
         # What nobody waited for yet is erased too.
         self._commits.drain()
 
@@ -362,6 +381,7 @@ class PostgresEngine:
 
     def repair(self, progress: Progress | None = None) -> Repair:
         """Move everything from the first bad position on to the table ``…set_aside``."""
+        self._check_writable()
 
         def repair(connection: Connection) -> Repair:
             with self._changing(connection, repairing=True) as change:
