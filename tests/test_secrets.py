@@ -113,7 +113,7 @@ def _inside(page: bytes) -> str:
 
 
 def _expanded(data: bytes) -> bytes:
-    return zlib.decompressobj(zdict=WORDS).decompress(data)
+    return zlib.decompressobj(-15, zdict=WORDS).decompress(data)
 
 
 @settings(max_examples=20, deadline=None)
