@@ -277,7 +277,8 @@ def _may_be(recorded: str, now: str) -> bool:
     at, end = len(first), len(now) - len(last)
     if at > end or not (now.startswith(first) and now.endswith(last)):
         return False
-    for part in between:  # each as early as it can be, so that the others have all the room there is
+    # Each as early as it can be, so that the others have all the room there is.
+    for part in between:
         found = now.find(part, at, end)
         if found < 0:
             return False
