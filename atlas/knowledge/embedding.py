@@ -12,6 +12,7 @@ import os
 import re
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, cast
 
@@ -145,7 +146,7 @@ class CallableEmbedder:
         return np.asarray(patiently(ask, model=self.name, retries=self._retries), np.float32)
 
 
-class _ServerEmbedder:
+class _ServerEmbedder(ABC):
     """What embedders on servers share: batches, and patience with failures that pass."""
 
     def __init__(
@@ -185,8 +186,9 @@ class _ServerEmbedder:
         """Return about where the tokens of a text begin."""
         return word_starts(text)
 
+    @abstractmethod
     def _ask(self, texts: Sequence[str]) -> list[list[float]]:
-        raise NotImplementedError
+        """Return the vectors of texts that fit into one request."""
 
     def _post(self, body: dict[str, object]) -> dict[str, object]:
         return patiently(lambda: self._posted(body), model=self.name, retries=self._retries)
