@@ -1,6 +1,7 @@
 """Every example runs as its first lines say: no argument, no key, no network, under a minute."""
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import pty
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -122,23 +124,13 @@ def test_what_is_wrong_is_one_sentence_with_the_mend(
 
 
 def test_the_chat_is_a_conversation_in_a_terminal(tmp_path: Path) -> None:
-    master, slave = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, str(CHAT), "--provider", "scripted"],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        cwd=tmp_path,
-        env=environment(tmp_path) | {"TERM": "dumb"},
-    ) as process:
-        os.close(slave)
+    with in_terminal(CHAT, ["--provider", "scripted"], tmp_path) as (process, master):
         seen = read_until(master, "you ›")
         os.write(master, b"Hello?\n")
         seen += read_until(master, "you ›", after="per second]")
         os.write(master, b"\n")
 
         assert process.wait(20) == 0
-    os.close(master)
     assert "[started: scripted" in seen
 
 
@@ -157,23 +149,33 @@ def test_the_chat_is_a_conversation_in_a_terminal(tmp_path: Path) -> None:
 def test_control_c_ends_an_example_in_a_sentence_that_says_how_to_go_on(
     example: str, arguments: list[str], wait_for: str, says: str, tmp_path: Path
 ) -> None:
-    master, slave = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, str(EXAMPLES / f"{example}.py"), *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        cwd=tmp_path,
-        env=environment(tmp_path) | {"TERM": "dumb"},
-    ) as process:
-        os.close(slave)
+    program = EXAMPLES / f"{example}.py"
+    with in_terminal(program, arguments, tmp_path) as (process, master):
         seen = read_until(master, wait_for)
         process.send_signal(signal.SIGINT)
         seen += read_until(master, says)
 
         assert process.wait(20) == 130
-    os.close(master)
     assert "Traceback" not in seen
+
+
+@contextlib.contextmanager
+def in_terminal(
+    program: Path, arguments: list[str], home: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run an example in a terminal; give its process, and the other end of the terminal."""
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(program), *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=home,
+        env=environment(home) | {"TERM": "dumb"},
+    ) as process:
+        os.close(slave)
+        yield process, master
+    os.close(master)
 
 
 def read_until(terminal: int, text: str, *, after: str = "") -> str:
