@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from atlas.cli.options import json_option
 from atlas.errors import ConfigurationError
 from atlas.knowledge import Hit, Ingested, IngestProgress, Knowledge, SearchOptions
-from atlas.knowledge.loading import find_sources
+from atlas.knowledge.loading import LARGEST, Loader, find_sources
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -46,8 +46,17 @@ def kb_option(command: Command) -> Command:
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="PATHS…")
 @knowledge_options
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    default=LARGEST,
+    show_default=True,
+    help="Largest file to read, also after unpacking.",
+)
 @json_option
-def ingest(*, sources: tuple[str, ...], kb: str, collection: str, as_json: bool) -> None:
+def ingest(
+    *, sources: tuple[str, ...], kb: str, collection: str, max_bytes: int, as_json: bool
+) -> None:
     """Read documents into a knowledge base; those it has just so are no work.
 
     PATHS are files, folders, patterns such as 'docs/**/*.md', and URLs. What cannot be read is
@@ -57,7 +66,8 @@ def ingest(*, sources: tuple[str, ...], kb: str, collection: str, as_json: bool)
     # First, so that a wrong path does not leave an empty knowledge base behind.
     found = find_sources(sources)
     try:
-        with Knowledge(kb) as knowledge, progress_bar(silent=as_json) as advance:
+        reading = Knowledge(kb, loader=Loader(max_bytes=max_bytes))
+        with reading as knowledge, progress_bar(silent=as_json) as advance:
             done = knowledge.ingest_sync(*found, collection=collection, on_progress=advance)
     except KeyboardInterrupt:
         click.echo("Stopped. What is stored stays; say it again to go on.", err=True)

@@ -30,7 +30,10 @@ from atlas.errors import DocumentError, MissingDependencyError
 from atlas.knowledge.documents import Document, Field
 from atlas.knowledge.language import language_of
 
-__all__ = ["FORMATS", "Loader", "Reader", "find_sources", "is_url"]
+__all__ = ["FORMATS", "LARGEST", "Loader", "Reader", "find_sources", "is_url"]
+
+LARGEST: Final = 64 * 2**20
+"""Bytes of the largest file that is read if nothing else is said."""
 
 
 class Reader(Protocol):
@@ -83,7 +86,7 @@ class Loader:
     def __init__(
         self,
         *,
-        max_bytes: int = 64 * 2**20,
+        max_bytes: int = LARGEST,
         timeout: float = 30.0,
         formats: Mapping[str, Reader] | None = None,
     ) -> None:
@@ -157,7 +160,7 @@ class Loader:
     def _too_large(self, source: str, size: int) -> DocumentError:
         return DocumentError(
             f"{source!r} has {size:,} bytes or more; {self._max_bytes:,} are read at most. Raise "
-            f"`max_bytes` of the Loader to take it.",
+            f"`max_bytes` of the Loader (--max-bytes of `atlas ingest`) to take it.",
             source=source,
         )
 

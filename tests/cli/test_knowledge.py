@@ -110,3 +110,13 @@ def test_an_ingest_fails_when_nothing_can_be_read(atlas, kb: str) -> None:
 )
 def test_the_bar_tells_what_an_ingest_is_at(progress: IngestProgress, told: str) -> None:
     assert pace(progress) == told
+
+
+def test_how_large_a_file_may_be_is_said_with_the_command(atlas, kb: str) -> None:
+    Path("docs/large.txt").write_text("Ships are large. " * 10)
+    small = atlas("ingest", "docs/large.txt", "docs/ships.md", "--kb", kb, "--max-bytes", "100")
+    large = atlas("ingest", "docs/large.txt", "--kb", kb, "--max-bytes", "1000")
+
+    assert "170 bytes or more; 100 are read at most" in small.err
+    assert "--max-bytes" in small.err
+    assert "1 new" in large.out
