@@ -20,8 +20,9 @@ from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, cast, overl
 
 from atlas.agents.messages import Permission
 from atlas.core.effect_layers import Layer, Timeout
-from atlas.core.effects import Effect, perform, stream
+from atlas.core.effects import Effect, stream
 from atlas.core.effects.entries import Declared
+from atlas.core.effects.perform import perform_as
 from atlas.core.messages import value
 from atlas.core.schema import dump, json_schema, load
 from atlas.errors import ConfigurationError, SchemaError, ValidationError
@@ -195,8 +196,8 @@ class Tool(Generic[P, T]):
 
     __slots__ = (
         "__wrapped__",
+        "_effect",
         "_kind",
-        "_layers",
         "_shape",
         "_spec",
         "declared",
@@ -246,7 +247,8 @@ class Tool(Generic[P, T]):
         self.is_inside: bool = is_inside
         self.__wrapped__: Callable[P, T] = function
         self._shape = schema or Shape(function, self.name, known)
-        self._layers = (*layers, *(() if timeout is None else (Timeout(timeout),)))
+        around = (*layers, *(() if timeout is None else (Timeout(timeout),)))
+        self._effect = Effect(f"tool.{self.name}", None, self.declared, (), around)
         self._kind = _kind_of(function)
         self._spec: ToolSpec | None = None
 
@@ -291,10 +293,9 @@ class Tool(Generic[P, T]):
         """
         if self.is_inside:
             return _content(await cast("Awaitable[object]", self.__wrapped__(**arguments)))  # type: ignore[call-arg]  # by name
-        effect = Effect(f"tool.{self.name}", arguments, self.declared, (), self._layers)
         if self._kind == "generator":
-            return await self._follow(effect, arguments, on_progress)
-        return await perform(effect, self._call, arguments)
+            return await self._follow(arguments, on_progress)
+        return await perform_as(self._effect, arguments, self._call, (arguments,))
 
     async def _call(self, arguments: Mapping[str, Any]) -> str:
         # A plain function may block; in a thread it holds nobody up.
@@ -304,9 +305,10 @@ class Tool(Generic[P, T]):
         return _content(await call(**arguments))
 
     async def _follow(
-        self, effect: Effect, arguments: Mapping[str, Any], on_progress: Callable[[str], object]
+        self, arguments: Mapping[str, Any], on_progress: Callable[[str], object]
     ) -> str:
         last: str | None = None
+        effect = dataclasses.replace(self._effect, request=arguments)
         async with aclosing(stream(effect, self._pieces, arguments)) as pieces:
             async for piece in pieces:
                 if last is not None:

@@ -44,13 +44,20 @@ class Alarm:
             action()
 
 
-def set_alarm(seconds: float, action: Callable[[], object]) -> Alarm:
+def set_alarm(
+    seconds: float, action: Callable[[], object], loop: asyncio.AbstractEventLoop | None = None
+) -> Alarm:
     """Call ``action`` on the running loop after so many seconds, unless it is cancelled before.
 
     Alarms ring in the order in which they are due. What an action raises goes to the loop's exception
     handler, and the others ring all the same. Actions run in an empty context.
+
+    Args:
+        seconds: From now.
+        action: What to do.
+        loop: The running loop, from who knows it: to ask for it is not cheap before 3.12.
     """
-    loop = asyncio.get_running_loop()
+    loop = loop or asyncio.get_running_loop()
     here: _Here = _HERE
     if here.loop() is not loop:
         here.loop, here.alarms = weakref.ref(loop), _Alarms()
@@ -75,11 +82,12 @@ class Patience:
         return self._is_over
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        self._alarm = set_alarm(self._seconds, self._end)
+        self._alarm = set_alarm(self._seconds, self._end, loop)
 
     def __exit__(
         self,

@@ -339,7 +339,8 @@ class _Call:
                                 held.clear()
                             yield delta
                     finally:
-                        if isinstance(stream, AsyncGenerator):  # a third party's may not be one
+                        # a third party's may be none; to ask the abstract class takes longer
+                        if type(stream) is AsyncGeneratorType or isinstance(stream, AsyncGenerator):
                             await stream.aclose()
                     self._expect_end(finished)
                 # Whatever a third party's provider raises is named, none of it passes as it is.
@@ -470,6 +471,7 @@ class _Watch:
         "_cancelling",
         "_clock",
         "_deadlines",
+        "_loop",
         "_reason",
         "_set_for",
         "_since",
@@ -499,6 +501,7 @@ class _Watch:
     # -- what the call says -----------------------------------------------------------------
 
     def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._started = self._clock()
 
     def begin_pause(self) -> None:
@@ -513,7 +516,7 @@ class _Watch:
             raise _Interrupted
         if self.content:
             self._since = self._clock() - self._waited
-        task = self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task(self._loop)
         assert task is not None
         self._cancelling = task.cancelling()
         self.waiting = True
@@ -572,7 +575,7 @@ class _Watch:
             self._timer.cancel()
         if due < math.inf:
             self._set_for = due
-            self._timer = set_alarm(max(0.0, due - now), self._look)
+            self._timer = set_alarm(max(0.0, due - now), self._look, self._loop)
 
     def _look(self) -> None:
         self._timer = None

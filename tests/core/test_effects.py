@@ -794,3 +794,38 @@ async def test_a_journal_that_fails_ends_the_run():
         async with RunContext("r", journal=Full()):
             await pay()
     assert performed == []
+
+
+@effect(pure=True)
+async def twice(number: int) -> int:
+    return 2 * number
+
+
+@effect(pure=True)
+async def counted_to(last: int, *, fails: bool = False):
+    for number in range(last):
+        yield number
+    if fails:
+        raise ValueError("that was it")
+
+
+async def garbage_of(many: int) -> int:
+    """Return how many objects the garbage collector finds after a run with so many effects."""
+    gc.collect()
+    journal = MemoryJournal()
+    async with RunContext("tidy", journal=journal):
+        for _ in range(many):
+            assert await twice(4) == 8
+            assert [number async for number in counted_to(3)] == [0, 1, 2]
+            with contextlib.suppress(ValueError):
+                assert [number async for number in counted_to(1, fails=True)]
+    return gc.collect()
+
+
+async def test_what_effects_leave_behind_is_freed_without_the_garbage_collector():
+    gc.disable()
+    try:
+        await garbage_of(1)
+        assert await garbage_of(40) - await garbage_of(4) < 18  # less than half an object each
+    finally:
+        gc.enable()

@@ -194,7 +194,10 @@ class PendingStream(Pending):
         while not self._items:
             if self._end is not None:
                 end, self._end = self._end, StopAsyncIteration()
-                raise end
+                try:
+                    raise end
+                finally:
+                    del end  # its traceback has this frame: a cycle for the garbage collector
             if self.ended:
                 raise StopAsyncIteration
             self._waiter = self.run.inner.loop.create_future()

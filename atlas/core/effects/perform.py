@@ -161,17 +161,23 @@ async def perform(effect: Effect, function: Callable[..., Awaitable[T]], *args: 
         Exception: What the function raised, or the layers.
     """
     _check_effect(effect)
-    return cast("T", await _perform(effect, effect.request, function, args))
+    return await perform_as(effect, effect.request, function, args)
 
 
-# Any: whatever the effect takes and gives
-async def _perform(
-    effect: Effect, asked: object, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
-) -> Any:
+async def perform_as(
+    effect: Effect,
+    asked: object,
+    function: Callable[..., Awaitable[T]],
+    args: tuple[Any, ...],  # Any: whatever the function takes
+) -> T:
+    """Perform an effect with another request: for who performs one of a kind again and again.
+
+    So the effect itself, and all that is checked of it, is made once. See `perform` for the rest.
+    """
     place = here()
     if place is None:
         call = EffectCall(effect.kind, effect.declared, "")
-        return await _call(effect.layers, call, function, args)
+        return cast("T", await _call(effect.layers, call, function, args))
     run = cast("RunContext", place.inner.supervisor)
     run.check()
     redactor = Redactor(effect.redact, run.secrets)
@@ -189,7 +195,7 @@ async def _perform(
 
     pending = Pending(run, call, redactor, work)
     run.start(pending)
-    return await pending.result()
+    return cast("T", await pending.result())
 
 
 async def _call(
@@ -469,8 +475,8 @@ def _async_effect(
             return await function(*args, **options)
         asked = request_of(args, options)
         if options:
-            return await _perform(template, asked, functools.partial(function, **options), args)
-        return await _perform(template, asked, function, args)
+            return await perform_as(template, asked, functools.partial(function, **options), args)
+        return await perform_as(template, asked, function, args)
 
     return perform_it
 
