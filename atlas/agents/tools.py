@@ -98,9 +98,14 @@ class Shape:
             ValidationError: It is no JSON, or an argument is missing, unknown or wrong.
         """
         try:
-            given = json.loads(text) if text.strip() else {}
-        except ValueError as error:
-            raise ValidationError(self.name, "", text, f"JSON ({error})") from error
+            given, end = _read_json(text)  # `loads` looks for spaces around it first
+        except ValueError:
+            end = -1
+        if end != len(text):
+            try:
+                given = json.loads(text) if text.strip() else {}
+            except ValueError as error:
+                raise ValidationError(self.name, "", text, f"JSON ({error})") from error
         return self.checked(given)
 
     def checked(self, given: JSON) -> dict[str, Any]:
@@ -154,6 +159,7 @@ def _default(given: object) -> object:
 
 
 _MUTABLE = (list, dict, set)
+_read_json: Final = json.JSONDecoder().raw_decode
 
 
 def _is_plain(hint: object) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from atlas.core.persistent import PVector, pvector
 from atlas.core.state_projector import StateProjector
@@ -36,6 +36,9 @@ FINISHED_KEPT: Final = 64
 """Finished replies that the state remembers; their events are in the bus's history and the log."""
 
 
+_NO_PIECES: Final[PVector[str]] = pvector()
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyState:
     """Where one reply stands.
@@ -60,8 +63,8 @@ class ReplyState:
     model: str
     prompt: str
     status: str = "streaming"
-    pieces: PVector[str] = pvector()
-    thoughts: PVector[str] = pvector()
+    pieces: PVector[str] = _NO_PIECES
+    thoughts: PVector[str] = _NO_PIECES
     tool_calls: tuple[ToolCallPart, ...] = ()
     attempts: int = 1
     completion: Completion | None = None
@@ -77,6 +80,49 @@ class ReplyState:
     def is_finished(self) -> bool:
         """Whether nothing more will come."""
         return self.timing is not None
+
+
+class _Filling(ReplyState):
+    """A reply's state while it is being made: its slots take assignments."""
+
+    __slots__ = ()
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__  # without it assignments would still go the long way
+
+
+def _reply_state(  # noqa: PLR0917  in the order of the fields
+    conversation: str,
+    provider: str,
+    model: str,
+    prompt: str,
+    status: str = "streaming",
+    pieces: PVector[str] = _NO_PIECES,
+    thoughts: PVector[str] = _NO_PIECES,
+    tool_calls: tuple[ToolCallPart, ...] = (),
+    attempts: int = 1,
+    completion: Completion | None = None,
+    error: str | None = None,
+    timing: Timing | None = None,
+) -> ReplyState:
+    """Make a reply's state in a fifth of the time its constructor takes: one is made per token.
+
+    What makes a dataclass frozen lets its own constructor assign by a function call per field only.
+    """
+    made: Any = object.__new__(_Filling)  # Any: the fields of the class itself are read-only
+    made.conversation = conversation
+    made.provider = provider
+    made.model = model
+    made.prompt = prompt
+    made.status = status
+    made.pieces = pieces
+    made.thoughts = thoughts
+    made.tool_calls = tool_calls
+    made.attempts = attempts
+    made.completion = completion
+    made.error = error
+    made.timing = timing
+    made.__class__ = ReplyState
+    return made  # type: ignore[no-any-return]  # it is one now
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +154,7 @@ def _with(state: ChatState, reply: str, now: ReplyState) -> ChatState:
 
 @transitions.on(StreamStarted)
 def _started(state: ChatState, event: StreamStarted) -> ChatState:
-    begun = ReplyState(event.conversation, event.provider, event.model, event.prompt)
+    begun = _reply_state(event.conversation, event.provider, event.model, event.prompt)
     return _with(state, event.reply, begun)
 
 
@@ -117,8 +163,7 @@ def _token(state: ChatState, event: StreamToken) -> ChatState:
     before = state.replies.get(event.reply)
     if before is None:
         return state
-    # Once per token: naming the fields is three times as fast as `replace`.
-    now = ReplyState(
+    now = _reply_state(
         before.conversation,
         before.provider,
         before.model,
@@ -192,7 +237,7 @@ def _finished(
     before = state.replies.get(event.reply)
     if before is None:
         return state
-    now = ReplyState(
+    now = _reply_state(
         before.conversation,
         before.provider,
         before.model,

@@ -298,7 +298,8 @@ class _Call:
         What precedes the content of an attempt is held back. All in one generator: every token
         passes through here, and a second one around the first would double its way.
         """
-        watch, text, held = self._watch, self._text, list[Delta]()
+        watch, text = self._watch, self._text
+        held: list[Delta] = []
         watch.start()
         delay: float | None = None
         try:
