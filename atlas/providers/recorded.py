@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
 from typing import Any, Final, cast
 
 from atlas.core.effects import Effect, current_run, perform, stream
@@ -169,7 +168,7 @@ def model_stream(
             provider, request, deadlines=deadlines, retries=retries, on_retry=told.append
         )
         deltas = redacted_deltas(answer, secrets) if secrets else answer
-        async with aclosing(cast("Any", deltas)):
+        try:
             async for delta in deltas:
                 if told:
                     held += [
@@ -184,6 +183,8 @@ def model_stream(
                     held.clear()
                     if held_back.wait is not None:
                         await held_back.wait()
+        finally:
+            await deltas.aclose()
         if held:  # and what comes last is one with the end
             yield held[0] if len(held) == 1 else [_SEVERAL, *held]
 
@@ -210,9 +211,9 @@ def _read(name: str, parts: list[Any]) -> Delta:
 
 # Any: see above
 async def _inside(
-    pieces: AsyncIterator[list[Any]], on_retry: Callable[[Retry], None]
+    pieces: AsyncGenerator[list[Any], None], on_retry: Callable[[Retry], None]
 ) -> AsyncGenerator[Delta, None]:
-    async with aclosing(cast("Any", pieces)):
+    try:
         async for piece in pieces:
             for name, *parts in piece[1:] if piece[0] == _SEVERAL else (piece,):
                 if name == _RETRIED:
@@ -220,3 +221,5 @@ async def _inside(
                     on_retry(Retry(attempt, delay, cast("ProviderError", error_from(error))))
                 else:
                     yield _read(name, parts)
+    finally:
+        await pieces.aclose()

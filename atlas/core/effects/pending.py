@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas.core.effect_layers import EffectCall
 from atlas.core.effects.codec import Redactor, error_from, from_text
@@ -226,16 +225,18 @@ class PendingStream(Pending):
         """Have the pieces handed in one by one. Outside the run, in its loop's thread."""
         inner = self.run.inner
         writer = PieceWriter(self.redactor)
-        async with aclosing(cast("Any", pieces)):
-            try:
-                async for piece in pieces:
-                    self._hand_in_all(_written(self.call, writer.take, piece))
-                    if self._ahead >= self.WINDOW and not self.ended:
-                        self._room = inner.loop.create_future()
-                        await self._room
-            except Exception:
-                self._hand_in_all(writer.rest())  # the run gets what came before an error
-                raise
+        try:
+            async for piece in pieces:
+                self._hand_in_all(_written(self.call, writer.take, piece))
+                if self._ahead >= self.WINDOW and not self.ended:
+                    self._room = inner.loop.create_future()
+                    await self._room
+        except Exception:
+            self._hand_in_all(writer.rest())  # the run gets what came before an error
+            raise
+        finally:
+            if hasattr(pieces, "aclose"):  # any iterator may give them
+                await pieces.aclose()
         self._hand_in_all(writer.rest())
         if self._latest is None:
             self.give("end")

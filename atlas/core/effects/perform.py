@@ -259,7 +259,12 @@ class EffectStream(AsyncGenerator[T, None]):
         )  # not this object, which may be left and forgotten
 
         async def work(pending: PendingStream) -> None:
-            await pending.pump(_pieces(layers, call, function, args))
+            _CURRENT.set(call)  # in the context of the task that performs it
+            if layers:
+                pieces = effect_layers.streamed(layers, call, lambda: function(*args))
+            else:
+                pieces = function(*args)
+            await pending.pump(pieces)
 
         pending = PendingStream(run, call, redactor, work)
         run.start(pending)
