@@ -34,7 +34,7 @@ from atlas.agents.streaming import Streaming
 from atlas.agents.together import gathered
 from atlas.agents.tools import Tool
 from atlas.core.causality import CURRENT
-from atlas.core.effects import current_run, effect
+from atlas.core.effects import current_run, effect, uuid
 from atlas.core.effects.codec import plain
 from atlas.core.effects.entries import digest_of
 from atlas.errors import (
@@ -392,7 +392,9 @@ class Work:
             return f"{self._refusals[same]} Do not call it like this again."
         self._bus.publish(TaskWaiting(desk.task, f"approval of {tool.name}"))
         desk.alive = float("inf")  # people take their time
-        asked = ApprovalAsked(key, desk.task, self._agent.name, tool.name, part.arguments)
+        # Tasks may have the same ids as those of another run: a yes to one is none to the other.
+        approval = f"{key}-{uuid().hex[:8]}"
+        asked = ApprovalAsked(approval, desk.task, self._agent.name, tool.name, part.arguments, key)
         given = await wait_for_approval(self._bus, desk.host, asked)
         desk.touch()
         self._bus.publish(TaskResumed(desk.task))
