@@ -248,9 +248,13 @@ class Controller:
         queued = TaskQueued(asked, None if above is None else above.task)
         # As `caused_by` does it, without its generator: many tasks are small.
         token = CURRENT.set(self.bus.publish(queued).message._stamp)
+        if above is not None:
+            above.wait()
         try:
             return await self._carried_through(asked, above, to, history)
         finally:
+            if above is not None:
+                above.waited()
             CURRENT.reset(token)
 
     async def _carried_through(

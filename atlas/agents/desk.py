@@ -38,6 +38,8 @@ class Desk:
         depth: How deep in the tree it is; 1 for a task that belongs to none.
         attempt: Which attempt this is, from 1.
         alive: The loop's time of the last sign of life.
+        waits: For how many others it waits, who may take their time: people who decide, and agents to
+            whom it delegated, who are watched themselves.
         team: Who delegates further.
         handed_over: To whom, and why, when the agent gave the task away.
     """
@@ -50,6 +52,7 @@ class Desk:
     depth: int = 1
     attempt: int = 1
     alive: float = 0.0
+    waits: int = 0
     team: Team | None = None
     handed_over: tuple[str, str] | None = None
     clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
@@ -57,6 +60,15 @@ class Desk:
     def touch(self) -> None:
         """Give a sign of life."""
         self.alive = self.clock()
+
+    def wait(self) -> None:
+        """Begin to wait for somebody who may take their time; see `waited`."""
+        self.waits += 1
+
+    def waited(self) -> None:
+        """Wait for one less."""
+        self.waits -= 1
+        self.touch()
 
 
 AT_DESK: ContextVar[Desk | None] = ContextVar("atlas_desk", default=None)

@@ -278,13 +278,18 @@ class Tool(Generic[P, T]):
         return self._shape.parse(text)
 
     async def perform(
-        self, arguments: Mapping[str, Any], on_progress: Callable[[str], object]
+        self,
+        arguments: Mapping[str, Any],
+        on_progress: Callable[[str], object],
+        on_piece: Callable[[], object] = lambda: None,
     ) -> str:
         """Perform the tool as an effect, and return what the model is told.
 
         Args:
             arguments: As `parse` gave them.
-            on_progress: Called with what a generator tool yields before its last word.
+            on_progress: Called with what a generator tool yields before its last word, when it is
+                known that it was not the last.
+            on_piece: Called for each piece that a generator tool yields, when it does.
 
         Raises:
             Exception: What the function raised.
@@ -293,7 +298,7 @@ class Tool(Generic[P, T]):
             return _content(await cast("Awaitable[object]", self.__wrapped__(**arguments)))  # type: ignore[call-arg]  # by name
         effect = Effect(f"tool.{self.name}", arguments, self.declared, (), self._layers)
         if self._kind == "generator":
-            return await self._follow(effect, arguments, on_progress)
+            return await self._follow(effect, arguments, on_progress, on_piece)
         return await perform(effect, self._call, arguments)
 
     async def _call(self, arguments: Mapping[str, Any]) -> str:
@@ -304,11 +309,16 @@ class Tool(Generic[P, T]):
         return _content(await call(**arguments))
 
     async def _follow(
-        self, effect: Effect, arguments: Mapping[str, Any], on_progress: Callable[[str], object]
+        self,
+        effect: Effect,
+        arguments: Mapping[str, Any],
+        on_progress: Callable[[str], object],
+        on_piece: Callable[[], object],
     ) -> str:
         last: str | None = None
         async with aclosing(stream(effect, self._pieces, arguments)) as pieces:
             async for piece in pieces:
+                on_piece()
                 if last is not None:
                     on_progress(last)
                 last = piece

@@ -367,7 +367,7 @@ class Work:
             return "refused", refused
         try:
             return "done", await tool.perform(
-                arguments, lambda text: self._tell_progress(key, text)
+                arguments, lambda text: self._tell_progress(key, text), self._desk.touch
             )
         except EffectDeniedError as error:
             return "refused", str(error)
@@ -381,7 +381,6 @@ class Work:
             return "failed", _told(error)
 
     def _tell_progress(self, key: str, text: str) -> None:
-        self._desk.touch()
         self._bus.publish(ToolProgressed(key, text))
 
     async def _refused(self, key: str, part: ToolCallPart, tool: Tool[..., Any]) -> str:
@@ -391,12 +390,14 @@ class Work:
         if same in self._refusals:
             return f"{self._refusals[same]} Do not call it like this again."
         self._bus.publish(TaskWaiting(desk.task, f"approval of {tool.name}"))
-        desk.alive = float("inf")  # people take their time
         # Tasks may have the same ids as those of another run: a yes to one is none to the other.
         approval = f"{key}-{uuid().hex[:8]}"
         asked = ApprovalAsked(approval, desk.task, self._agent.name, tool.name, part.arguments, key)
-        given = await wait_for_approval(self._bus, desk.host, asked)
-        desk.touch()
+        desk.wait()
+        try:
+            given = await wait_for_approval(self._bus, desk.host, asked)
+        finally:
+            desk.waited()
         self._bus.publish(TaskResumed(desk.task))
         if given.approved:
             return ""

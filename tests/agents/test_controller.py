@@ -28,6 +28,8 @@ from atlas.agents import (
 )
 from atlas.agents.messages import (
     AgentHealthChanged,
+    ApprovalAsked,
+    ApprovalGiven,
     TaskAssigned,
     TaskCancelled,
     TaskCompleted,
@@ -49,6 +51,8 @@ from atlas.errors import (
 )
 from atlas.providers.base import UsageDelta
 from atlas.providers.messages import StreamToken, ToolCallPart, Usage
+
+from support.skipped_time import skipping_time
 
 FAIL = BadRequestError("no")
 
@@ -381,15 +385,50 @@ async def test_an_agent_that_gives_no_sign_of_life_is_given_up() -> None:
     assert [(e.agent, e.health) for e in team.of(AgentHealthChanged)] == [("stuck", "stuck")]
 
 
-async def test_a_sign_of_life_now_and_then_is_enough() -> None:
-    @tool
-    async def steps() -> Any:
-        for number in range(30):  # longer in all than its patience, and never for long
-            await asyncio.sleep(0.03)
-            yield str(number)
+async def nothing() -> None:
+    """Do nothing."""
 
-    agent = scripted_agent("busy", [[call("steps")], "done"], tools=[steps], stuck_after=0.6)
-    assert (await Team(agent).controller.delegate("Go.")).text == "done"
+
+@tool(timeout=None)
+async def take_steps() -> Any:
+    """Take ten hours, and tell every hour."""
+    for number in range(10):
+        await asyncio.sleep(3600)
+        yield str(number)
+
+
+def test_a_sign_of_life_now_and_then_is_enough() -> None:
+    said = [[call("take_steps")], "done"]
+    agent = scripted_agent("busy", said, tools=[take_steps], stuck_after=3660)
+    assert skipping_time(Team(agent).controller.delegate("Go.")).text == "done"
+
+
+def test_who_waits_for_a_specialist_is_not_stuck_as_long_as_that_one_is_not() -> None:
+    said = [[call("take_steps")], "done"]
+    low = scripted_agent("low", said, tools=[take_steps], stuck_after=3660)
+    calls = [call("delegate", task="x", to="low")]
+    boss = scripted_agent("boss", [calls, "All done."], tools=[delegation("low")], stuck_after=60)
+    outcome = skipping_time(Team(boss, low).controller.delegate("Go.", to="boss"))
+
+    assert (outcome.text, outcome.agent) == ("All done.", "boss")
+
+
+def test_who_waits_for_a_person_is_not_stuck_whatever_else_goes_on_meanwhile() -> None:
+    erase = tool(name="erase", approval=True)(nothing)
+    look = tool(name="look")(nothing)
+    calls = [call("erase", "a"), call("look", "b")]
+    low = scripted_agent("low", [calls, "done"], tools=[erase, look], stuck_after=60)
+    asks = [call("delegate", task="x", to="low")]
+    boss = scripted_agent("boss", [asks, "All done."], tools=[delegation("low")], stuck_after=60)
+    team = Team(boss, low)
+
+    @team.bus.on(ApprovalAsked)
+    async def decide(asked: ApprovalAsked) -> None:
+        await asyncio.sleep(600)
+        team.bus.publish(ApprovalGiven(asked.approval, approved=True))
+
+    outcome = skipping_time(team.controller.delegate("Go.", to="boss"))
+    assert (outcome.text, outcome.agent) == ("All done.", "boss")
 
 
 def test_only_legal_steps_of_a_task_are_taken() -> None:
