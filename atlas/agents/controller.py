@@ -35,6 +35,7 @@ from atlas.agents.messages import (
     TaskExpired,
     TaskFailed,
     TaskHandedOver,
+    TaskProgressed,
     TaskQueued,
     TaskResumed,
     TaskWaiting,
@@ -71,7 +72,8 @@ class ErrorPolicy:
     Attributes:
         elsewhere: How many other agents try it then.
         escalate_to: Who tries it last, whatever it needs; None: nobody.
-        compensate: Called with the task and the error when it failed for good; plain or ``async``.
+        compensate: Called with the task and the error when it failed for good; plain or ``async``. Not
+            for a task that was cancelled, or expired. If it fails, the outcome's error says so.
         down_after: After how many failures in a row an agent counts as down, and is chosen only where
             no other can do the task.
     """
@@ -171,12 +173,15 @@ class Controller:
     def remove(self, name: str) -> None:
         """Let an agent leave; what it works on it finishes.
 
+        What waits for it goes to another that can do it; if there is none, `NoAgentError` is raised there.
+
         Raises:
             NoAgentError: There is none of this name.
         """
         self._named(name)
         del self._agents[name]
         self.bus.publish(AgentRemoved(name))
+        self._call_next()
 
     def health(self, name: str) -> Health:
         """Return how an agent is doing in the caller's run.
@@ -240,10 +245,16 @@ class Controller:
 
         Raises:
             NoAgentError: No agent of the team has what it needs.
+            ConfigurationError: A task of this id goes on already.
             EffectError: The run that this is part of cannot go on.
         """
         asked = _task(task)
         asked = asked if asked.id else _with_id(asked)
+        floor = self._floor()
+        if asked.id in floor.tasks:
+            raise ConfigurationError(
+                f"Task {asked.id!r} goes on already. Give this one another id, or none: it gets one then."
+            )
         above = current_desk()
         queued = TaskQueued(asked, None if above is None else above.task)
         # As `caused_by` does it, without its generator: many tasks are small.
@@ -251,18 +262,22 @@ class Controller:
         if above is not None:
             above.wait()
         try:
-            return await self._carried_through(asked, above, to, history)
+            return await self._carried_through(asked, floor, above, to, history)
         finally:
             if above is not None:
                 above.waited()
             CURRENT.reset(token)
 
     async def _carried_through(
-        self, task: Task, above: Desk | None, to: str | None, history: History | None
+        self,
+        task: Task,
+        floor: Floor,
+        above: Desk | None,
+        to: str | None,
+        history: History | None,
     ) -> Outcome:
         account = self._account(task, above)
         trip = _Trip(task, to, account, 1 if above is None else above.depth + 1)
-        floor = self._floor()
         current = asyncio.current_task()
         assert current is not None
         floor.tasks[task.id] = current
@@ -293,10 +308,11 @@ class Controller:
             self.bus.publish(TaskFailed(task.id, trip.agent, kind, str(error), account.spent))
             if is_fatal(error) or isinstance(error, NoAgentError):
                 raise
-            await self._compensate(task, error)
-            return Outcome(task, "failed", trip.agent, None, error, account.spent)
+            failed = await self._compensated(task, error)
+            return Outcome(task, "failed", trip.agent, None, failed, account.spent)
         finally:
             del floor.tasks[task.id]
+            floor.cancelled.discard(task.id)
 
     def _account(self, task: Task, above: Desk | None) -> Account:
         if above is None:
@@ -304,11 +320,23 @@ class Controller:
         # One of its own in any case: what it used is told when it has ended.
         return Account(task.budget or above.account.limits, above.account)
 
-    async def _compensate(self, task: Task, error: Exception) -> None:
-        if self.on_error.compensate is not None:
+    async def _compensated(self, task: Task, error: Exception) -> Exception:
+        """Compensate for a task that failed; return its error, or one that says that this failed too."""
+        if self.on_error.compensate is None:
+            return error
+        try:
             done = self.on_error.compensate(task, error)
             if isinstance(done, Awaitable):
                 await done
+        except Exception as second:
+            if is_fatal(second):
+                raise
+            why = f"What was to compensate for it failed: {type(second).__name__}: {second}"
+            self.bus.publish(TaskProgressed(task.id, why))
+            failed = TaskFailedError(f"{error} {why}", task=task.id, kind=type(error).__name__)
+            failed.__cause__ = second
+            return failed
+        return error
 
     async def _attempts(self, trip: _Trip, history: History | None) -> Outcome:
         """Let one agent after another try, as the policy and hand-overs have it."""
@@ -406,6 +434,8 @@ class Controller:
         found = floor.tasks.get(task)
         if found is None:
             return False
+        if task in floor.cancelled:
+            return True  # asked for before: once is enough
         floor.cancelled.add(task)
         return found.cancel()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,6 +19,11 @@ __all__ = ["AT_DESK", "Desk", "Team", "current_desk"]
 
 class Team(Protocol):
     """What a desk knows of the team it belongs to."""
+
+    @property
+    def agents(self) -> Mapping[str, object]:
+        """The agents, by name."""
+        ...
 
     async def delegate(self, task: Task, *, to: str | None = None) -> Outcome:
         """Have a task done; see `Controller.delegate`."""

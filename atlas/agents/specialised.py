@@ -9,7 +9,7 @@ from atlas.agents.agent import Agent, ModelOf
 from atlas.agents.desk import current_desk
 from atlas.agents.messages import Task, TaskProgressed
 from atlas.agents.tools import Shape, Tool
-from atlas.errors import ConfigurationError
+from atlas.errors import ConfigurationError, NoAgentError
 from atlas.providers.scripted import Reply, ScriptedProvider
 
 __all__ = [
@@ -68,8 +68,12 @@ def hand_over_to(*agents: str, name: str = "hand_over") -> Tool[..., Any]:
 
     async def hand_over(to: str, reason: str = "") -> str:
         desk = current_desk()
-        if desk is None:
+        if desk is None or desk.team is None:
             raise ConfigurationError("hand_over() was called outside of a task of a team.")
+        if to not in desk.team.agents:
+            raise NoAgentError(
+                f"There is no agent {to!r} in this team now. Do it yourself, or give it to another one."
+            )
         desk.handed_over = (to, reason)
         return f"{to} goes on with it."
 

@@ -134,6 +134,11 @@ def _fields_of(
                 f"{name} takes *{parameter.name}, which a model cannot be told of. Name each "
                 f"parameter."
             )
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise SchemaError(
+                f"Parameter {parameter.name!r} of {name} can only be given by its position, and a model "
+                f"gives each by its name. Take the / out of its signature."
+            )
         if parameter.name not in hints:
             raise SchemaError(
                 f"Parameter {parameter.name!r} of {name} has no annotation, so that nothing can be "
@@ -247,7 +252,7 @@ class Tool(Generic[P, T]):
         self.__wrapped__: Callable[P, T] = function
         self._shape = schema or Shape(function, self.name, known)
         self._layers = (*layers, *(() if timeout is None else (Timeout(timeout),)))
-        self._kind = _kind_of(function)
+        self._kind = _kind_of(self.name, function)
         self._spec: ToolSpec | None = None
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> T:
@@ -305,7 +310,8 @@ class Tool(Generic[P, T]):
         # A plain function may block; in a thread it holds nobody up.
         call: Callable[..., Any] = self.__wrapped__
         if self._kind == "plain":
-            return _content(await asyncio.to_thread(functools.partial(call, **arguments)))
+            given = await asyncio.to_thread(_called, call, arguments)
+            return _content(await given if inspect.isawaitable(given) else given)
         return _content(await call(**arguments))
 
     async def _follow(
@@ -331,6 +337,15 @@ class Tool(Generic[P, T]):
                 yield _content(piece)
 
 
+# Any, twice: a tool takes and gives whatever it does
+def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a plain function, in a thread."""
+    try:
+        return function(**arguments)
+    except StopIteration as error:  # which no future takes: who waits would wait for ever
+        raise RuntimeError("The tool raised StopIteration.") from error
+
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
@@ -343,12 +358,17 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _kind_of(function: Callable[..., object]) -> Literal["async", "generator", "plain"]:
+def _kind_of(name: str, function: Callable[..., object]) -> Literal["async", "generator", "plain"]:
     called = function.func if isinstance(function, functools.partial) else function
     if not (inspect.isfunction(called) or inspect.ismethod(called)):
         called = getattr(called, "__call__", called)  # noqa: B004  an object that can be called
     if inspect.isasyncgenfunction(called):
         return "generator"
+    if inspect.isgeneratorfunction(called):
+        raise ConfigurationError(
+            f"Tool {name!r} is a generator function. Make it `async def`: then what it yields is "
+            f"progress, and the last of it the result. Or let it return a list."
+        )
     return "async" if inspect.iscoroutinefunction(called) else "plain"
 
 

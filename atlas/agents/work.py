@@ -264,23 +264,26 @@ class Work:
 
     def _answered(self, given: Completion) -> object:
         """Return the answer, or `_NOT_YET` when the model is asked to mend it."""
-        shape = self._agent.output_shape
+        shape, output = self._agent.output_shape, self._agent.output
         text = given.text
         self._join(_assistant(given))
         self._end_turn(0)
-        if shape is None:
+        if shape is None or output is None:
             return text
         try:
-            shape.parse(without_fence(text) or "null")
+            output(**shape.parse(without_fence(text) or "null"))
             return json.loads(without_fence(text))
-        except ValidationError as error:
+        except Exception as error:  # also what the dataclass itself checks when one is made
+            if is_fatal(error):
+                raise
+            told = str(error) if isinstance(error, ValidationError) else f"{_told(error)}."
             if self._repairs == 0:
                 raise AnswerInvalidError(
                     f"Agent {self._agent.name!r} was asked for {shape.name} and gave {text!r:.200}, "
-                    f"repairs included: {error} Ask another model, or allow more repairs."
+                    f"repairs included: {told} Ask another model, or allow more repairs."
                 ) from error
             self._repairs -= 1
-            self._join(ChatMessage("user", (TextPart(misfit(error)),)))
+            self._join(ChatMessage("user", (TextPart(misfit(told)),)))
             return _NOT_YET
 
     def _join(self, *messages: ChatMessage) -> None:
@@ -375,6 +378,11 @@ class Work:
             return "timeout", _told(error)
         except (LimitReachedError, BudgetExceededError):
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return "failed", "CancelledError: the tool waited for something that was cancelled."
         except Exception as error:
             if is_fatal(error):
                 raise

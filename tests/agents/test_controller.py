@@ -36,8 +36,10 @@ from atlas.agents.messages import (
     TaskExpired,
     TaskFailed,
     TaskHandedOver,
+    TaskProgressed,
     TaskQueued,
     TaskWaiting,
+    ToolFinished,
 )
 from atlas.core.messages import Message
 from atlas.errors import (
@@ -332,6 +334,41 @@ async def test_one_task_can_be_cancelled_by_its_id() -> None:
     assert (first.status, second.status) == ("failed", "done")
 
 
+async def test_a_task_goes_on_once_at_a_time() -> None:
+    wait, go, came = gate()
+    team = Team(scripted_agent("a", [[call("wait", who="x")], "done", "again"], tools=[wait]))
+    task = Task("Go.", id="t1")
+    running = asyncio.create_task(team.controller.delegate(task))
+    await team.bus.wait_for("tool.called", timeout=5)
+    with pytest.raises(ConfigurationError, match="'t1' goes on already"):
+        await team.controller.delegate(task)
+    go.set()
+
+    assert (await running).text == "done"
+    assert (await team.controller.delegate(task)).text == "again"
+    assert came == ["x"]
+
+
+async def test_a_task_cancelled_by_its_id_swallows_no_later_cancellation() -> None:
+    wait, _, _ = gate()
+    team = Team(scripted_agent("a", [[call("wait", who="x")]] * 2, tools=[wait]))
+    task = Task("Go.", id="t1")
+
+    async def begun() -> asyncio.Task[Outcome]:
+        running = asyncio.create_task(team.controller.delegate(task))
+        await team.bus.wait_for("tool.called", timeout=5)
+        return running
+
+    running = await begun()
+    assert team.controller.cancel("t1")
+    assert team.controller.cancel("t1")  # an impatient second time
+    assert (await running).status == "failed"
+    running = await begun()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 async def test_another_agent_tries_when_one_fails() -> None:
     team = Team(scripted_agent("bad", [FAIL]), scripted_agent("good", ["done"]))
     outcome = await team.controller.delegate("Go.")
@@ -359,6 +396,21 @@ async def test_what_fails_everywhere_is_escalated_and_then_compensated() -> None
     assert undone == ["Go. no"]
     with pytest.raises(TaskFailedError):
         _ = outcome.text
+
+
+async def test_a_compensation_that_fails_is_told_and_the_outcome_is_kept() -> None:
+    def undo(task: Task, error: Exception) -> None:
+        raise LookupError("nothing to undo")
+
+    team = Team(
+        *(scripted_agent(name, [FAIL] * 2) for name in "ab"),
+        on_error=ErrorPolicy(compensate=undo),
+    )
+    outcomes = await team.controller.parallel(["Go.", "Go."])
+
+    assert [each.status for each in outcomes] == ["failed", "failed"]
+    assert "no What was to compensate for it failed: LookupError" in str(outcomes[0].error)
+    assert "nothing to undo" in team.of(TaskProgressed)[0].text
 
 
 async def test_an_agent_that_fails_again_and_again_is_down_until_it_succeeds() -> None:
@@ -464,6 +516,25 @@ async def test_what_a_specialist_fails_at_is_told_to_who_delegated() -> None:
     assert outcome.text == "Sorry."
     assert "failed" in told
     assert "no" in told
+
+
+async def test_who_gives_a_task_to_somebody_who_is_not_there_is_told() -> None:
+    said = [[call("hand_over", to="gone")], "I did it myself."]
+    team = Team(scripted_agent("a", said, tools=[hand_over_to("gone")]))
+    outcome = await team.controller.delegate("Go.")
+
+    assert outcome.text == "I did it myself."
+    assert "no agent 'gone'" in team.of(ToolFinished)[0].content
+
+
+async def test_what_waits_for_an_agent_that_leaves_waits_no_more() -> None:
+    team = Team(scripted_agent("a", ["done"]))
+    team.controller.pause("a")
+    waiting = asyncio.create_task(team.controller.delegate("Go."))
+    await team.bus.wait_for(TaskWaiting, timeout=5)
+    team.controller.remove("a")
+    with pytest.raises(NoAgentError):
+        await waiting
 
 
 async def test_the_depth_of_the_tree_is_limited() -> None:

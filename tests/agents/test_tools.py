@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -134,6 +134,17 @@ def test_what_no_model_could_be_told_is_refused_where_it_is_written() -> None:
         @tool
         def odd(thing: threading.Thread) -> None: ...
 
+    with pytest.raises(SchemaError, match="'x' of square .* Take the / out"):
+
+        @tool
+        def square(x: int, /) -> int: ...
+
+    with pytest.raises(ConfigurationError, match="'count' is a generator function"):
+
+        @tool
+        def count() -> Iterator[int]:
+            yield 1
+
     with pytest.raises(ConfigurationError, match="cannot be called"):
 
         @tool(name="what is it")
@@ -152,6 +163,20 @@ async def test_a_plain_function_runs_in_a_thread_and_results_become_text() -> No
 
     assert json.loads(content) == {"x": 1, "place": {"city": "Rome", "zip": 0}}
     assert threads != [threading.main_thread().name]
+
+
+async def test_what_a_plain_function_leaves_to_be_awaited_is_awaited() -> None:
+    async def later(x: int) -> int:
+        return x + 1
+
+    assert await tool(name="wrapped")(_passing_on(later)).perform({"x": 1}, print) == "2"
+
+
+def _passing_on(function: Callable[[int], Awaitable[int]]) -> Callable[[int], Awaitable[int]]:
+    def passing_on(x: int) -> Awaitable[int]:
+        return function(x)
+
+    return passing_on
 
 
 async def test_a_generator_tells_its_progress_and_gives_its_last_word() -> None:
