@@ -26,6 +26,7 @@ from atlas.agents.messages import (
     MessageReceived,
     MessageRetried,
 )
+from atlas.agents.settings import check, is_count, is_number, listed
 from atlas.agents.work import is_fatal
 from atlas.core.causality import caused_by
 from atlas.core.effects import current_run, uuid
@@ -90,12 +91,10 @@ class PostOffice:
     def __init__(
         self, bus: EventBus, *, attempts: int = 3, wait: float = 0.1, remembered: int = 10_000
     ) -> None:
-        if attempts < 1:
-            raise ConfigurationError(f"attempts is {attempts}. Give at least 1.")
-        if wait < 0:
-            raise ConfigurationError(f"wait is {wait}. Give seconds, 0 or more.")
-        if remembered < 1:
-            raise ConfigurationError(f"remembered is {remembered}. Give at least 1.")
+        check("bus", bus, isinstance(bus, EventBus), "bus=app.bus, or a bus of your own")
+        check("attempts", attempts, is_count(attempts), "a whole number from 1")
+        check("wait", wait, is_number(wait, 0), "seconds, 0 or more")
+        check("remembered", remembered, is_count(remembered), "a whole number from 1")
         self._bus = bus
         self._attempts = attempts
         self._wait = wait
@@ -154,18 +153,27 @@ class PostOffice:
         Raises:
             ConfigurationError: The name is taken, or means several; or the handler cannot be called.
         """
+        check("name", name, isinstance(name, str), "the name of an agent")
         if not name or name == "*" or ":" in name:
             raise ConfigurationError(
                 f"Nobody can be called {name!r}: * means all, and what stands before a colon is role or "
                 f"capability. Give a plain name."
             )
-        if not callable(handler):
-            raise ConfigurationError(f"The handler of {name!r} is {handler!r}. Give a function.")
-        if at_once < 1:
-            raise ConfigurationError(f"at_once is {at_once}. Give at least 1.")
+        check(f"The handler of {name!r}", handler, callable(handler), "a function")
+        check(f"The role of {name!r}", role, isinstance(role, str), "a text")
+        check(f"where of {name!r}", where, where is None or callable(where), "a function, or None")
+        check(f"at_once of {name!r}", at_once, is_count(at_once), "a whole number from 1")
+        able = listed(f"capabilities of {name!r}", capabilities, "a set of names")
         if name in self._boxes:
             raise ConfigurationError(f"{name!r} gets letters already. Close its box before.")
-        box = _Box(name, handler, role, frozenset(capabilities), where)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"The box of {name!r} is opened where no event loop runs. Open it inside of `async with "
+                f"PostOffice(bus) as post:`."
+            ) from error
+        box = _Box(name, handler, role, frozenset(able), where)
         self._boxes[name] = box
         self._workers[name] = [asyncio.create_task(self._work(box)) for _ in range(at_once)]
 
@@ -205,6 +213,7 @@ class PostOffice:
         Raises:
             UndeliverableError: Nobody is there; it is a dead letter.
         """
+        check("letter", letter, isinstance(letter, AgentMessage), "an AgentMessage")
         self._own.add(letter.id)
         told = self._bus.publish(letter).message
         with caused_by(told):

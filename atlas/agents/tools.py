@@ -19,6 +19,7 @@ from contextlib import aclosing
 from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from atlas.agents.messages import Permission
+from atlas.agents.settings import check, is_number, listed
 from atlas.core.effect_layers import Layer, Timeout
 from atlas.core.effects import Effect, perform, stream
 from atlas.core.effects.entries import Declared
@@ -232,16 +233,33 @@ class Tool(Generic[P, T]):
                 f"{function!r} is no tool. Give a function whose parameters are annotated, or what "
                 f"`tool` made of one."
             )
-        self.name: str = _checked_name(name or str(getattr(function, "__name__", "tool")))
+        if isinstance(function, Tool):
+            raise ConfigurationError(
+                f"{function!r} is a tool already. Give the function, {function.name}.__wrapped__, to make "
+                f"another one of it."
+            )
+        own = str(getattr(function, "__name__", "tool"))
+        self.name: str = _checked_name(own if name is None else name)
         if permission not in _DECLARED:
             raise ConfigurationError(
                 f"Tool {self.name!r} has permission {permission!r}. Give one of "
                 f"{', '.join(_DECLARED)}."
             )
-        if timeout is not None and not timeout > 0:
-            raise ConfigurationError(
-                f"Tool {self.name!r} has the timeout {timeout!r}. Give seconds above 0, or None."
-            )
+        for what, given, holds, wanted in (
+            ("description", description, isinstance(description, str | None), "a text"),
+            ("idempotent", idempotent, isinstance(idempotent, bool | None), "True or False"),
+            ("approval", approval, isinstance(approval, bool | None), "True or False"),
+            (
+                "timeout",
+                timeout,
+                timeout is None or is_number(timeout, 1e-9),
+                "seconds above 0, or None",
+            ),
+        ):
+            check(f"Tool {self.name!r}: {what}", given, holds, wanted)
+        around = listed(f"Tool {self.name!r}: layers", layers, "a list of layers")
+        for layer in around:
+            check(f"Tool {self.name!r}: a layer", layer, callable(layer), "a layer")
         told, known = _told_by(function)
         self.description: str = told if description is None else description
         self.permission: Permission = permission
@@ -251,7 +269,7 @@ class Tool(Generic[P, T]):
         self.is_inside: bool = is_inside
         self.__wrapped__: Callable[P, T] = function
         self._shape = schema or Shape(function, self.name, known)
-        self._layers = (*layers, *(() if timeout is None else (Timeout(timeout),)))
+        self._layers = (*around, *(() if timeout is None else (Timeout(timeout),)))
         self._kind = _kind_of(self.name, function)
         self._spec: ToolSpec | None = None
 
@@ -349,8 +367,8 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
-def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"A tool cannot be called {name!r}. Vendors take letters, digits, _ and -, 64 at most, "
             f"the first no digit: give name=."

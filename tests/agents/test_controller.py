@@ -19,6 +19,7 @@ from atlas.agents import (
     Limits,
     Outcome,
     Price,
+    Spent,
     Task,
     checked_transition,
     delegation,
@@ -112,6 +113,12 @@ def gate() -> tuple[Callable[[], Any], asyncio.Event, list[str]]:
         ({"price": 5}, "price is 5"),
         ({"limits": 5}, "limits is 5"),
         ({"stuck_after": 0}, "stuck_after is 0"),
+        ({"tools": 5}, "tools is 5"),
+        ({"capabilities": 5}, "capabilities is 5"),
+        ({"role": 5}, "role is 5"),
+        ({"description": 5}, "description is 5"),
+        ({"model": ""}, "model is ''"),
+        ({"output": Spent()}, "output is Spent("),
     ],
 )
 def test_what_is_no_agent_is_refused_by_name(options: dict[str, Any], named: str) -> None:
@@ -130,11 +137,38 @@ async def test_what_is_no_team_and_no_task_is_refused() -> None:
         await team.delegate(5)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="Nobody votes"):
         await team.vote("x", [])
-    with pytest.raises(ConfigurationError, match="Nobody speaks"):
+    with pytest.raises(ConfigurationError, match="rounds is 0"):
         await team.debate("x", ["a"], judge="a", rounds=0)
-    for wrong in ({"elsewhere": -1}, {"down_after": 0}):
-        with pytest.raises(ConfigurationError):
-            ErrorPolicy(**wrong)  # type: ignore[arg-type]
+    for setting, wrong in (
+        ("elsewhere", -1),
+        ("elsewhere", "1"),
+        ("down_after", 0),
+        ("escalate_to", Agent("a")),
+        ("compensate", 5),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{setting} is "):
+            ErrorPolicy(**{setting: wrong})  # type: ignore[arg-type]
+    for option, wrong in (("limits", 5), ("on_error", 5), ("app", 5), ("agents", Agent("a"))):
+        with pytest.raises(ConfigurationError, match=f"{option} is "):
+            Controller(**{"bus": bus, option: wrong})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="to is <Agent a"):
+        await team.delegate("x", to=Agent("a"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="history is 5"):
+        await team.delegate("x", history=5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="tasks is 'abc'"):
+        await team.parallel("abc")
+    with pytest.raises(ConfigurationError, match="voters is 'a'"):
+        await team.vote("x", "a")
+    with pytest.raises(ConfigurationError, match="One of speakers is <Agent a"):
+        await team.debate("x", [Agent("a")], judge="a")  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match="rounds is '2'"):
+        await team.supervise("x", lambda *_: None, rounds="2")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="A message of the history is 'a'"):
+        History(["a"])  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match="One to choose among is <Agent a"):
+        delegation(Agent("a"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="before is 'x'"):
+        checked_transition("x", "done")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="price of input is -1"):
         Price(-1)
 

@@ -207,7 +207,25 @@ async def test_what_is_no_box_is_refused() -> None:
                 post.open(name, print)
         with pytest.raises(ConfigurationError, match="Give a function"):
             post.open("a", 5)  # type: ignore[arg-type]
+        for option, wrong in (
+            ("capabilities", "fx"),
+            ("where", 5),
+            ("at_once", 0),
+            ("role", 5),
+        ):
+            with pytest.raises(ConfigurationError, match=f"{option} of 'a' is "):
+                post.open("a", print, **{option: wrong})  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="letter is 'hello'"):
+            await post.send("hello")  # type: ignore[arg-type]
         await post.close("nobody")
+    for option, wrong in (("attempts", "3"), ("wait", float("nan")), ("remembered", 0), ("bus", 5)):
+        with pytest.raises(ConfigurationError, match=f"{option} is "):
+            PostOffice(**{"bus": EventBus(), option: wrong})  # type: ignore[arg-type]
+
+
+def test_a_box_is_opened_where_a_loop_runs() -> None:
+    with pytest.raises(ConfigurationError, match="no event loop runs"):
+        PostOffice(EventBus()).open("a", print)
 
 
 async def test_what_a_box_does_not_take_is_dead() -> None:

@@ -112,9 +112,10 @@ def test_a_tool_is_still_the_function() -> None:
     assert (add.name, add.declared, add.needs_approval) == ("add", "external", False)
 
 
-def test_permissions_say_what_a_repetition_would_do() -> None:
-    def act() -> None: ...
+def act() -> None: ...
 
+
+def test_permissions_say_what_a_repetition_would_do() -> None:
     assert Tool(act).declared == "idempotent"
     assert Tool(act, permission="network", idempotent=True).declared == "idempotent"
     assert Tool(act, permission="dangerous").needs_approval
@@ -144,6 +145,18 @@ def test_what_no_model_could_be_told_is_refused_where_it_is_written() -> None:
         @tool
         def count() -> Iterator[int]:
             yield 1
+
+    for setting, wrong in (
+        ("timeout", "1"),
+        ("description", 5),
+        ("layers", 5),
+        ("layers", [5]),
+        ("approval", "yes"),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"Tool 'act': (a )?{setting[:5]}\w* is "):
+            Tool(act, **{setting: wrong})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="is a tool already"):
+        Tool(Tool(act))
 
     with pytest.raises(ConfigurationError, match="cannot be called"):
 
