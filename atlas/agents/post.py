@@ -32,13 +32,20 @@ from atlas.core.causality import caused_by
 from atlas.core.effects import current_run, uuid
 from atlas.core.event_bus import EventBus
 from atlas.core.subscriptions import Subscription
-from atlas.errors import ConfigurationError, UndeliverableError, nearest_name
+from atlas.errors import (
+    ConfigurationError,
+    UndeliverableError,
+    WaitTimeoutError,
+    nearest_name,
+)
 from atlas.typing import JSON
 
 __all__ = ["Handler", "PostOffice"]
 
 Handler: TypeAlias = "Callable[[AgentMessage], Awaitable[JSON] | JSON]"
-"""What an agent does with a letter; what it returns, but None, is answered to the sender."""
+"""What an agent does with a letter; what it returns, but None, is answered to the sender.
+
+Answers are not answered: who handles one may return what it likes."""
 
 _ANSWERS: Final[dict[Kind, Kind]] = {
     "query": "response",
@@ -49,10 +56,11 @@ _ANSWERS: Final[dict[Kind, Kind]] = {
 
 @dataclass(slots=True, eq=False)
 class _Delivery:
-    """One letter on its way to one agent; ``ended`` is whether it was handled."""
+    """One letter on its way to one agent; ``came`` is when, ``ended`` whether it was handled."""
 
     letter: AgentMessage
     ended: asyncio.Future[bool]
+    came: float
     status: LetterStatus = "waiting"
     why: str = ""
 
@@ -208,7 +216,8 @@ class PostOffice:
             letter: The letter; one with the id of an earlier one is that one again.
 
         Returns:
-            Who handled it.
+            Who handled it. Where each of them gave it up, nobody: then it is a dead letter, and `status`
+            says so.
 
         Raises:
             UndeliverableError: Nobody is there; it is a dead letter.
@@ -236,7 +245,7 @@ class PostOffice:
         priority: int = 0,
         timeout: float | None = None,  # noqa: ASYNC109  it is also the letter's deadline
     ) -> AgentMessage:
-        """Send a letter and return the answer to it.
+        """Send a letter and return the answer to it, which is put into no box then.
 
         Args:
             sender: Who asks.
@@ -248,7 +257,7 @@ class PostOffice:
 
         Raises:
             UndeliverableError: Nobody is there, or nobody answers.
-            TimeoutError: There is no answer in time.
+            WaitTimeoutError: There is no answer in time; a `TimeoutError`.
         """
         letter = AgentMessage(
             uuid().hex, sender, to, kind, body, priority=priority, deadline=timeout
@@ -262,7 +271,10 @@ class PostOffice:
                     raise UndeliverableError(self._unanswered(letter, handled))
                 return answer.result()
         except TimeoutError as error:
-            raise TimeoutError(f"{to!r} did not answer within {timeout} s.") from error
+            assert timeout is not None  # else nothing is late
+            raise WaitTimeoutError(
+                f"{to!r} did not answer within {timeout} s.", timeout=timeout
+            ) from error
         finally:
             del self._asked[letter.id]
 
@@ -312,11 +324,11 @@ class PostOffice:
         if known is not None:
             return known
         loop = asyncio.get_running_loop()
-        made = box.seen[letter.id] = _Delivery(letter, loop.create_future())
+        made = box.seen[letter.id] = _Delivery(letter, loop.create_future(), loop.time())
         while len(box.seen) > self._remembered:
             box.seen.popitem(last=False)
-        if box.where is not None and not box.where(letter):
-            self._bury(made, f"{box.name} takes no such letters")
+        if why := _refused(box, letter):
+            self._bury(made, why)
             return made
         heapq.heappush(box.waiting, (-letter.priority, next(self._count), made))
         box.news.set()
@@ -352,6 +364,12 @@ class PostOffice:
                 self._bury(delivery, f"{box.name} gets no more letters")
                 raise
 
+    def _is_late(self, delivery: _Delivery, seconds: float) -> bool:
+        """Return whether a letter is too late for being handled so many seconds from now."""
+        deadline = delivery.letter.deadline
+        now = asyncio.get_running_loop().time()
+        return deadline is not None and now + seconds >= delivery.came + deadline
+
     async def _handle(self, box: _Box, delivery: _Delivery) -> None:
         letter = delivery.letter
         for attempt in range(1, self._attempts + 1):
@@ -360,17 +378,23 @@ class PostOffice:
                 body = box.handler(given)
                 if inspect.isawaitable(body):
                     body = await body
-                answer = None if body is None else self._answer_to(letter, box.name, body)
-            except Exception as error:
-                if is_fatal(error):
+                is_asked = body is not None and letter.direction != "answer"  # else it never ends
+                answer = self._answer_to(letter, box.name, body) if is_asked else None
+            except (Exception, asyncio.CancelledError) as error:
+                # A handler may wait for what is cancelled by somebody else; its box goes on.
+                if is_fatal(error) and (isinstance(error, Exception) or _is_being_cancelled()):
                     raise
                 why = f"{type(error).__name__}: {error}"
                 if attempt == self._attempts:
                     times = "once" if attempt == 1 else f"{attempt} times"
                     self._bury(delivery, f"{box.name} failed {times}, the last time with {why}")
                     return
+                pause = self._wait * 2 ** (attempt - 1)
+                if self._is_late(delivery, pause):
+                    self._bury(delivery, f"it is too late for another attempt after {why}")
+                    return
                 self._bus.publish(MessageRetried(letter.id, box.name, attempt + 1, why))
-                await asyncio.sleep(self._wait * 2 ** (attempt - 1))
+                await asyncio.sleep(pause)
             else:
                 delivery.status = "handled"
                 self._bus.publish(MessageReceived(letter.id, box.name))
@@ -388,10 +412,26 @@ class PostOffice:
 
     def _send_back(self, letter: AgentMessage, answer: AgentMessage) -> None:
         asked = self._asked.get(letter.id)
-        if asked is not None and not asked.done():
-            asked.set_result(answer)
-        if letter.sender in self._boxes:
+        if asked is not None:
+            if not asked.done():
+                asked.set_result(answer)
+        elif letter.sender in self._boxes:
             self._put(self._boxes[letter.sender], answer)
         self._own.add(answer.id)
         self._bus.publish(answer)
         self._own.discard(answer.id)
+
+
+def _refused(box: _Box, letter: AgentMessage) -> str:
+    """Return why a box does not take a letter, or nothing."""
+    if box.where is None:
+        return ""
+    try:
+        return "" if box.where(letter) else f"{box.name} takes no such letters"
+    except Exception as error:  # noqa: BLE001  whatever a filter raises, the letter has an end
+        return f"the filter of {box.name} failed: {type(error).__name__}: {error}"
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
