@@ -136,7 +136,7 @@ class _Constrained:
     def read(self, given: Completion, turn: int) -> Completion:
         try:
             said = json.loads(given.text)
-        except ValueError:
+        except (ValueError, RecursionError):  # nested too deeply
             return given
         if not isinstance(said, dict):
             return given

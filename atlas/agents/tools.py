@@ -13,6 +13,7 @@ import functools
 import inspect
 import json
 import re
+import types
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -99,9 +100,13 @@ class Shape:
         """
         try:
             given = json.loads(text) if text.strip() else {}
+            return self.checked(given)
+        except RecursionError as error:
+            raise ValidationError(self.name, "", text, "JSON that is nested less deeply") from error
+        except ValidationError:
+            raise
         except ValueError as error:
             raise ValidationError(self.name, "", text, f"JSON ({error})") from error
-        return self.checked(given)
 
     def checked(self, given: JSON) -> dict[str, Any]:
         """Return arguments given as a JSON value, checked; see `parse`."""
@@ -121,15 +126,21 @@ def _fields_of(
     target: Callable[..., object], name: str
 ) -> tuple[dict[str, object], dict[str, object]]:
     try:
-        hints = typing.get_type_hints(target, include_extras=True)
+        hints = _hints_of(_called_by(target))
+        parameters = inspect.signature(target).parameters.values()
     except NameError as error:
         raise SchemaError(
             f"An annotation of {name} cannot be understood: {error}. Define it before {name}, outside "
             f"of functions and of `if TYPE_CHECKING`."
         ) from error
+    except (TypeError, ValueError) as error:  # of what is written in C, or no annotation at all
+        raise SchemaError(
+            f"The signature of {name} cannot be read ({error}). Write a function of your own, each "
+            f"parameter annotated, that calls it."
+        ) from error
     found: dict[str, object] = {}
     defaults: dict[str, object] = {}
-    for parameter in inspect.signature(target).parameters.values():
+    for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise SchemaError(
                 f"{name} takes *{parameter.name}, which a model cannot be told of. Name each "
@@ -150,6 +161,26 @@ def _fields_of(
             defaults[parameter.name] = _default(parameter.default)
     # what has a default goes last, as in a dataclass
     return {each: found[each] for each in sorted(found, key=lambda n: n in defaults)}, defaults
+
+
+def _called_by(target: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that is called in the end: of a partial, or of an object that can be called."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    if inspect.isroutine(target) or isinstance(target, type):
+        return target
+    return cast("Callable[..., Any]", getattr(target, "__call__", target))  # noqa: B004  as bound
+
+
+def _hints_of(target: Callable[..., object]) -> dict[str, object]:
+    """Return what parameters are annotated with; what is returned may be known to type checkers only."""
+    if isinstance(target, type):
+        return typing.get_type_hints(target, include_extras=True)
+    inner = inspect.unwrap(target)
+    annotations = {k: v for k, v in inspect.get_annotations(inner).items() if k != "return"}
+    bare = types.SimpleNamespace(__annotations__=annotations)
+    known = getattr(inspect.unwrap(getattr(inner, "__func__", inner)), "__globals__", {})
+    return typing.get_type_hints(bare, globalns=known, include_extras=True)
 
 
 def _default(given: object) -> object:
@@ -238,7 +269,8 @@ class Tool(Generic[P, T]):
                 f"{function!r} is a tool already. Give the function, {function.name}.__wrapped__, to make "
                 f"another one of it."
             )
-        own = str(getattr(function, "__name__", "tool"))
+        of = function.func if isinstance(function, functools.partial) else function
+        own = str(getattr(of, "__name__", type(of).__name__))
         self.name: str = _checked_name(own if name is None else name)
         if permission not in _DECLARED:
             raise ConfigurationError(
@@ -260,7 +292,7 @@ class Tool(Generic[P, T]):
         around = listed(f"Tool {self.name!r}: layers", layers, "a list of layers")
         for layer in around:
             check(f"Tool {self.name!r}: a layer", layer, callable(layer), "a layer")
-        told, known = _told_by(function)
+        told, known = _told_by(of)
         self.description: str = told if description is None else description
         self.permission: Permission = permission
         self.declared: Declared = "idempotent" if idempotent else _DECLARED[permission]
@@ -377,9 +409,7 @@ def _checked_name(name: object) -> str:
 
 
 def _kind_of(name: str, function: Callable[..., object]) -> Literal["async", "generator", "plain"]:
-    called = function.func if isinstance(function, functools.partial) else function
-    if not (inspect.isfunction(called) or inspect.ismethod(called)):
-        called = getattr(called, "__call__", called)  # noqa: B004  an object that can be called
+    called = _called_by(function)
     if inspect.isasyncgenfunction(called):
         return "generator"
     if inspect.isgeneratorfunction(called):

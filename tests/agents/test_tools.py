@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -90,6 +91,7 @@ def test_arguments_come_as_they_are_annotated() -> None:
         ('{"amount": 1, "currency": "USD", "tip": 1}', "tip"),
         ('{"amount": NaN}', "amount"),
         ("[1]", "object"),
+        ("[" * 100_000, "nested less deeply"),
         ('{"amount": 1', "JSON"),
     ],
 )
@@ -162,6 +164,51 @@ def test_what_no_model_could_be_told_is_refused_where_it_is_written() -> None:
 
         @tool(name="what is it")
         def fine() -> None: ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    name: str
+    inside: tuple[Folder, ...] = ()
+
+
+def test_a_dataclass_may_hold_others_of_its_kind() -> None:
+    @tool
+    def count(folder: Folder, other: Folder | None = None) -> int:
+        return len(folder.inside)
+
+    inner = count.schema["$defs"]["Folder"]["properties"]["inside"]  # type: ignore[call-overload, index]
+    assert list(count.schema["$defs"]) == ["Folder"]  # type: ignore[arg-type]
+    assert inner["items"] == {"$ref": "#/$defs/Folder"}
+    given = count.parse('{"folder": {"name": "a", "inside": [{"name": "b"}]}}')
+    assert given["folder"] == Folder("a", (Folder("b"),))
+
+
+class Scale:
+    """Multiply."""
+
+    def __call__(self, x: int) -> int:
+        return 2 * x
+
+
+def multiply(by: int, x: int) -> Later:  # type: ignore[name-defined]  # noqa: F821  as under TYPE_CHECKING
+    """Multiply two numbers."""
+    return by * x
+
+
+@pytest.mark.parametrize("function", [Scale(), functools.partial(multiply, 2)])
+async def test_whatever_can_be_called_is_a_tool(function: Callable[[int], int]) -> None:
+    made = Tool(function)
+
+    assert made.name in ("Scale", "multiply")
+    assert made.description.startswith("Multiply")
+    assert made.schema["required"] == ["x"]
+    assert await made.perform(made.parse('{"x": 21}'), print) == "42"
+
+
+def test_what_has_no_signature_is_refused() -> None:
+    with pytest.raises(SchemaError, match="signature of int cannot be read"):
+        Tool(int)
 
 
 async def test_a_plain_function_runs_in_a_thread_and_results_become_text() -> None:
