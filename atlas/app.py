@@ -48,6 +48,9 @@ T = TypeVar("T")
 _SHORTEST_IN_ENVIRONMENT: Final = 16
 """Characters; ``DB_PASSWORD=postgres`` is no reason to hide that word wherever it occurs."""
 
+_PATIENCE: Final = 1.0
+"""Seconds for handlers to end in when a program is interrupted: one may wait for a person."""
+
 _NOTHING: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({})
 
 
@@ -235,7 +238,14 @@ class Atlas(Recorder):
         self.bus.publish(ProviderFallbackTaken(taken.requested, taken.chosen, failures))
 
     async def aclose(self) -> None:
-        """Cancel unfinished replies, close providers and the bus. Idempotent."""
+        """Cancel unfinished replies, close providers and the bus. Idempotent.
+
+        Handlers that run are waited for, as long as they take; but for a moment only when
+        ``async with`` is left by a cancellation or an interrupt: somebody wants an end.
+        """
+        await self._aclose(None)
+
+    async def _aclose(self, patience: float | None) -> None:
         for reply in list(self._replies.values()):
             await reply.cancel()
         self._default = None
@@ -246,7 +256,7 @@ class Atlas(Recorder):
             await self._registry.aclose()
         finally:
             if self._owns_bus:
-                await self.bus.aclose()
+                await self.bus.aclose(patience)
             self.state.close()
             await self._close_log()
 
@@ -268,8 +278,9 @@ class Atlas(Recorder):
         await self.start()
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
-        await self.aclose()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        is_interrupted = kind is not None and not issubclass(kind, Exception)
+        await self._aclose(_PATIENCE if is_interrupted else None)
 
     def __enter__(self) -> Self:
         thread = LoopThread.start("atlas")

@@ -34,6 +34,7 @@ from atlas.providers.messages import (
 from atlas.providers.resilience import RetryPolicy
 
 from support.providers import GatedProvider, ListProvider
+from support.skipped_time import skipping_time
 
 WORDS = ["Events ", "are ", "facts."]
 
@@ -588,6 +589,35 @@ async def test_closing_the_application_leaves_no_thread_on_a_loop_that_goes_on()
         await app.chat("What?")
 
     assert set(threading.enumerate()) == before
+
+
+def test_an_interrupted_application_waits_for_no_handler_that_waits_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun, ended = asyncio.Event(), []
+
+    async def ask_somebody(event: MessageAdded) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(event)
+
+    async def program() -> None:
+        async with Atlas(provider=ListProvider([])) as app:
+            app.bus.subscribe(MessageAdded, ask_somebody)
+            app.bus.publish(MessageAdded("talk", ChatMessage("user", (TextPart("May I?"),))))
+            await begun.wait()
+            this = asyncio.current_task()
+            assert this is not None
+            this.cancel()  # as an interrupt does
+            await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        skipping_time(program())
+
+    assert len(ended) == 1
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_given_bus_stays_open_and_a_given_provider_stays_with_its_owner() -> None:

@@ -144,6 +144,12 @@ def test_the_chat_is_a_conversation_in_a_terminal(tmp_path: Path) -> None:
             "calls",
             "Go on with: --db x.db --resume morning-",
         ),
+        (
+            "08_agent_delegation",
+            ["--db", "x.db"],
+            "[Y/n]",
+            "Go on with: --db x.db --resume morning-",
+        ),
     ],
 )
 def test_control_c_ends_an_example_in_a_sentence_that_says_how_to_go_on(

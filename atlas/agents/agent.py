@@ -9,10 +9,11 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias
 
 from atlas.agents.account import FREE, Price
 from atlas.agents.messages import Limits, Task
+from atlas.agents.settings import check, is_count, is_number, is_text_or_function, listed
 from atlas.agents.tools import Shape, Tool
 from atlas.errors import ConfigurationError
 from atlas.providers.base import Provider
@@ -38,8 +39,8 @@ class Memory:
     summarise: bool = False
 
     def __post_init__(self) -> None:
-        if not _is_count(self.window) or self.window < 2:
-            raise ConfigurationError(f"window is {self.window!r}. Show 2 messages at least.")
+        check("window", self.window, is_count(self.window, 2), "2 messages to show, or more")
+        check("summarise", self.summarise, type(self.summarise) is bool, "True or False")
 
 
 class History:
@@ -52,7 +53,9 @@ class History:
     __slots__ = ("_joined", "_messages")
 
     def __init__(self, messages: Iterable[ChatMessage] = ()) -> None:
-        self._messages = list(messages)
+        self._messages = listed("messages", messages, "a list of ChatMessage")
+        for each in self._messages:
+            check("A message of the history", each, isinstance(each, ChatMessage), "a ChatMessage")
         self._joined: list[ChatMessage] = []
 
     def __len__(self) -> int:
@@ -163,37 +166,58 @@ class Agent:
             raise ConfigurationError(
                 f"capabilities is {capabilities!r}. Give a set: {{{capabilities!r}}}."
             )
-        is_text = _is_text_or_function(instructions)
-        is_model = model is None or _is_text_or_function(model)
-        is_shape = output is None or dataclasses.is_dataclass(output)
+        is_model = model is None or (model != "" and is_text_or_function(model))
+        is_shape = isinstance(output, type) and dataclasses.is_dataclass(output)
         for holds, what, given, wanted in (
-            (is_text, "instructions", instructions, "text, or a function of the task"),
+            (
+                is_text_or_function(instructions),
+                "instructions",
+                instructions,
+                "text, or a function of the task",
+            ),
             (
                 is_model or hasattr(model, "stream"),
                 "model",
                 model,
                 "a name, a provider or a function",
             ),
-            (is_shape, "output", output, "a frozen dataclass, or None for text"),
-            (_is_count(capacity), "capacity", capacity, "at least 1, or None"),
-            (_is_count(version) and version, "version", version, "a whole number from 1"),
-            (_is_count(max_tokens), "max_tokens", max_tokens, "at least 1, or None"),
+            (output is None or is_shape, "output", output, "a frozen dataclass, or None for text"),
+            (isinstance(role, str), "role", role, "a text"),
+            (isinstance(description, str), "description", description, "a text"),
             (
-                _is_in(temperature, 0, 2),
+                capacity is None or is_count(capacity),
+                "capacity",
+                capacity,
+                "a whole number from 1, or None",
+            ),
+            (is_count(version), "version", version, "a whole number from 1"),
+            (
+                max_tokens is None or is_count(max_tokens),
+                "max_tokens",
+                max_tokens,
+                "a whole number from 1, or None",
+            ),
+            (
+                temperature is None or is_number(temperature, 0, 2),
                 "temperature",
                 temperature,
                 "a number from 0 to 2, or None",
             ),
-            (_is_in(stuck_after, 1e-9), "stuck_after", stuck_after, "seconds above 0, or None"),
+            (
+                stuck_after is None or is_number(stuck_after, 1e-9),
+                "stuck_after",
+                stuck_after,
+                "seconds above 0, or None",
+            ),
             (isinstance(memory, Memory | None), "memory", memory, "a Memory, or None"),
             (isinstance(price, Price), "price", price, "a Price"),
             (isinstance(limits, Limits | None), "limits", limits, "Limits, or None"),
             (tool_choice in _CHOICES, "tool_choice", tool_choice, f"one of {', '.join(_CHOICES)}"),
             (finish in ("model", "tool"), "finish", finish, "'model' or 'tool'"),
         ):
-            if not holds:
-                raise ConfigurationError(f"Agent {name!r}: {what} is {given!r}. Give {wanted}.")
-        made = tuple(each if isinstance(each, Tool) else Tool(each) for each in tools)
+            check(f"Agent {name!r}: {what}", given, holds, wanted)
+        several = listed(f"Agent {name!r}: tools", tools, "a list of tools")
+        made = tuple(each if isinstance(each, Tool) else Tool(each) for each in several)
         settle = object.__setattr__
         settle(self, "name", name)
         settle(self, "instructions", instructions)
@@ -234,6 +258,9 @@ class Agent:
     price: Price
     limits: Limits | None
     stuck_after: float | None
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise dataclasses.FrozenInstanceError(
@@ -290,31 +317,13 @@ def _is_name(given: object) -> bool:
     return isinstance(given, str) and _NAME.fullmatch(given) is not None
 
 
-def _is_word(given: object) -> bool:
-    return isinstance(given, str) and bool(given)
-
-
-def _is_text_or_function(given: object) -> bool:
-    return isinstance(given, str) or callable(given)
-
-
-def _is_count(given: object) -> bool:
-    return given is None or (type(given) is int and given >= 1)
-
-
-def _is_in(given: object, least: float, most: float = float("inf")) -> bool:
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    return given is None or (is_number and least <= cast("float", given) <= most)
-
-
 def _graded(capabilities: Collection[str] | Mapping[str, float]) -> Mapping[str, float]:
-    for name in capabilities:
-        if not _is_word(name):
-            raise ConfigurationError(f"A capability is {name!r}. Give its name.")
+    for name in listed("capabilities", capabilities, "a set of names, or grades by name"):
+        check("A capability", name, name and isinstance(name, str), "its name")
     if not isinstance(capabilities, Mapping):
         return MappingProxyType(dict.fromkeys(sorted(capabilities), 1.0))
     for name, grade in capabilities.items():
-        if not _is_in(grade, 0, 1) or not grade:
+        if not is_number(grade, 0, 1) or not grade:
             raise ConfigurationError(
                 f"The grade of capability {name!r} is {grade!r}. Give a number above 0, up to 1."
             )

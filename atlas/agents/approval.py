@@ -136,12 +136,13 @@ _PREFIX: Final = "approval-"
 
 def pending_approvals(events: Iterable[Message]) -> list[ApprovalAsked]:
     """Return the approvals that are asked for in the events of a run and not decided, oldest first."""
-    asked: dict[str, ApprovalAsked] = {}
+    asked: dict[str, ApprovalAsked] = {}  # by call: a run that is resumed may ask anew
     for event in events:
         if isinstance(event, ApprovalAsked):
-            asked[event.approval] = event
+            asked[event.call or event.approval] = event
         elif isinstance(event, ApprovalGiven):
-            asked.pop(event.approval, None)
+            answered = event.approval
+            asked = {key: each for key, each in asked.items() if each.approval != answered}
         elif isinstance(event, ToolFinished):
             asked.pop(event.call, None)
     return list(asked.values())

@@ -35,12 +35,14 @@ from atlas.agents.messages import (
     TaskExpired,
     TaskFailed,
     TaskHandedOver,
+    TaskProgressed,
     TaskQueued,
     TaskResumed,
     TaskWaiting,
 )
 from atlas.agents.outcome import Outcome
 from atlas.agents.patience import Stuck, in_time, watched
+from atlas.agents.settings import check, is_count, listed
 from atlas.agents.together import gathered, in_order, settled
 from atlas.agents.work import Work, is_fatal
 from atlas.core.causality import CURRENT
@@ -71,7 +73,8 @@ class ErrorPolicy:
     Attributes:
         elsewhere: How many other agents try it then.
         escalate_to: Who tries it last, whatever it needs; None: nobody.
-        compensate: Called with the task and the error when it failed for good; plain or ``async``.
+        compensate: Called with the task and the error when it failed for good; plain or ``async``. Not
+            for a task that was cancelled, or expired. If it fails, the outcome's error says so.
         down_after: After how many failures in a row an agent counts as down, and is chosen only where
             no other can do the task.
     """
@@ -82,10 +85,11 @@ class ErrorPolicy:
     down_after: int = 3
 
     def __post_init__(self) -> None:
-        if self.elsewhere < 0:
-            raise ConfigurationError(f"elsewhere is {self.elsewhere}. Give 0 or more.")
-        if self.down_after < 1:
-            raise ConfigurationError(f"down_after is {self.down_after}. Give at least 1.")
+        boss, undo = self.escalate_to, self.compensate
+        check("elsewhere", self.elsewhere, is_count(self.elsewhere, 0), "a whole number from 0")
+        check("escalate_to", boss, isinstance(boss, str | None), "an agent's name, or None")
+        check("compensate", undo, undo is None or callable(undo), "a function, or None")
+        check("down_after", self.down_after, is_count(self.down_after), "a whole number from 1")
 
 
 class Controller:
@@ -120,10 +124,11 @@ class Controller:
         limits: Limits | None = None,
         on_error: ErrorPolicy | None = None,
     ) -> None:
-        if not isinstance(bus, EventBus):
-            raise ConfigurationError(
-                f"bus is {bus!r}. Give the bus of an application, bus=app.bus, or one of your own."
-            )
+        check("bus", bus, isinstance(bus, EventBus), "the bus of an application, bus=app.bus")
+        check("app", app, app is None or hasattr(app, "choose_model"), "an application, or None")
+        check("limits", limits, isinstance(limits, Limits | None), "Limits, or None")
+        is_policy = isinstance(on_error, ErrorPolicy | None)
+        check("on_error", on_error, is_policy, "an ErrorPolicy, or None")
         self.bus = bus
         self.limits: Limits = limits or Limits()
         self.on_error: ErrorPolicy = on_error or ErrorPolicy()
@@ -131,7 +136,7 @@ class Controller:
         self._agents: dict[str, Agent] = {}
         self._floors: WeakKeyDictionary[object, Floor] = WeakKeyDictionary()
         self._outside = Floor()
-        for agent in agents:
+        for agent in listed("agents", agents, "a list of agents"):
             self._add(agent)
 
     def __repr__(self) -> str:
@@ -171,12 +176,15 @@ class Controller:
     def remove(self, name: str) -> None:
         """Let an agent leave; what it works on it finishes.
 
+        What waits for it goes to another that can do it; if there is none, `NoAgentError` is raised there.
+
         Raises:
             NoAgentError: There is none of this name.
         """
         self._named(name)
         del self._agents[name]
         self.bus.publish(AgentRemoved(name))
+        self._call_next()
 
     def health(self, name: str) -> Health:
         """Return how an agent is doing in the caller's run.
@@ -240,25 +248,43 @@ class Controller:
 
         Raises:
             NoAgentError: No agent of the team has what it needs.
+            ConfigurationError: A task of this id goes on already.
             EffectError: The run that this is part of cannot go on.
         """
         asked = _task(task)
+        if to is not None:
+            check("to", to, isinstance(to, str), "an agent's name, or None")
+        if history is not None:
+            check("history", history, isinstance(history, History), "a History, or None")
         asked = asked if asked.id else _with_id(asked)
+        floor = self._floor()
+        if asked.id in floor.tasks:
+            raise ConfigurationError(
+                f"Task {asked.id!r} goes on already. Give this one another id, or none: it gets one then."
+            )
         above = current_desk()
         queued = TaskQueued(asked, None if above is None else above.task)
         # As `caused_by` does it, without its generator: many tasks are small.
         token = CURRENT.set(self.bus.publish(queued).message._stamp)
+        if above is not None:
+            above.wait()
         try:
-            return await self._carried_through(asked, above, to, history)
+            return await self._carried_through(asked, floor, above, to, history)
         finally:
+            if above is not None:
+                above.waited()
             CURRENT.reset(token)
 
     async def _carried_through(
-        self, task: Task, above: Desk | None, to: str | None, history: History | None
+        self,
+        task: Task,
+        floor: Floor,
+        above: Desk | None,
+        to: str | None,
+        history: History | None,
     ) -> Outcome:
         account = self._account(task, above)
         trip = _Trip(task, to, account, 1 if above is None else above.depth + 1)
-        floor = self._floor()
         current = asyncio.current_task()
         assert current is not None
         floor.tasks[task.id] = current
@@ -289,10 +315,11 @@ class Controller:
             self.bus.publish(TaskFailed(task.id, trip.agent, kind, str(error), account.spent))
             if is_fatal(error) or isinstance(error, NoAgentError):
                 raise
-            await self._compensate(task, error)
-            return Outcome(task, "failed", trip.agent, None, error, account.spent)
+            failed = await self._compensated(task, error)
+            return Outcome(task, "failed", trip.agent, None, failed, account.spent)
         finally:
             del floor.tasks[task.id]
+            floor.cancelled.discard(task.id)
 
     def _account(self, task: Task, above: Desk | None) -> Account:
         if above is None:
@@ -300,11 +327,23 @@ class Controller:
         # One of its own in any case: what it used is told when it has ended.
         return Account(task.budget or above.account.limits, above.account)
 
-    async def _compensate(self, task: Task, error: Exception) -> None:
-        if self.on_error.compensate is not None:
+    async def _compensated(self, task: Task, error: Exception) -> Exception:
+        """Compensate for a task that failed; return its error, or one that says that this failed too."""
+        if self.on_error.compensate is None:
+            return error
+        try:
             done = self.on_error.compensate(task, error)
             if isinstance(done, Awaitable):
                 await done
+        except Exception as second:
+            if is_fatal(second):
+                raise
+            why = f"What was to compensate for it failed: {type(second).__name__}: {second}"
+            self.bus.publish(TaskProgressed(task.id, why))
+            failed = TaskFailedError(f"{error} {why}", task=task.id, kind=type(error).__name__)
+            failed.__cause__ = second
+            return failed
+        return error
 
     async def _attempts(self, trip: _Trip, history: History | None) -> Outcome:
         """Let one agent after another try, as the policy and hand-overs have it."""
@@ -402,6 +441,8 @@ class Controller:
         found = floor.tasks.get(task)
         if found is None:
             return False
+        if task in floor.cancelled:
+            return True  # asked for before: once is enough
         floor.cancelled.add(task)
         return found.cancel()
 
@@ -532,13 +573,14 @@ class Controller:
 
         One that fails does not stop the others.
         """
-        return await gathered([self.delegate(each) for each in tasks])
+        several = [_task(each) for each in listed("tasks", tasks, "a list of tasks")]
+        return await gathered([self.delegate(each) for each in several])
 
     async def map_reduce(
         self,
         items: Iterable[T],
-        each: Callable[[T], Task],
-        reduce: Callable[[Sequence[Outcome]], Task],
+        each: Callable[[T], Task | str],
+        reduce: Callable[[Sequence[Outcome]], Task | str],
     ) -> Outcome:
         """Have a task done for each item, side by side, and one that makes one thing of it all.
 
@@ -547,11 +589,14 @@ class Controller:
             each: Returns the task for an item.
             reduce: Returns the last task, given what came of the others.
         """
-        outcomes = await self.parallel(map(each, items))
+        outcomes = await self.parallel(map(each, listed("items", items, "a list")))
         return await self.delegate(reduce(outcomes))
 
     async def pipeline(
-        self, stages: Sequence[Task | Callable[[Outcome], Task]], *, start: Task | None = None
+        self,
+        stages: Sequence[Task | str | Callable[[Outcome], Task | str]],
+        *,
+        start: Task | str | None = None,
     ) -> Outcome:
         """Have tasks done one after the other, each given the answer before it.
 
@@ -566,10 +611,11 @@ class Controller:
             ConfigurationError: There is no first task.
         """
         outcome = None if start is None else await self.delegate(start)
-        for stage in stages:
+        for stage in listed("stages", stages, "a list of tasks, or functions that return them"):
             if outcome is not None and not outcome.is_done:
                 return outcome
-            if isinstance(stage, Task):
+            if isinstance(stage, Task | str):
+                stage = _task(stage)
                 more = {} if outcome is None else {"previous": outcome.answer}
                 stage = replace(stage, inputs={**stage.inputs, **more})
             elif outcome is None:
@@ -596,7 +642,8 @@ class Controller:
         Raises:
             ConfigurationError: An id is missing or comes twice, or tasks wait for each other.
         """
-        known = in_order(list(tasks))
+        several = listed("tasks", tasks, "a list of tasks, each with an id")
+        known = in_order([_task(each) for each in several])
         ended: dict[str, asyncio.Task[Outcome]] = {}
 
         async def one(task: Task) -> Outcome:
@@ -637,6 +684,7 @@ class Controller:
             TaskFailedError: Nobody has an answer.
         """
         asked = _task(task)
+        voters = _names("voters", voters)
         if not voters:
             raise ConfigurationError("Nobody votes. Name some agents.")
         asked = replace(asked, id="")
@@ -666,8 +714,10 @@ class Controller:
         Raises:
             ConfigurationError: Nobody speaks.
         """
-        if not speakers or rounds < 1:
-            raise ConfigurationError("Nobody speaks. Name some agents, and 1 round at least.")
+        speakers = _names("speakers", speakers)
+        check("rounds", rounds, is_count(rounds), "a whole number from 1")
+        if not speakers:
+            raise ConfigurationError("Nobody speaks. Name some agents.")
         asked = _task(task)
         said: dict[str, JSON] = {}
         for _ in range(rounds):
@@ -681,7 +731,7 @@ class Controller:
     async def supervise(
         self,
         task: Task | str,
-        decide: Callable[[Task, Sequence[Outcome]], Task | Outcome | None],
+        decide: Callable[[Task, Sequence[Outcome]], Task | str | Outcome | None],
         *,
         rounds: int = 20,
     ) -> list[Outcome]:
@@ -698,6 +748,8 @@ class Controller:
             LimitReachedError: It is not enough after so many.
         """
         asked = _task(task)
+        check("rounds", rounds, is_count(rounds), "a whole number from 1")
+        check("decide", decide, callable(decide), "a function of the task and the outcomes")
         outcomes: list[Outcome] = []
         while (following := decide(asked, tuple(outcomes))) is not None:
             if isinstance(following, Outcome):
@@ -747,6 +799,14 @@ def _task(given: Task | str) -> Task:
     if not isinstance(given, str):
         raise ConfigurationError(f"{given!r} is no task. Give Task('what is to be done', ...).")
     return Task(given)
+
+
+def _names(what: str, given: Iterable[str]) -> list[str]:
+    """Return the names of agents."""
+    names = listed(what, given, "a list of agents' names")
+    for name in names:
+        check(f"One of {what}", name, isinstance(name, str), "an agent's name")
+    return names
 
 
 def _with_id(task: Task) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +20,11 @@ __all__ = ["AT_DESK", "Desk", "Team", "current_desk"]
 
 class Team(Protocol):
     """What a desk knows of the team it belongs to."""
+
+    @property
+    def agents(self) -> Mapping[str, object]:
+        """The agents, by name."""
+        ...
 
     async def delegate(self, task: Task, *, to: str | None = None) -> Outcome:
         """Have a task done; see `Controller.delegate`."""
@@ -46,6 +51,8 @@ class Desk:
         depth: How deep in the tree it is; 1 for a task that belongs to none.
         attempt: Which attempt this is, from 1.
         alive: The loop's time of the last sign of life.
+        waits: For how many others it waits, who may take their time: people who decide, and agents to
+            whom it delegated, who are watched themselves.
         team: Who delegates further.
         handed_over: To whom, and why, when the agent gave the task away.
     """
@@ -58,6 +65,7 @@ class Desk:
     depth: int = 1
     attempt: int = 1
     alive: float = 0.0
+    waits: int = 0
     team: Team | None = None
     handed_over: tuple[str, str] | None = None
     clock: Callable[[], float] = field(default_factory=_clock)
@@ -65,6 +73,15 @@ class Desk:
     def touch(self) -> None:
         """Give a sign of life."""
         self.alive = self.clock()
+
+    def wait(self) -> None:
+        """Begin to wait for somebody who may take their time; see `waited`."""
+        self.waits += 1
+
+    def waited(self) -> None:
+        """Wait for one less."""
+        self.waits -= 1
+        self.touch()
 
 
 AT_DESK: ContextVar[Desk | None] = ContextVar("atlas_desk", default=None)

@@ -59,6 +59,7 @@ class _Drawing:
         self._agent_of: dict[str, str] = {}
         self._parent: dict[str, str] = {}
         self._calls: dict[str, ToolCalled] = {}
+        self._asked: dict[str, str] = {}
         self._models: dict[str, tuple[str, str]] = {}
         self._effects: dict[str, str] = {}
 
@@ -143,12 +144,12 @@ class _Drawing:
                 if called is not None:
                     arrow = "-->>" if outcome == "done" else "--x"
                     self._arrow(called.tool, arrow, called.agent, content)
-            case ApprovalAsked(agent=agent, tool=tool):
+            case ApprovalAsked(approval=approval, agent=agent, tool=tool):
+                self._asked[approval] = agent
                 self._arrow(agent, "-)", "a person", f"may I {tool}?")
             case ApprovalGiven(approved=approved, by=by):
-                agent = self._calls[event.approval].agent if event.approval in self._calls else ""
                 said = f"{'yes' if approved else 'no'} {f'({by})' if by else ''}"
-                self._arrow("a person", "-)", agent or "caller", said)
+                self._arrow("a person", "-)", self._asked.get(event.approval) or "caller", said)
 
     def _draw_effect(self, event: EffectStarted | EffectDelivered) -> None:
         """Draw an effect that is no tool and no model call: these have words of their own."""
@@ -220,8 +221,8 @@ def _grow(
             said = f"{event.tool}({_cut(event.arguments)})"
             calls[event.call] = (branch, len(branch.tools), said)
             branch.tools.append(said)
-        case ApprovalAsked(approval=approval) if approval in calls:
-            branch, place, said = calls[approval]
+        case ApprovalAsked(approval=approval, call=call) if call in calls:
+            branch, place, said = calls[call]
             branch.tools[place] = f"{said} waits for approval {approval}"
         case TaskAssigned(task=task_id, agent=agent) if task_id in tasks:
             tasks[task_id].agent, tasks[task_id].status = agent, "running"

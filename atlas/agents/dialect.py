@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from atlas.agents.agent import Agent
-from atlas.errors import ValidationError
 from atlas.providers.messages import (
     ChatMessage,
     Completion,
@@ -137,7 +136,7 @@ class _Constrained:
     def read(self, given: Completion, turn: int) -> Completion:
         try:
             said = json.loads(given.text)
-        except ValueError:
+        except (ValueError, RecursionError):  # nested too deeply
             return given
         if not isinstance(said, dict):
             return given
@@ -193,6 +192,6 @@ def without_fence(text: str) -> str:
     return text
 
 
-def misfit(error: ValidationError) -> str:
+def misfit(why: str) -> str:
     """Return what a model is told of an answer that does not fit."""
-    return f"That does not fit: {error} Answer again, with JSON only."
+    return f"That does not fit: {why} Answer again, with JSON only."

@@ -372,13 +372,23 @@ class ToolFinished(Event):
 
 @message("approval.asked")
 class ApprovalAsked(Event):
-    """A tool waits for a person's yes; answer with `ApprovalGiven`, or ``app.approve``."""
+    """A tool waits for a person's yes; answer with `ApprovalGiven`, or ``app.approve``.
+
+    Attributes:
+        approval: Its id, which no other question has, of no run: a decision holds for this one only.
+        task: The task that waits.
+        agent: Who wants to call it.
+        tool: Which tool.
+        arguments: With what, as JSON text.
+        call: The tool call; see `ToolCalled`.
+    """
 
     approval: str
     task: str
     agent: str
     tool: str
     arguments: str
+    call: str = ""
 
 
 @message("approval.given")

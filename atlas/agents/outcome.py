@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from atlas.agents.messages import Spent, Task, TaskStatus
+from atlas.agents.settings import check
 from atlas.errors import IllegalTransitionError, TaskFailedError
 from atlas.typing import JSON
 
@@ -33,6 +34,8 @@ def checked_transition(before: TaskStatus, after: TaskStatus) -> TaskStatus:
     Raises:
         IllegalTransitionError: It may not: an ended task stays as it is.
     """
+    check("before", before, before in _NEXT, f"one of {', '.join(_NEXT)}")
+    check("after", after, after in _NEXT, f"one of {', '.join(_NEXT)}")
     if after not in _NEXT[before]:
         raise IllegalTransitionError(
             f"A task that is {before} cannot become {after}; it may become "

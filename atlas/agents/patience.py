@@ -74,7 +74,8 @@ class _Watch:
         self.timer = self._call_later(patience, self._look)
 
     def _look(self) -> None:
-        idle = self._loop.time() - self._desk.alive
+        desk = self._desk
+        idle = 0.0 if desk.waits else self._loop.time() - desk.alive
         self.is_over = idle >= self._patience
         if self.is_over:
             self.task.cancel()

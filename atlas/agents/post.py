@@ -26,18 +26,26 @@ from atlas.agents.messages import (
     MessageReceived,
     MessageRetried,
 )
+from atlas.agents.settings import check, is_count, is_number, listed
 from atlas.agents.work import is_fatal
 from atlas.core.causality import caused_by
 from atlas.core.effects import current_run, uuid
 from atlas.core.event_bus import EventBus
 from atlas.core.subscriptions import Subscription
-from atlas.errors import ConfigurationError, UndeliverableError, nearest_name
+from atlas.errors import (
+    ConfigurationError,
+    UndeliverableError,
+    WaitTimeoutError,
+    nearest_name,
+)
 from atlas.typing import JSON
 
 __all__ = ["Handler", "PostOffice"]
 
 Handler: TypeAlias = "Callable[[AgentMessage], Awaitable[JSON] | JSON]"
-"""What an agent does with a letter; what it returns, but None, is answered to the sender."""
+"""What an agent does with a letter; what it returns, but None, is answered to the sender.
+
+Answers are not answered: who handles one may return what it likes."""
 
 _ANSWERS: Final[dict[Kind, Kind]] = {
     "query": "response",
@@ -48,10 +56,11 @@ _ANSWERS: Final[dict[Kind, Kind]] = {
 
 @dataclass(slots=True, eq=False)
 class _Delivery:
-    """One letter on its way to one agent; ``ended`` is whether it was handled."""
+    """One letter on its way to one agent; ``came`` is when, ``ended`` whether it was handled."""
 
     letter: AgentMessage
     ended: asyncio.Future[bool]
+    came: float
     status: LetterStatus = "waiting"
     why: str = ""
 
@@ -90,12 +99,10 @@ class PostOffice:
     def __init__(
         self, bus: EventBus, *, attempts: int = 3, wait: float = 0.1, remembered: int = 10_000
     ) -> None:
-        if attempts < 1:
-            raise ConfigurationError(f"attempts is {attempts}. Give at least 1.")
-        if wait < 0:
-            raise ConfigurationError(f"wait is {wait}. Give seconds, 0 or more.")
-        if remembered < 1:
-            raise ConfigurationError(f"remembered is {remembered}. Give at least 1.")
+        check("bus", bus, isinstance(bus, EventBus), "bus=app.bus, or a bus of your own")
+        check("attempts", attempts, is_count(attempts), "a whole number from 1")
+        check("wait", wait, is_number(wait, 0), "seconds, 0 or more")
+        check("remembered", remembered, is_count(remembered), "a whole number from 1")
         self._bus = bus
         self._attempts = attempts
         self._wait = wait
@@ -154,18 +161,27 @@ class PostOffice:
         Raises:
             ConfigurationError: The name is taken, or means several; or the handler cannot be called.
         """
+        check("name", name, isinstance(name, str), "the name of an agent")
         if not name or name == "*" or ":" in name:
             raise ConfigurationError(
                 f"Nobody can be called {name!r}: * means all, and what stands before a colon is role or "
                 f"capability. Give a plain name."
             )
-        if not callable(handler):
-            raise ConfigurationError(f"The handler of {name!r} is {handler!r}. Give a function.")
-        if at_once < 1:
-            raise ConfigurationError(f"at_once is {at_once}. Give at least 1.")
+        check(f"The handler of {name!r}", handler, callable(handler), "a function")
+        check(f"The role of {name!r}", role, isinstance(role, str), "a text")
+        check(f"where of {name!r}", where, where is None or callable(where), "a function, or None")
+        check(f"at_once of {name!r}", at_once, is_count(at_once), "a whole number from 1")
+        able = listed(f"capabilities of {name!r}", capabilities, "a set of names")
         if name in self._boxes:
             raise ConfigurationError(f"{name!r} gets letters already. Close its box before.")
-        box = _Box(name, handler, role, frozenset(capabilities), where)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"The box of {name!r} is opened where no event loop runs. Open it inside of `async with "
+                f"PostOffice(bus) as post:`."
+            ) from error
+        box = _Box(name, handler, role, frozenset(able), where)
         self._boxes[name] = box
         self._workers[name] = [asyncio.create_task(self._work(box)) for _ in range(at_once)]
 
@@ -200,11 +216,13 @@ class PostOffice:
             letter: The letter; one with the id of an earlier one is that one again.
 
         Returns:
-            Who handled it.
+            Who handled it. Where each of them gave it up, nobody: then it is a dead letter, and `status`
+            says so.
 
         Raises:
             UndeliverableError: Nobody is there; it is a dead letter.
         """
+        check("letter", letter, isinstance(letter, AgentMessage), "an AgentMessage")
         self._own.add(letter.id)
         told = self._bus.publish(letter).message
         with caused_by(told):
@@ -227,7 +245,7 @@ class PostOffice:
         priority: int = 0,
         timeout: float | None = None,  # noqa: ASYNC109  it is also the letter's deadline
     ) -> AgentMessage:
-        """Send a letter and return the answer to it.
+        """Send a letter and return the answer to it, which is put into no box then.
 
         Args:
             sender: Who asks.
@@ -239,7 +257,7 @@ class PostOffice:
 
         Raises:
             UndeliverableError: Nobody is there, or nobody answers.
-            TimeoutError: There is no answer in time.
+            WaitTimeoutError: There is no answer in time; a `TimeoutError`.
         """
         letter = AgentMessage(
             uuid().hex, sender, to, kind, body, priority=priority, deadline=timeout
@@ -253,7 +271,10 @@ class PostOffice:
                     raise UndeliverableError(self._unanswered(letter, handled))
                 return answer.result()
         except TimeoutError as error:
-            raise TimeoutError(f"{to!r} did not answer within {timeout} s.") from error
+            assert timeout is not None  # else nothing is late
+            raise WaitTimeoutError(
+                f"{to!r} did not answer within {timeout} s.", timeout=timeout
+            ) from error
         finally:
             del self._asked[letter.id]
 
@@ -303,11 +324,11 @@ class PostOffice:
         if known is not None:
             return known
         loop = asyncio.get_running_loop()
-        made = box.seen[letter.id] = _Delivery(letter, loop.create_future())
+        made = box.seen[letter.id] = _Delivery(letter, loop.create_future(), loop.time())
         while len(box.seen) > self._remembered:
             box.seen.popitem(last=False)
-        if box.where is not None and not box.where(letter):
-            self._bury(made, f"{box.name} takes no such letters")
+        if why := _refused(box, letter):
+            self._bury(made, why)
             return made
         heapq.heappush(box.waiting, (-letter.priority, next(self._count), made))
         box.news.set()
@@ -343,6 +364,12 @@ class PostOffice:
                 self._bury(delivery, f"{box.name} gets no more letters")
                 raise
 
+    def _is_late(self, delivery: _Delivery, seconds: float) -> bool:
+        """Return whether a letter is too late for being handled so many seconds from now."""
+        deadline = delivery.letter.deadline
+        now = asyncio.get_running_loop().time()
+        return deadline is not None and now + seconds >= delivery.came + deadline
+
     async def _handle(self, box: _Box, delivery: _Delivery) -> None:
         letter = delivery.letter
         for attempt in range(1, self._attempts + 1):
@@ -351,17 +378,23 @@ class PostOffice:
                 body = box.handler(given)
                 if inspect.isawaitable(body):
                     body = await body
-                answer = None if body is None else self._answer_to(letter, box.name, body)
-            except Exception as error:
-                if is_fatal(error):
+                is_asked = body is not None and letter.direction != "answer"  # else it never ends
+                answer = self._answer_to(letter, box.name, body) if is_asked else None
+            except (Exception, asyncio.CancelledError) as error:
+                # A handler may wait for what is cancelled by somebody else; its box goes on.
+                if is_fatal(error) and (isinstance(error, Exception) or _is_being_cancelled()):
                     raise
                 why = f"{type(error).__name__}: {error}"
                 if attempt == self._attempts:
                     times = "once" if attempt == 1 else f"{attempt} times"
                     self._bury(delivery, f"{box.name} failed {times}, the last time with {why}")
                     return
+                pause = self._wait * 2 ** (attempt - 1)
+                if self._is_late(delivery, pause):
+                    self._bury(delivery, f"it is too late for another attempt after {why}")
+                    return
                 self._bus.publish(MessageRetried(letter.id, box.name, attempt + 1, why))
-                await asyncio.sleep(self._wait * 2 ** (attempt - 1))
+                await asyncio.sleep(pause)
             else:
                 delivery.status = "handled"
                 self._bus.publish(MessageReceived(letter.id, box.name))
@@ -379,10 +412,26 @@ class PostOffice:
 
     def _send_back(self, letter: AgentMessage, answer: AgentMessage) -> None:
         asked = self._asked.get(letter.id)
-        if asked is not None and not asked.done():
-            asked.set_result(answer)
-        if letter.sender in self._boxes:
+        if asked is not None:
+            if not asked.done():
+                asked.set_result(answer)
+        elif letter.sender in self._boxes:
             self._put(self._boxes[letter.sender], answer)
         self._own.add(answer.id)
         self._bus.publish(answer)
         self._own.discard(answer.id)
+
+
+def _refused(box: _Box, letter: AgentMessage) -> str:
+    """Return why a box does not take a letter, or nothing."""
+    if box.where is None:
+        return ""
+    try:
+        return "" if box.where(letter) else f"{box.name} takes no such letters"
+    except Exception as error:  # noqa: BLE001  whatever a filter raises, the letter has an end
+        return f"the filter of {box.name} failed: {type(error).__name__}: {error}"
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 from atlas.agents.agent import Agent, ModelOf
 from atlas.agents.desk import current_desk
 from atlas.agents.messages import Task, TaskProgressed
+from atlas.agents.settings import check, is_count, listed
 from atlas.agents.tools import Shape, Tool
-from atlas.errors import ConfigurationError
+from atlas.errors import ConfigurationError, NoAgentError
 from atlas.providers.scripted import Reply, ScriptedProvider
 
 __all__ = [
@@ -35,6 +36,7 @@ def delegation(
         name: By which the model calls it.
         description: What the model is told.
     """
+    _check_names(agents)
 
     async def delegate(task: str, to: str | None = None, needs: tuple[str, ...] = ()) -> str:
         desk = current_desk()
@@ -65,11 +67,16 @@ def hand_over_to(*agents: str, name: str = "hand_over") -> Tool[..., Any]:
     """
     if not agents:
         raise ConfigurationError("hand_over_to() needs the names of the agents to choose among.")
+    _check_names(agents)
 
     async def hand_over(to: str, reason: str = "") -> str:
         desk = current_desk()
-        if desk is None:
+        if desk is None or desk.team is None:
             raise ConfigurationError("hand_over() was called outside of a task of a team.")
+        if to not in desk.team.agents:
+            raise NoAgentError(
+                f"There is no agent {to!r} in this team now. Do it yourself, or give it to another one."
+            )
         desk.handed_over = (to, reason)
         return f"{to} goes on with it."
 
@@ -78,6 +85,11 @@ def hand_over_to(*agents: str, name: str = "hand_over") -> Tool[..., Any]:
     shown.__annotations__["to"] = Literal[agents]
     told = "Give this task to another agent, who answers in your place."
     return _inside(hand_over, name, told, Shape(shown, name))
+
+
+def _check_names(agents: Sequence[str]) -> None:
+    for name in agents:
+        check("One to choose among", name, name and isinstance(name, str), "an agent's name")
 
 
 # Any: what the tool takes is in its shape
@@ -119,6 +131,7 @@ def task_aware(prompts: Mapping[str, str], *, otherwise: str = "") -> Callable[[
         prompts: Instructions by `Task.kind`.
         otherwise: For other kinds.
     """
+    check("prompts", prompts, isinstance(prompts, Mapping), "instructions by the kind of task")
     return lambda task: prompts.get(task.kind, otherwise)
 
 
@@ -135,6 +148,8 @@ def scripted_agent(
         replies: What its model says, turn by turn; see `ScriptedProvider`.
         **options: As for `Agent`.
     """
+    if replies is not None:
+        replies = listed("replies", replies, "a list: what the model says, turn by turn")
     provider = ScriptedProvider(replies, name=f"scripted-{name}")
     return Agent(name, **{"model": provider, **options})
 
@@ -171,6 +186,8 @@ def knowledge_agent(
         model: Whom to ask.
         **options: As for `Agent`.
     """
+    check("retriever", retriever, hasattr(retriever, "search"), "something with a `search`")
+    check("k", k, is_count(k), "a whole number from 1")
 
     async def search(query: str) -> str:
         hits = await retriever.search(query, k=k)

@@ -13,12 +13,14 @@ import functools
 import inspect
 import json
 import re
+import types
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from atlas.agents.messages import Permission
+from atlas.agents.settings import check, is_number, listed
 from atlas.core.effect_layers import Layer, Timeout
 from atlas.core.effects import Effect, stream
 from atlas.core.effects.entries import Declared
@@ -98,15 +100,13 @@ class Shape:
             ValidationError: It is no JSON, or an argument is missing, unknown or wrong.
         """
         try:
-            given, end = _read_json(text)  # `loads` looks for spaces around it first
-        except ValueError:
-            end = -1
-        if end != len(text):
-            try:
-                given = json.loads(text) if text.strip() else {}
-            except ValueError as error:
-                raise ValidationError(self.name, "", text, f"JSON ({error})") from error
-        return self.checked(given)
+            return self.checked(_parsed(text))
+        except RecursionError as error:
+            raise ValidationError(self.name, "", text, "JSON that is nested less deeply") from error
+        except ValidationError:
+            raise
+        except ValueError as error:
+            raise ValidationError(self.name, "", text, f"JSON ({error})") from error
 
     def checked(self, given: JSON) -> dict[str, Any]:
         """Return arguments given as a JSON value, checked; see `parse`."""
@@ -126,19 +126,30 @@ def _fields_of(
     target: Callable[..., object], name: str
 ) -> tuple[dict[str, object], dict[str, object]]:
     try:
-        hints = typing.get_type_hints(target, include_extras=True)
+        hints = _hints_of(_called_by(target))
+        parameters = inspect.signature(target).parameters.values()
     except NameError as error:
         raise SchemaError(
             f"An annotation of {name} cannot be understood: {error}. Define it before {name}, outside "
             f"of functions and of `if TYPE_CHECKING`."
         ) from error
+    except (TypeError, ValueError) as error:  # of what is written in C, or no annotation at all
+        raise SchemaError(
+            f"The signature of {name} cannot be read ({error}). Write a function of your own, each "
+            f"parameter annotated, that calls it."
+        ) from error
     found: dict[str, object] = {}
     defaults: dict[str, object] = {}
-    for parameter in inspect.signature(target).parameters.values():
+    for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise SchemaError(
                 f"{name} takes *{parameter.name}, which a model cannot be told of. Name each "
                 f"parameter."
+            )
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise SchemaError(
+                f"Parameter {parameter.name!r} of {name} can only be given by its position, and a model "
+                f"gives each by its name. Take the / out of its signature."
             )
         if parameter.name not in hints:
             raise SchemaError(
@@ -152,6 +163,26 @@ def _fields_of(
     return {each: found[each] for each in sorted(found, key=lambda n: n in defaults)}, defaults
 
 
+def _called_by(target: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that is called in the end: of a partial, or of an object that can be called."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    if inspect.isroutine(target) or isinstance(target, type):
+        return target
+    return cast("Callable[..., Any]", getattr(target, "__call__", target))  # noqa: B004  as bound
+
+
+def _hints_of(target: Callable[..., object]) -> dict[str, object]:
+    """Return what parameters are annotated with; what is returned may be known to type checkers only."""
+    if isinstance(target, type):
+        return typing.get_type_hints(target, include_extras=True)
+    inner = inspect.unwrap(target)
+    annotations = {k: v for k, v in inspect.get_annotations(inner).items() if k != "return"}
+    bare = types.SimpleNamespace(__annotations__=annotations)
+    known = getattr(inspect.unwrap(getattr(inner, "__func__", inner)), "__globals__", {})
+    return typing.get_type_hints(bare, globalns=known, include_extras=True)
+
+
 def _default(given: object) -> object:
     if isinstance(given, list | dict | set):
         return dataclasses.field(default_factory=lambda: given)
@@ -160,6 +191,16 @@ def _default(given: object) -> object:
 
 _MUTABLE = (list, dict, set)
 _read_json: Final = json.JSONDecoder().raw_decode
+
+
+def _parsed(text: str) -> JSON:
+    try:
+        given, end = _read_json(text)  # `loads` looks for spaces around it first
+    except ValueError:
+        end = -1
+    if end == len(text):
+        return cast("JSON", given)
+    return json.loads(text) if text.strip() else {}
 
 
 def _is_plain(hint: object) -> bool:
@@ -234,17 +275,35 @@ class Tool(Generic[P, T]):
                 f"{function!r} is no tool. Give a function whose parameters are annotated, or what "
                 f"`tool` made of one."
             )
-        self.name: str = _checked_name(name or str(getattr(function, "__name__", "tool")))
+        if isinstance(function, Tool):
+            raise ConfigurationError(
+                f"{function!r} is a tool already. Give the function, {function.name}.__wrapped__, to make "
+                f"another one of it."
+            )
+        of = function.func if isinstance(function, functools.partial) else function
+        own = str(getattr(of, "__name__", type(of).__name__))
+        self.name: str = _checked_name(own if name is None else name)
         if permission not in _DECLARED:
             raise ConfigurationError(
                 f"Tool {self.name!r} has permission {permission!r}. Give one of "
                 f"{', '.join(_DECLARED)}."
             )
-        if timeout is not None and not timeout > 0:
-            raise ConfigurationError(
-                f"Tool {self.name!r} has the timeout {timeout!r}. Give seconds above 0, or None."
-            )
-        told, known = _told_by(function)
+        for what, given, holds, wanted in (
+            ("description", description, isinstance(description, str | None), "a text"),
+            ("idempotent", idempotent, isinstance(idempotent, bool | None), "True or False"),
+            ("approval", approval, isinstance(approval, bool | None), "True or False"),
+            (
+                "timeout",
+                timeout,
+                timeout is None or is_number(timeout, 1e-9),
+                "seconds above 0, or None",
+            ),
+        ):
+            check(f"Tool {self.name!r}: {what}", given, holds, wanted)
+        around = listed(f"Tool {self.name!r}: layers", layers, "a list of layers")
+        for layer in around:
+            check(f"Tool {self.name!r}: a layer", layer, callable(layer), "a layer")
+        told, known = _told_by(of)
         self.description: str = told if description is None else description
         self.permission: Permission = permission
         self.declared: Declared = "idempotent" if idempotent else _DECLARED[permission]
@@ -253,9 +312,9 @@ class Tool(Generic[P, T]):
         self.is_inside: bool = is_inside
         self.__wrapped__: Callable[P, T] = function
         self._shape = schema or Shape(function, self.name, known)
-        around = (*layers, *(() if timeout is None else (Timeout(timeout),)))
-        self._effect = Effect(f"tool.{self.name}", None, self.declared, (), around)
-        self._kind = _kind_of(function)
+        in_all = (*around, *(() if timeout is None else (Timeout(timeout),)))
+        self._effect = Effect(f"tool.{self.name}", None, self.declared, (), in_all)
+        self._kind = _kind_of(self.name, function)
         self._spec: ToolSpec | None = None
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> T:
@@ -286,13 +345,18 @@ class Tool(Generic[P, T]):
         return self._shape.parse(text)
 
     async def perform(
-        self, arguments: Mapping[str, Any], on_progress: Callable[[str], object]
+        self,
+        arguments: Mapping[str, Any],
+        on_progress: Callable[[str], object],
+        on_piece: Callable[[], object] = lambda: None,
     ) -> str:
         """Perform the tool as an effect, and return what the model is told.
 
         Args:
             arguments: As `parse` gave them.
-            on_progress: Called with what a generator tool yields before its last word.
+            on_progress: Called with what a generator tool yields before its last word, when it is
+                known that it was not the last.
+            on_piece: Called for each piece that a generator tool yields, when it does.
 
         Raises:
             Exception: What the function raised.
@@ -300,23 +364,28 @@ class Tool(Generic[P, T]):
         if self.is_inside:
             return _content(await cast("Awaitable[object]", self.__wrapped__(**arguments)))  # type: ignore[call-arg]  # by name
         if self._kind == "generator":
-            return await self._follow(arguments, on_progress)
+            return await self._follow(arguments, on_progress, on_piece)
         return await perform_as(self._effect, arguments, self._call, (arguments,))
 
     async def _call(self, arguments: Mapping[str, Any]) -> str:
         # A plain function may block; in a thread it holds nobody up.
         call: Callable[..., Any] = self.__wrapped__
         if self._kind == "plain":
-            return _content(await asyncio.to_thread(functools.partial(call, **arguments)))
+            given = await asyncio.to_thread(_called, call, arguments)
+            return _content(await given if inspect.isawaitable(given) else given)
         return _content(await call(**arguments))
 
     async def _follow(
-        self, arguments: Mapping[str, Any], on_progress: Callable[[str], object]
+        self,
+        arguments: Mapping[str, Any],
+        on_progress: Callable[[str], object],
+        on_piece: Callable[[], object],
     ) -> str:
         last: str | None = None
         effect = dataclasses.replace(self._effect, request=arguments)
         async with aclosing(stream(effect, self._pieces, arguments)) as pieces:
             async for piece in pieces:
+                on_piece()
                 if last is not None:
                     on_progress(last)
                 last = piece
@@ -329,11 +398,20 @@ class Tool(Generic[P, T]):
                 yield _content(piece)
 
 
+# Any, twice: a tool takes and gives whatever it does
+def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a plain function, in a thread."""
+    try:
+        return function(**arguments)
+    except StopIteration as error:  # which no future takes: who waits would wait for ever
+        raise RuntimeError("The tool raised StopIteration.") from error
+
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
-def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"A tool cannot be called {name!r}. Vendors take letters, digits, _ and -, 64 at most, "
             f"the first no digit: give name=."
@@ -341,12 +419,15 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _kind_of(function: Callable[..., object]) -> Literal["async", "generator", "plain"]:
-    called = function.func if isinstance(function, functools.partial) else function
-    if not (inspect.isfunction(called) or inspect.ismethod(called)):
-        called = getattr(called, "__call__", called)  # noqa: B004  an object that can be called
+def _kind_of(name: str, function: Callable[..., object]) -> Literal["async", "generator", "plain"]:
+    called = _called_by(function)
     if inspect.isasyncgenfunction(called):
         return "generator"
+    if inspect.isgeneratorfunction(called):
+        raise ConfigurationError(
+            f"Tool {name!r} is a generator function. Make it `async def`: then what it yields is "
+            f"progress, and the last of it the result. Or let it return a list."
+        )
     return "async" if inspect.iscoroutinefunction(called) else "plain"
 
 

@@ -34,7 +34,7 @@ from atlas.agents.streaming import Streaming
 from atlas.agents.together import gathered
 from atlas.agents.tools import Tool
 from atlas.core.causality import CURRENT
-from atlas.core.effects import current_run, effect
+from atlas.core.effects import current_run, effect, uuid
 from atlas.core.effects.codec import plain
 from atlas.core.effects.entries import digest_of
 from atlas.errors import (
@@ -264,23 +264,26 @@ class Work:
 
     def _answered(self, given: Completion) -> object:
         """Return the answer, or `_NOT_YET` when the model is asked to mend it."""
-        shape = self._agent.output_shape
+        shape, output = self._agent.output_shape, self._agent.output
         text = given.text
         self._join(_assistant(given))
         self._end_turn(0)
-        if shape is None:
+        if shape is None or output is None:
             return text
         try:
-            shape.parse(without_fence(text) or "null")
+            output(**shape.parse(without_fence(text) or "null"))
             return json.loads(without_fence(text))
-        except ValidationError as error:
+        except Exception as error:  # also what the dataclass itself checks when one is made
+            if is_fatal(error):
+                raise
+            told = str(error) if isinstance(error, ValidationError) else f"{_told(error)}."
             if self._repairs == 0:
                 raise AnswerInvalidError(
                     f"Agent {self._agent.name!r} was asked for {shape.name} and gave {text!r:.200}, "
-                    f"repairs included: {error} Ask another model, or allow more repairs."
+                    f"repairs included: {told} Ask another model, or allow more repairs."
                 ) from error
             self._repairs -= 1
-            self._join(ChatMessage("user", (TextPart(misfit(error)),)))
+            self._join(ChatMessage("user", (TextPart(misfit(told)),)))
             return _NOT_YET
 
     def _join(self, *messages: ChatMessage) -> None:
@@ -367,7 +370,7 @@ class Work:
             return "refused", refused
         try:
             return "done", await tool.perform(
-                arguments, lambda text: self._tell_progress(key, text)
+                arguments, lambda text: self._tell_progress(key, text), self._desk.touch
             )
         except EffectDeniedError as error:
             return "refused", str(error)
@@ -375,13 +378,17 @@ class Work:
             return "timeout", _told(error)
         except (LimitReachedError, BudgetExceededError):
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return "failed", "CancelledError: the tool waited for something that was cancelled."
         except Exception as error:
             if is_fatal(error):
                 raise
             return "failed", _told(error)
 
     def _tell_progress(self, key: str, text: str) -> None:
-        self._desk.touch()
         self._bus.publish(ToolProgressed(key, text))
 
     async def _refused(self, key: str, part: ToolCallPart, tool: Tool[..., Any]) -> str:
@@ -391,10 +398,14 @@ class Work:
         if same in self._refusals:
             return f"{self._refusals[same]} Do not call it like this again."
         self._bus.publish(TaskWaiting(desk.task, f"approval of {tool.name}"))
-        desk.alive = float("inf")  # people take their time
-        asked = ApprovalAsked(key, desk.task, self._agent.name, tool.name, part.arguments)
-        given = await wait_for_approval(self._bus, desk.host, asked)
-        desk.touch()
+        # Tasks may have the same ids as those of another run: a yes to one is none to the other.
+        approval = f"{key}-{uuid().hex[:8]}"
+        asked = ApprovalAsked(approval, desk.task, self._agent.name, tool.name, part.arguments, key)
+        desk.wait()
+        try:
+            given = await wait_for_approval(self._bus, desk.host, asked)
+        finally:
+            desk.waited()
         self._bus.publish(TaskResumed(desk.task))
         if given.approved:
             return ""

@@ -448,6 +448,9 @@ class EventBus:
     def _log_failure(
         self, subscription: Subscription[Any], message: Message, error: BaseException
     ) -> None:
+        if self._state == "closed" and isinstance(error, asyncio.CancelledError):
+            _log.info("%s was stopped on %r: the bus was closed", subscription.name, message)
+            return
         _log.error("%s failed on %r", subscription.name, message, exc_info=error)
 
     def _deliver_directly(self, subscription: Subscription[Any], message: Message) -> None:

@@ -19,6 +19,7 @@ from atlas.agents import (
     Limits,
     Outcome,
     Price,
+    Spent,
     Task,
     checked_transition,
     delegation,
@@ -28,14 +29,18 @@ from atlas.agents import (
 )
 from atlas.agents.messages import (
     AgentHealthChanged,
+    ApprovalAsked,
+    ApprovalGiven,
     TaskAssigned,
     TaskCancelled,
     TaskCompleted,
     TaskExpired,
     TaskFailed,
     TaskHandedOver,
+    TaskProgressed,
     TaskQueued,
     TaskWaiting,
+    ToolFinished,
 )
 from atlas.core.messages import Message
 from atlas.errors import (
@@ -49,6 +54,8 @@ from atlas.errors import (
 )
 from atlas.providers.base import UsageDelta
 from atlas.providers.messages import StreamToken, ToolCallPart, Usage
+
+from support.skipped_time import skipping_time
 
 FAIL = BadRequestError("no")
 
@@ -106,6 +113,12 @@ def gate() -> tuple[Callable[[], Any], asyncio.Event, list[str]]:
         ({"price": 5}, "price is 5"),
         ({"limits": 5}, "limits is 5"),
         ({"stuck_after": 0}, "stuck_after is 0"),
+        ({"tools": 5}, "tools is 5"),
+        ({"capabilities": 5}, "capabilities is 5"),
+        ({"role": 5}, "role is 5"),
+        ({"description": 5}, "description is 5"),
+        ({"model": ""}, "model is ''"),
+        ({"output": Spent()}, "output is Spent("),
     ],
 )
 def test_what_is_no_agent_is_refused_by_name(options: dict[str, Any], named: str) -> None:
@@ -124,11 +137,38 @@ async def test_what_is_no_team_and_no_task_is_refused() -> None:
         await team.delegate(5)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="Nobody votes"):
         await team.vote("x", [])
-    with pytest.raises(ConfigurationError, match="Nobody speaks"):
+    with pytest.raises(ConfigurationError, match="rounds is 0"):
         await team.debate("x", ["a"], judge="a", rounds=0)
-    for wrong in ({"elsewhere": -1}, {"down_after": 0}):
-        with pytest.raises(ConfigurationError):
-            ErrorPolicy(**wrong)  # type: ignore[arg-type]
+    for setting, wrong in (
+        ("elsewhere", -1),
+        ("elsewhere", "1"),
+        ("down_after", 0),
+        ("escalate_to", Agent("a")),
+        ("compensate", 5),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{setting} is "):
+            ErrorPolicy(**{setting: wrong})  # type: ignore[arg-type]
+    for option, wrong in (("limits", 5), ("on_error", 5), ("app", 5), ("agents", Agent("a"))):
+        with pytest.raises(ConfigurationError, match=f"{option} is "):
+            Controller(**{"bus": bus, option: wrong})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="to is <Agent a"):
+        await team.delegate("x", to=Agent("a"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="history is 5"):
+        await team.delegate("x", history=5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="tasks is 'abc'"):
+        await team.parallel("abc")
+    with pytest.raises(ConfigurationError, match="voters is 'a'"):
+        await team.vote("x", "a")
+    with pytest.raises(ConfigurationError, match="One of speakers is <Agent a"):
+        await team.debate("x", [Agent("a")], judge="a")  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match="rounds is '2'"):
+        await team.supervise("x", lambda *_: None, rounds="2")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="A message of the history is 'a'"):
+        History(["a"])  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match="One to choose among is <Agent a"):
+        delegation(Agent("a"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="before is 'x'"):
+        checked_transition("x", "done")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="price of input is -1"):
         Price(-1)
 
@@ -328,6 +368,41 @@ async def test_one_task_can_be_cancelled_by_its_id() -> None:
     assert (first.status, second.status) == ("failed", "done")
 
 
+async def test_a_task_goes_on_once_at_a_time() -> None:
+    wait, go, came = gate()
+    team = Team(scripted_agent("a", [[call("wait", who="x")], "done", "again"], tools=[wait]))
+    task = Task("Go.", id="t1")
+    running = asyncio.create_task(team.controller.delegate(task))
+    await team.bus.wait_for("tool.called", timeout=5)
+    with pytest.raises(ConfigurationError, match="'t1' goes on already"):
+        await team.controller.delegate(task)
+    go.set()
+
+    assert (await running).text == "done"
+    assert (await team.controller.delegate(task)).text == "again"
+    assert came == ["x"]
+
+
+async def test_a_task_cancelled_by_its_id_swallows_no_later_cancellation() -> None:
+    wait, _, _ = gate()
+    team = Team(scripted_agent("a", [[call("wait", who="x")]] * 2, tools=[wait]))
+    task = Task("Go.", id="t1")
+
+    async def begun() -> asyncio.Task[Outcome]:
+        running = asyncio.create_task(team.controller.delegate(task))
+        await team.bus.wait_for("tool.called", timeout=5)
+        return running
+
+    running = await begun()
+    assert team.controller.cancel("t1")
+    assert team.controller.cancel("t1")  # an impatient second time
+    assert (await running).status == "failed"
+    running = await begun()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 async def test_another_agent_tries_when_one_fails() -> None:
     team = Team(scripted_agent("bad", [FAIL]), scripted_agent("good", ["done"]))
     outcome = await team.controller.delegate("Go.")
@@ -357,6 +432,21 @@ async def test_what_fails_everywhere_is_escalated_and_then_compensated() -> None
         _ = outcome.text
 
 
+async def test_a_compensation_that_fails_is_told_and_the_outcome_is_kept() -> None:
+    def undo(task: Task, error: Exception) -> None:
+        raise LookupError("nothing to undo")
+
+    team = Team(
+        *(scripted_agent(name, [FAIL] * 2) for name in "ab"),
+        on_error=ErrorPolicy(compensate=undo),
+    )
+    outcomes = await team.controller.parallel(["Go.", "Go."])
+
+    assert [each.status for each in outcomes] == ["failed", "failed"]
+    assert "no What was to compensate for it failed: LookupError" in str(outcomes[0].error)
+    assert "nothing to undo" in team.of(TaskProgressed)[0].text
+
+
 async def test_an_agent_that_fails_again_and_again_is_down_until_it_succeeds() -> None:
     team = Team(
         scripted_agent("bad", [FAIL, FAIL, "better"]),
@@ -381,15 +471,50 @@ async def test_an_agent_that_gives_no_sign_of_life_is_given_up() -> None:
     assert [(e.agent, e.health) for e in team.of(AgentHealthChanged)] == [("stuck", "stuck")]
 
 
-async def test_a_sign_of_life_now_and_then_is_enough() -> None:
-    @tool
-    async def steps() -> Any:
-        for number in range(30):  # longer in all than its patience, and never for long
-            await asyncio.sleep(0.03)
-            yield str(number)
+async def nothing() -> None:
+    """Do nothing."""
 
-    agent = scripted_agent("busy", [[call("steps")], "done"], tools=[steps], stuck_after=0.6)
-    assert (await Team(agent).controller.delegate("Go.")).text == "done"
+
+@tool(timeout=None)
+async def take_steps() -> Any:
+    """Take ten hours, and tell every hour."""
+    for number in range(10):
+        await asyncio.sleep(3600)
+        yield str(number)
+
+
+def test_a_sign_of_life_now_and_then_is_enough() -> None:
+    said = [[call("take_steps")], "done"]
+    agent = scripted_agent("busy", said, tools=[take_steps], stuck_after=3660)
+    assert skipping_time(Team(agent).controller.delegate("Go.")).text == "done"
+
+
+def test_who_waits_for_a_specialist_is_not_stuck_as_long_as_that_one_is_not() -> None:
+    said = [[call("take_steps")], "done"]
+    low = scripted_agent("low", said, tools=[take_steps], stuck_after=3660)
+    calls = [call("delegate", task="x", to="low")]
+    boss = scripted_agent("boss", [calls, "All done."], tools=[delegation("low")], stuck_after=60)
+    outcome = skipping_time(Team(boss, low).controller.delegate("Go.", to="boss"))
+
+    assert (outcome.text, outcome.agent) == ("All done.", "boss")
+
+
+def test_who_waits_for_a_person_is_not_stuck_whatever_else_goes_on_meanwhile() -> None:
+    erase = tool(name="erase", approval=True)(nothing)
+    look = tool(name="look")(nothing)
+    calls = [call("erase", "a"), call("look", "b")]
+    low = scripted_agent("low", [calls, "done"], tools=[erase, look], stuck_after=60)
+    asks = [call("delegate", task="x", to="low")]
+    boss = scripted_agent("boss", [asks, "All done."], tools=[delegation("low")], stuck_after=60)
+    team = Team(boss, low)
+
+    @team.bus.on(ApprovalAsked)
+    async def decide(asked: ApprovalAsked) -> None:
+        await asyncio.sleep(600)
+        team.bus.publish(ApprovalGiven(asked.approval, approved=True))
+
+    outcome = skipping_time(team.controller.delegate("Go.", to="boss"))
+    assert (outcome.text, outcome.agent) == ("All done.", "boss")
 
 
 def test_only_legal_steps_of_a_task_are_taken() -> None:
@@ -425,6 +550,25 @@ async def test_what_a_specialist_fails_at_is_told_to_who_delegated() -> None:
     assert outcome.text == "Sorry."
     assert "failed" in told
     assert "no" in told
+
+
+async def test_who_gives_a_task_to_somebody_who_is_not_there_is_told() -> None:
+    said = [[call("hand_over", to="gone")], "I did it myself."]
+    team = Team(scripted_agent("a", said, tools=[hand_over_to("gone")]))
+    outcome = await team.controller.delegate("Go.")
+
+    assert outcome.text == "I did it myself."
+    assert "no agent 'gone'" in team.of(ToolFinished)[0].content
+
+
+async def test_what_waits_for_an_agent_that_leaves_waits_no_more() -> None:
+    team = Team(scripted_agent("a", ["done"]))
+    team.controller.pause("a")
+    waiting = asyncio.create_task(team.controller.delegate("Go."))
+    await team.bus.wait_for(TaskWaiting, timeout=5)
+    team.controller.remove("a")
+    with pytest.raises(NoAgentError):
+        await waiting
 
 
 async def test_the_depth_of_the_tree_is_limited() -> None:

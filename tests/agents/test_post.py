@@ -12,11 +12,16 @@ from atlas import Atlas, EventBus
 from atlas.agents import AgentMessage, PostOffice
 from atlas.agents.messages import MessageDead, MessageReceived, MessageRetried
 from atlas.core.effects import current_run
-from atlas.errors import ConfigurationError, UndeliverableError, ValidationError
+from atlas.errors import (
+    ConfigurationError,
+    UndeliverableError,
+    ValidationError,
+    WaitTimeoutError,
+)
 
 
 def letter(letter_id: str, to: str = "fx", **fields: Any) -> AgentMessage:
-    return AgentMessage(letter_id, "me", to, **{"kind": "query", **fields})
+    return AgentMessage(**{"id": letter_id, "sender": "me", "to": to, "kind": "query", **fields})
 
 
 class Desk:
@@ -117,6 +122,63 @@ async def test_urgent_letters_are_handled_first_and_late_ones_not_at_all() -> No
     assert got == ["first", "p3", "p2", "p1"]
 
 
+async def test_a_letter_is_not_tried_again_when_it_would_be_too_late() -> None:
+    desk, bus, dead = Desk(fails=9), EventBus(), []
+    bus.subscribe(MessageDead, dead.append)
+    async with PostOffice(bus, wait=3600) as post:
+        post.open("fx", desk)
+        assert await post.send(letter("1", deadline=60)) == ()
+
+    assert desk.got == ["1"]
+    assert "too late for another attempt after ValueError: attempt 1" in dead[0].reason
+
+
+async def test_an_answer_goes_to_who_asked_and_is_not_answered() -> None:
+    asked: list[str] = []
+
+    async def front(given: AgentMessage) -> Any:
+        asked.append(given.kind)
+        return (await post.ask("front", "back", "x")).body
+
+    async with PostOffice(EventBus()) as post:
+        post.open("front", front)
+        post.open("back", lambda given: "done")
+        assert (await post.ask("me", "front")).body == "done"
+        assert await post.send(letter("1", "back", sender="front")) == ("back",)
+        assert (await post.ask("me", "back")).body == "done"  # what came before is handled by now
+
+    assert asked == ["query", "response"]
+
+
+async def test_a_filter_that_fails_makes_a_dead_letter() -> None:
+    bus, dead = EventBus(), []
+    bus.subscribe(MessageDead, dead.append)
+    async with PostOffice(bus) as post:
+        post.open("fx", Desk(), where=lambda given: given.body["amount"] > 0)
+        assert await post.send(letter("1", body={"amount": 1})) == ("fx",)
+        assert await post.send(letter("2", body=None)) == ()
+        bus.publish(letter("3", body=None))
+        await bus.wait_for(MessageDead, where=lambda e: e.letter.id == "3", timeout=5)
+
+    assert "the filter of fx failed: TypeError" in dead[0].reason
+
+
+async def test_a_handler_that_waits_for_what_is_cancelled_has_failed_and_its_box_goes_on() -> None:
+    async def give_up(given: AgentMessage) -> str:
+        if given.body == "fine":
+            return "fine"
+        waiting = asyncio.create_task(asyncio.Event().wait())
+        waiting.cancel()
+        await waiting
+        return ""
+
+    async with PostOffice(EventBus(), attempts=2, wait=0) as post:
+        post.open("fx", give_up)
+        with pytest.raises(UndeliverableError, match="failed 2 times.*CancelledError"):
+            await post.ask("me", "fx", "odd")
+        assert (await post.ask("me", "fx", "fine")).body == "fine"
+
+
 async def test_how_far_a_letter_is_can_be_asked() -> None:
     go = asyncio.Event()
 
@@ -180,7 +242,7 @@ async def test_who_asks_is_told_why_nobody_handled_it_or_that_it_took_too_long()
         post.open("mute", mute)
         with pytest.raises(UndeliverableError, match="poor failed 2 times.*ValueError: attempt 2"):
             await post.ask("me", "poor")
-        with pytest.raises(TimeoutError, match="'mute' did not answer within 0.01 s"):
+        with pytest.raises(WaitTimeoutError, match="'mute' did not answer within 0.01 s"):
             await post.ask("me", "mute", timeout=0.01)
 
 
@@ -207,7 +269,25 @@ async def test_what_is_no_box_is_refused() -> None:
                 post.open(name, print)
         with pytest.raises(ConfigurationError, match="Give a function"):
             post.open("a", 5)  # type: ignore[arg-type]
+        for option, wrong in (
+            ("capabilities", "fx"),
+            ("where", 5),
+            ("at_once", 0),
+            ("role", 5),
+        ):
+            with pytest.raises(ConfigurationError, match=f"{option} of 'a' is "):
+                post.open("a", print, **{option: wrong})  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="letter is 'hello'"):
+            await post.send("hello")  # type: ignore[arg-type]
         await post.close("nobody")
+    for option, wrong in (("attempts", "3"), ("wait", float("nan")), ("remembered", 0), ("bus", 5)):
+        with pytest.raises(ConfigurationError, match=f"{option} is "):
+            PostOffice(**{"bus": EventBus(), option: wrong})  # type: ignore[arg-type]
+
+
+def test_a_box_is_opened_where_a_loop_runs() -> None:
+    with pytest.raises(ConfigurationError, match="no event loop runs"):
+        PostOffice(EventBus()).open("a", print)
 
 
 async def test_what_a_box_does_not_take_is_dead() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -162,6 +163,26 @@ async def test_an_approval_is_waited_for_and_given(tmp_path: Path) -> None:
             await team(app, provider).delegate("Erase x.")
 
     assert performed == ["x"]
+
+
+async def test_a_yes_holds_for_no_other_call_of_a_task_of_the_same_id(tmp_path: Path) -> None:
+    asked: list[str] = []
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+
+        @app.bus.on(ApprovalAsked)
+        async def decide(event: ApprovalAsked) -> None:
+            asked.append(event.approval)
+            await app.approve(event.approval, approved=len(asked) == 1)
+
+        for path in ("x", "y"):  # of two runs
+            said = [[ToolCallPart("c1", "erase", json.dumps({"path": path}))], "Done."]
+            async with app.recording("erase"):
+                await team(app, ScriptedProvider(said)).delegate(Task(f"Erase {path}.", id="same"))
+        said = [[ToolCallPart("c1", "erase", '{"path":"z"}')], "Done."]  # and of none
+        await team(app, ScriptedProvider(said)).delegate(Task("Erase z.", id="same"))
+
+    assert performed == ["x"]
+    assert len(set(asked)) == 3
 
 
 async def test_a_refused_call_is_told_why() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -90,6 +91,7 @@ def test_arguments_come_as_they_are_annotated() -> None:
         ('{"amount": 1, "currency": "USD", "tip": 1}', "tip"),
         ('{"amount": NaN}', "amount"),
         ("[1]", "object"),
+        ("[" * 100_000, "nested less deeply"),
         ('{"amount": 1', "JSON"),
     ],
 )
@@ -112,9 +114,10 @@ def test_a_tool_is_still_the_function() -> None:
     assert (add.name, add.declared, add.needs_approval) == ("add", "external", False)
 
 
-def test_permissions_say_what_a_repetition_would_do() -> None:
-    def act() -> None: ...
+def act() -> None: ...
 
+
+def test_permissions_say_what_a_repetition_would_do() -> None:
     assert Tool(act).declared == "idempotent"
     assert Tool(act, permission="network", idempotent=True).declared == "idempotent"
     assert Tool(act, permission="dangerous").needs_approval
@@ -134,10 +137,78 @@ def test_what_no_model_could_be_told_is_refused_where_it_is_written() -> None:
         @tool
         def odd(thing: threading.Thread) -> None: ...
 
+    with pytest.raises(SchemaError, match="'x' of square .* Take the / out"):
+
+        @tool
+        def square(x: int, /) -> int: ...
+
+    with pytest.raises(ConfigurationError, match="'count' is a generator function"):
+
+        @tool
+        def count() -> Iterator[int]:
+            yield 1
+
+    for setting, wrong in (
+        ("timeout", "1"),
+        ("description", 5),
+        ("layers", 5),
+        ("layers", [5]),
+        ("approval", "yes"),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"Tool 'act': (a )?{setting[:5]}\w* is "):
+            Tool(act, **{setting: wrong})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="is a tool already"):
+        Tool(Tool(act))
+
     with pytest.raises(ConfigurationError, match="cannot be called"):
 
         @tool(name="what is it")
         def fine() -> None: ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    name: str
+    inside: tuple[Folder, ...] = ()
+
+
+def test_a_dataclass_may_hold_others_of_its_kind() -> None:
+    @tool
+    def count(folder: Folder, other: Folder | None = None) -> int:
+        return len(folder.inside)
+
+    inner = count.schema["$defs"]["Folder"]["properties"]["inside"]  # type: ignore[call-overload, index]
+    assert list(count.schema["$defs"]) == ["Folder"]  # type: ignore[arg-type]
+    assert inner["items"] == {"$ref": "#/$defs/Folder"}
+    given = count.parse('{"folder": {"name": "a", "inside": [{"name": "b"}]}}')
+    assert given["folder"] == Folder("a", (Folder("b"),))
+
+
+class Scale:
+    """Multiply."""
+
+    def __call__(self, x: int) -> int:
+        return 2 * x
+
+
+def multiply(by: int, x: int) -> Later:  # type: ignore[name-defined]  # noqa: F821  as under TYPE_CHECKING
+    """Multiply two numbers."""
+    return by * x
+
+
+@pytest.mark.parametrize("function", [Scale(), functools.partial(multiply, 2)])
+async def test_whatever_can_be_called_is_a_tool(function: Callable[[int], int]) -> None:
+    made = Tool(function)
+
+    assert made.name in ("Scale", "multiply")
+    assert made.description.startswith("Multiply")
+    assert made.schema["required"] == ["x"]
+    assert await made.perform(made.parse('{"x": 21}'), print) == "42"
+
+
+def test_what_has_no_signature_is_refused() -> None:
+    with pytest.raises(SchemaError, match="signature of int cannot be read"):
+        Tool(int)
 
 
 async def test_a_plain_function_runs_in_a_thread_and_results_become_text() -> None:
@@ -152,6 +223,20 @@ async def test_a_plain_function_runs_in_a_thread_and_results_become_text() -> No
 
     assert json.loads(content) == {"x": 1, "place": {"city": "Rome", "zip": 0}}
     assert threads != [threading.main_thread().name]
+
+
+async def test_what_a_plain_function_leaves_to_be_awaited_is_awaited() -> None:
+    async def later(x: int) -> int:
+        return x + 1
+
+    assert await tool(name="wrapped")(_passing_on(later)).perform({"x": 1}, print) == "2"
+
+
+def _passing_on(function: Callable[[int], Awaitable[int]]) -> Callable[[int], Awaitable[int]]:
+    def passing_on(x: int) -> Awaitable[int]:
+        return function(x)
+
+    return passing_on
 
 
 async def test_a_generator_tells_its_progress_and_gives_its_last_word() -> None:

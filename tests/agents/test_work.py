@@ -291,6 +291,64 @@ class Person:
     age: int
 
 
+def stop() -> str:
+    return next(iter(()))  # PEP 479 is for generators only
+
+
+async def give_up() -> str:
+    "Wait for something that is cancelled."
+    waiting = asyncio.create_task(asyncio.Event().wait())
+    waiting.cancel()
+    await waiting
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [(stop, "RuntimeError: The tool raised StopIteration."), (give_up, "CancelledError: ")],
+)
+@pytest.mark.parametrize("recorded", [False, True])
+async def test_whatever_a_tool_raises_it_has_failed_and_the_task_goes_on(
+    function: Any, told: str, recorded: bool
+) -> None:
+    said = [[call(function.__name__)], "So what."]
+    async with Atlas(provider="scripted") as app:
+
+        async def work(script: Sequence[Reply]) -> str:
+            agent = Agent("one", tools=[function], model=ScriptedProvider(script))
+            return (await Controller([agent], bus=app.bus).delegate("Go.")).text
+
+        finished: list[ToolFinished] = []
+        app.bus.subscribe(ToolFinished, finished.append)
+        if not recorded:
+            assert await work(said) == "So what."
+        else:
+            async with app.recording("x") as run:
+                assert await work(said) == "So what."
+            async with app.replaying(run.id):
+                assert await work([]) == "So what."
+
+    assert [each.outcome for each in finished] == ["failed"] * (1 + recorded)
+    assert finished[0].content.startswith(told)
+
+
+@dataclass(frozen=True)
+class Share:
+    percent: int
+
+    def __post_init__(self) -> None:
+        if self.percent > 100:
+            raise ValueError("there is no more than 100 %")
+
+
+async def test_what_the_dataclass_itself_refuses_is_sent_back() -> None:
+    bench = Bench(['{"percent": 101}', '{"percent": 99}'], output=Share)
+    outcome = await bench.team.delegate("How much?")
+
+    assert outcome.output == Share(99)
+    assert "ValueError: there is no more than 100 %." in bench.last_request.messages[-1].text
+
+
 async def test_structured_output_is_checked_and_sent_back() -> None:
     bench = Bench(
         ["Bob is 7.", '{"name": "Bob"}', '```json\n{"name": "Bob", "age": 7}\n```'], output=Person

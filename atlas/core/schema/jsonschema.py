@@ -63,6 +63,8 @@ class _Writer:
             "additionalProperties": False,
         }
         text = inspect.cleandoc(schema.cls.__doc__ or "")
+        if text.startswith(f"{schema.cls.__name__}("):
+            text = ""  # what a dataclass without a docstring gets is its signature: no words
         return {"description": text, **made} if text else made
 
     def field(self, field: Any) -> dict[str, JSON]:
@@ -155,14 +157,17 @@ class _Writer:
 
     def _name_of(self, cls: type, schema: Any) -> str:
         """Name a definition by the wire name; classes that share one are numbered."""
-        known = self._names.get(id(schema))
+        # A declared class has one schema, or one for each use of a generic one; a plain dataclass has a
+        # new one wherever it is named, within itself too.
+        key = id(schema if "__description__" in cls.__dict__ else cls)
+        known = self._names.get(key)
         if known is None:
             known = base = our.tag_of(cls)
             number = 1
             while known in self._names.values():
                 number += 1
                 known = f"{base}.{number}"
-            self._names[id(schema)] = known
+            self._names[key] = known
         return known
 
 
