@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Protocol
 from atlas.agents.account import Account
 from atlas.agents.messages import Task
 from atlas.agents.outcome import Outcome
+from atlas.core.alarms import clock_of
 from atlas.core.event_bus import EventBus
 from atlas.providers.hosting import ModelHost
 
@@ -29,13 +29,6 @@ class Team(Protocol):
     async def delegate(self, task: Task, *, to: str | None = None) -> Outcome:
         """Have a task done; see `Controller.delegate`."""
         ...
-
-
-def _clock() -> Callable[[], float]:
-    """Return the clock of the running loop: where that is the system's, the system's itself."""
-    found = asyncio.get_running_loop().time
-    is_plain = getattr(found, "__func__", None) is asyncio.BaseEventLoop.time
-    return time.monotonic if is_plain else found
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +61,7 @@ class Desk:
     waits: int = 0
     team: Team | None = None
     handed_over: tuple[str, str] | None = None
-    clock: Callable[[], float] = field(default_factory=_clock)
+    clock: Callable[[], float] = field(default_factory=lambda: clock_of(asyncio.get_running_loop()))
 
     def touch(self) -> None:
         """Give a sign of life."""

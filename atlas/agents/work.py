@@ -313,8 +313,10 @@ class Work:
                 )
         finally:
             results = tuple(
-                each or ToolResultPart(call.id, _CANCELLED, is_error=True)
-                for call, each in zip(calls, came, strict=True)
+                [
+                    each or ToolResultPart(call.id, _CANCELLED, is_error=True)
+                    for call, each in zip(calls, came, strict=True)
+                ]
             )
             self._join(ChatMessage("assistant", parts), ChatMessage("tool", results))
             self._end_turn(len(calls))
@@ -462,7 +464,7 @@ class _NotYet:
 _NOT_YET: Final = _NotYet()
 _CANCELLED: Final = "The call was cancelled."
 _SHORT: Final = 64
-_BREATH: Final = 8
+_BREATH: Final = 16
 _SUMMARISE: Final = "Sum up what was said so far in a few sentences: what is wanted, what was found out, what is left."
 
 

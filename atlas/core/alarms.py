@@ -13,13 +13,14 @@ import asyncio
 import heapq
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextvars import Context
 from types import TracebackType
 from typing import Final
 
-__all__ = ["Alarm", "Patience", "set_alarm"]
+__all__ = ["Alarm", "Patience", "clock_of", "set_alarm"]
 
 
 class Alarm:
@@ -35,7 +36,7 @@ class Alarm:
         """Let it not be done. On the loop's thread; idempotent."""
         if self._action is not None:
             self._action = None
-            self._alarms.dropped()
+            self._alarms.dropped += 1
 
     def ring(self) -> None:
         """Do it, if it is not cancelled."""
@@ -60,7 +61,7 @@ def set_alarm(
     loop = loop or asyncio.get_running_loop()
     here: _Here = _HERE
     if here.loop() is not loop:
-        here.loop, here.alarms = weakref.ref(loop), _Alarms()
+        here.loop, here.alarms = weakref.ref(loop), _Alarms(clock_of(loop))
     return here.alarms.set(loop, seconds, action)
 
 
@@ -107,15 +108,26 @@ class Patience:
         self._task.cancel()
 
 
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return the clock of a loop; where that is the system's, as of asyncio's own, the system's itself."""
+    is_plain = getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time
+    return time.monotonic if is_plain else loop.time
+
+
 class _Alarms:
-    """The alarms of one loop, the earliest first, and the one timer that looks at them."""
+    """The alarms of one loop, the earliest first, and the one timer that looks at them.
 
-    __slots__ = ("_count", "_dropped", "_heap", "_looks_at", "_timer")
+    Attributes:
+        dropped: How many of them were cancelled.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_count", "_heap", "_looks_at", "_now", "_timer", "dropped")
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self._heap: list[tuple[float, int, Alarm]] = []
         self._count = itertools.count()
-        self._dropped = 0
+        self.dropped = 0
         self._looks_at = float("inf")
         self._timer: asyncio.TimerHandle | None = None
 
@@ -123,19 +135,20 @@ class _Alarms:
         self, loop: asyncio.AbstractEventLoop, seconds: float, action: Callable[[], object]
     ) -> Alarm:
         alarm = Alarm(self, action)
-        due = loop.time() + seconds
+        due = self._now() + seconds
         heapq.heappush(self._heap, (due, next(self._count), alarm))
         if due < self._looks_at:
             self._look_at(loop, due)
+        elif self.dropped > _FEW:
+            self._clear()
         return alarm
 
-    def dropped(self) -> None:
-        """Note that one was cancelled; clear the heap when most of it is of that kind."""
-        self._dropped += 1
-        if self._dropped > _FEW and self._dropped * 2 > len(self._heap):
+    def _clear(self) -> None:
+        """Clear the heap of what was cancelled, if that is most of it."""
+        if self.dropped * 2 > len(self._heap):
             self._heap = [each for each in self._heap if each[2]._action is not None]
             heapq.heapify(self._heap)
-            self._dropped = 0
+            self.dropped = 0
 
     def _look_at(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         if self._timer is not None:
@@ -146,11 +159,11 @@ class _Alarms:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer, self._looks_at = None, float("inf")
-        now, due = loop.time(), []
+        now, due = self._now(), []
         while self._heap and (self._heap[0][0] <= now or self._heap[0][2]._action is None):
             alarm = heapq.heappop(self._heap)[2]
             if alarm._action is None:
-                self._dropped -= 1
+                self.dropped -= 1
             else:
                 due.append(alarm)
         if self._heap:
@@ -164,7 +177,7 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
-        self.alarms = _Alarms()
+        self.alarms = _Alarms(time.monotonic)
 
 
 _FEW: Final = 64

@@ -161,6 +161,7 @@ class MessageLog:
         self._versions: dict[str, int] = {}
         self._overtaken: Mapping[str, VersionConflictError] = {}
         self._buses: list[EventBus] = []
+        self._unheard: list[EventBus] = []
         self._subscriptions: list[Subscription[Message]] = []
         self._problems: list[str] = []
         # What wakes the thread: whether somebody waits. Half the price of an event, at each commit.
@@ -185,9 +186,17 @@ class MessageLog:
         if self._closing:
             raise LogClosedError("This message log is closed. Make a new one.")
         self._buses.append(bus)
-        self._subscriptions.append(
-            bus.subscribe("**", self._keep, priority=_FIRST, name="atlas log")
-        )
+        self._unheard.append(bus)
+        if self._session is not None or self._gates:
+            self._listen()
+
+    def _listen(self) -> None:
+        """Subscribe to what is attached: not before there is anything to keep, as it costs each message."""
+        while self._unheard:
+            bus = self._unheard.pop()
+            self._subscriptions.append(
+                bus.subscribe("**", self._keep, priority=_FIRST, name="atlas log")
+            )
 
     def watch(
         self,
@@ -216,6 +225,8 @@ class MessageLog:
         self._aliases = {**self._aliases, run: aliases}
         gates = {known: of for known, of in self._gates.items() if known != run}
         self._gates = gates if gate is None else {**gates, run: gate}
+        if self._gates:
+            self._listen()
 
     def begin(self, run: str, after: int) -> None:
         """Number the messages of a run from ``after`` + 1 on: it shares that many with another."""

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 from uuid import UUID
 
 from typing_extensions import override
@@ -443,6 +443,9 @@ class SetNode(Node):
         ]
 
 
+_NO_ITEMS: Final = FrozenDict()
+
+
 class MappingNode(Node):
     """A mapping; becomes a `FrozenDict`."""
 
@@ -480,6 +483,7 @@ class MappingNode(Node):
             ]
         return [
             f"if _type({name}) is not _dict and _type({name}) is not _FrozenDict: return _DOUBT",
+            f"if not {name}: return {code.bind(_NO_ITEMS, 'no_items')}",
             "made = {}",
             *loop,
             refuse,

@@ -255,9 +255,9 @@ class Assembler:
         calls = 0
         for block in self._blocks.values():
             if block.kind is ToolCallDelta:
-                made_up = f"{self._reply or 'call'}_{calls}"
+                name = block.id or f"{self._reply or 'call'}_{calls}"
                 arguments = _paired("".join(block.pieces))
-                parts.append(ToolCallPart(block.id or made_up, block.name, arguments))
+                parts.append(ToolCallPart(name, block.name, arguments))
                 calls += 1
             elif part := _part(block):
                 parts.append(part)

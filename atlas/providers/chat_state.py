@@ -82,12 +82,14 @@ class ReplyState:
         return self.timing is not None
 
 
-class _Filling(ReplyState):
-    """A reply's state while it is being made: its slots take assignments."""
+def _filling(cls: type) -> type:
+    """Return the subclass of a frozen dataclass whose slots take assignments."""
+    # the second of these, too, or assignments would still go the long way
+    members = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
+    return type(f"{cls.__name__}BeingMade", (cls,), {"__slots__": (), **members})
 
-    __slots__ = ()
-    __setattr__ = object.__setattr__
-    __delattr__ = object.__delattr__  # without it assignments would still go the long way
+
+_ReplyStateBeingMade: Final = _filling(ReplyState)
 
 
 def _reply_state(  # noqa: PLR0917  in the order of the fields
@@ -108,7 +110,9 @@ def _reply_state(  # noqa: PLR0917  in the order of the fields
 
     What makes a dataclass frozen lets its own constructor assign by a function call per field only.
     """
-    made: Any = object.__new__(_Filling)  # Any: the fields of the class itself are read-only
+    made: Any = object.__new__(
+        _ReplyStateBeingMade
+    )  # Any: the fields of the class itself are read-only
     made.conversation = conversation
     made.provider = provider
     made.model = model
@@ -138,6 +142,18 @@ class ChatState:
     finished: int = 0
 
 
+_ChatStateBeingMade: Final = _filling(ChatState)
+
+
+def _chat_state(replies: dict[str, ReplyState], finished: int) -> ChatState:
+    """Make the state, as `_reply_state` does that of a reply."""
+    made: Any = object.__new__(_ChatStateBeingMade)
+    made.replies = MappingProxyType(replies)
+    made.finished = finished
+    made.__class__ = ChatState
+    return made  # type: ignore[no-any-return]  # it is one now
+
+
 transitions: Final[Transitions[ChatState]] = Transitions()
 
 
@@ -149,7 +165,7 @@ def project_chat() -> StateProjector[ChatState]:
 def _with(state: ChatState, reply: str, now: ReplyState) -> ChatState:
     # A copy of a dict of a hundred entries costs 0.7 µs; setting one in a pmap, 3 to 10 µs, and
     # unpacking a read-only view as long, which `|` looks through.
-    return ChatState(MappingProxyType(state.replies | {reply: now}), state.finished)
+    return _chat_state(state.replies | {reply: now}, state.finished)
 
 
 @transitions.on(StreamStarted)
@@ -254,7 +270,7 @@ def _finished(
     replies = state.replies | {event.reply: now}
     finished = state.finished + (not before.is_finished)
     if finished > FINISHED_KEPT:
-        oldest = next(name for name, reply in replies.items() if reply.is_finished)
+        oldest = next(name for name, one in replies.items() if one.timing is not None)
         del replies[oldest]
         finished -= 1
-    return ChatState(MappingProxyType(replies), finished)
+    return _chat_state(replies, finished)

@@ -154,8 +154,12 @@ def model_stream(
             and compared, whole at each call.
     """
     if current_run() is None:
-        answer = resilient_stream(
-            provider, request, deadlines=deadlines, retries=retries, on_retry=on_retry
+        answer = ResilientStream(
+            provider,
+            request,
+            deadlines=deadlines,
+            retries=retries,
+            on_retry=on_retry,
         )
         return redacted_deltas(answer, secrets) if secrets else answer
     asked = {"provider": provider.name, "request": request if said is None else said}

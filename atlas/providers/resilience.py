@@ -197,8 +197,8 @@ class ResilientStream:
         deadlines: Deadlines,
         retries: RetryPolicy,
         on_retry: Callable[[Retry], None] | None,
-        clock: Callable[[], float] | None,
-        sleep: Callable[[float], Awaitable[object]],
+        clock: Callable[[], float] | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         if request.connect_timeout != deadlines.connect:
             request = replace(request, connect_timeout=deadlines.connect)
