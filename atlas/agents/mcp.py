@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import takewhile
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 from urllib.parse import urlsplit
 
 from atlas.agents.messages import Permission
+from atlas.agents.settings import check, is_number
 from atlas.agents.tools import Shape, Tool
 from atlas.core.effects import Effect, perform
 from atlas.core.inner_loop import outside_context
+from atlas.core.schema.codec import Nothing
 from atlas.errors import (
     AgentError,
     ConfigurationError,
@@ -79,6 +82,29 @@ class McpTools:
         timeout: float | None = 120.0,
         connect_timeout: float = 30.0,
     ) -> None:
+        for what, given, holds, wanted in (
+            ("permission", permission, permission in get_args(Permission), "a permission of tools"),
+            ("approval", approval, isinstance(approval, bool), "True or False"),
+            (
+                "prefix",
+                prefix,
+                _fitting(str(prefix)) == prefix,
+                "letters, digits, _ and -, the first no digit",
+            ),
+            (
+                "timeout",
+                timeout,
+                timeout is None or is_number(timeout, 1e-9),
+                "seconds above 0, or None",
+            ),
+            (
+                "connect_timeout",
+                connect_timeout,
+                is_number(connect_timeout, 1e-9),
+                "seconds above 0",
+            ),
+        ):
+            check(what, given, holds, wanted)
         self._server = _checked(server)
         self._permission: Permission = permission
         self._approval = approval
@@ -102,11 +128,14 @@ class McpTools:
     async def tools(self) -> list[Tool[..., Any]]:
         """Return the server's tools. In a run, as an effect of it.
 
+        Vendors take fewer letters in names than servers do: ``files.read`` is known as ``files_read``.
+
         Raises:
             AgentError: The server cannot be reached, or does not speak the protocol.
         """
         listed = await perform(Effect("mcp.tools", self._prefix, "pure"), self._listed)
-        return [self._tool(*each) for each in listed]
+        names = _distinct([_fitting(f"{self._prefix}{name}") for name, _, _ in listed])
+        return [self._tool(known, *each) for known, each in zip(names, listed, strict=True)]
 
     async def _listed(self) -> list[tuple[str, str, dict[str, JSON]]]:
         client = await self._connected()
@@ -122,7 +151,9 @@ class McpTools:
                 return found
 
     # Any: see above
-    def _tool(self, name: str, description: str, schema: dict[str, JSON]) -> Tool[..., Any]:
+    def _tool(
+        self, known: str, name: str, description: str, schema: dict[str, JSON]
+    ) -> Tool[..., Any]:
         async def call(**arguments: JSON) -> str:
             client = await self._connected()
             given = await self._asked(client.call_tool(name, arguments), f"its tool {name!r}", None)
@@ -133,12 +164,12 @@ class McpTools:
 
         return Tool(
             call,
-            name=f"{self._prefix}{name}",
+            name=known,
             description=description,
             permission=self._permission,
             approval=self._approval,
             timeout=self._timeout,
-            schema=_GivenShape(name, schema),
+            schema=_GivenShape(known, schema),
         )
 
     # -- the connection ---------------------------------------------------------------------------
@@ -239,6 +270,23 @@ def _looked_at(client: asyncio.Future[Any]) -> None:
     client.exception()
 
 
+def _fitting(name: str) -> str:
+    """Return a name as vendors take it."""
+    fitting = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]
+    return f"_{fitting}"[:64] if fitting[:1].isdigit() or fitting[:1] == "-" else fitting
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return names no two of which are the same."""
+    made: list[str] = []
+    for name in names:
+        known, number = name, 2
+        while known in made:
+            known, number = f"{name[:60]}_{number}", number + 1
+        made.append(known)
+    return made
+
+
 # Any: a server or a transport of the package
 def _checked(server: Any) -> Any:
     if isinstance(server, str):
@@ -301,7 +349,7 @@ class _GivenShape(Shape):
         required, properties = self._given.get("required"), self._given.get("properties")
         for name in required if isinstance(required, list) else ():
             if name not in given:
-                raise ValidationError(self.name, str(name), "nothing", "a value")
+                raise ValidationError(self.name, str(name), Nothing(), "a value")
         if isinstance(properties, dict) and self._given.get("additionalProperties") is False:
             for name in given.keys() - properties.keys():
                 raise ValidationError(self.name, name, given[name], "a known argument")
@@ -309,7 +357,7 @@ class _GivenShape(Shape):
 
 
 # Any, twice: tools take and give whatever they do, servers have any lifespan
-def mcp_server(*tools: Tool[..., Any], name: str = "atlas") -> Server[Any]:
+def mcp_server(*tools: Tool[..., Any] | Callable[..., Any], name: str = "atlas") -> Server[Any]:
     """Return an MCP server that offers tools of ours; run it as the ``mcp`` package says.
 
     By HTTP its ``streamable_http_app()`` is an ASGI application, for uvicorn and its like. Arguments
@@ -317,10 +365,16 @@ def mcp_server(*tools: Tool[..., Any], name: str = "atlas") -> Server[Any]:
     approval is not offered: nobody is here who could give it.
 
     Args:
-        tools: The tools.
+        tools: The tools: made by `tool`, or plain annotated functions.
         name: What the server is called.
     """
-    offered = {each.name: each for each in tools if not each.needs_approval}
+    made = [each if isinstance(each, Tool) else Tool(each) for each in tools]
+    offered = {each.name: each for each in made if not each.needs_approval}
+    names = [each.name for each in made]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(
+            f"Two tools have one name: {', '.join(names)}. Give one of them name=."
+        )
 
     # Any, twice: parameters of the package
     async def list_tools(_context: Any, _params: Any) -> types.ListToolsResult:

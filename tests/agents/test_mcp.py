@@ -20,6 +20,9 @@ from atlas.providers.messages import ToolCallPart
 
 mcp = pytest.importorskip("mcp", exc_type=ImportError)
 
+from mcp import types  # noqa: E402
+from mcp.server.lowlevel import Server  # noqa: E402
+
 from atlas.agents.mcp import McpTools, mcp_server  # noqa: E402
 
 called: list[int] = []
@@ -50,7 +53,7 @@ async def test_our_tools_are_offered_and_used_through_mcp() -> None:
             "external",
         )
         assert await far.perform(far.parse('{"x": 4}'), lambda _: None) == "8"
-        with pytest.raises(ValidationError, match="x"):
+        with pytest.raises(ValidationError, match=r"far_double\.x: nothing was given"):
             far.parse("{}")
         with pytest.raises(Exception, match="ValueError: no"):
             await far.perform({"x": -1}, lambda _: None)
@@ -58,6 +61,52 @@ async def test_our_tools_are_offered_and_used_through_mcp() -> None:
             await far.perform({"x": "four"}, lambda _: None)
 
     assert called == [4, -1]
+
+
+async def test_names_that_no_vendor_takes_are_made_to_fit() -> None:
+    # Any, twice: parameters of the package
+    async def list_tools(_context: Any, _params: Any) -> types.ListToolsResult:
+        names = ["files.read", "files/read", "1st", "é" * 70]
+        shape = {"type": "object"}
+        return types.ListToolsResult(tools=[types.Tool(name=n, input_schema=shape) for n in names])
+
+    # Any, twice: parameters of the package
+    async def call_tool(_context: Any, params: Any) -> types.CallToolResult:
+        return types.CallToolResult(content=[types.TextContent(type="text", text=params.name)])
+
+    odd = Server("odd", on_list_tools=list_tools, on_call_tool=call_tool)
+    async with McpTools(odd) as server:
+        tools = await server.tools()
+        said = [await each.perform({}, print) for each in tools]
+
+    assert [each.name for each in tools] == ["files_read", "files_read_2", "_1st", "_" * 64]
+    assert said == ["files.read", "files/read", "1st", "é" * 70]
+
+
+def test_plain_functions_are_offered_and_other_things_refused() -> None:
+    def add(one: int, other: int) -> int:
+        return one + other
+
+    assert mcp_server(add).name == "atlas"
+    with pytest.raises(ConfigurationError, match="5 is no tool"):
+        mcp_server(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="Two tools have one name"):
+        mcp_server(add, add)
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong"),
+    [
+        ("permission", "all"),
+        ("approval", "yes"),
+        ("prefix", "a b"),
+        ("timeout", "1"),
+        ("connect_timeout", 0),
+    ],
+)
+def test_what_makes_no_sense_for_a_server_is_refused(setting: str, wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{setting} is "):
+        McpTools("https://example.org/mcp", **{setting: wrong})
 
 
 async def test_a_run_with_tools_of_a_server_is_replayed_without_it() -> None:

@@ -32,6 +32,13 @@ async def echo(text: str) -> str:
     return text
 
 
+@effect
+async def write(text: str) -> str:
+    """Do something that a run waits to have made safe before."""
+    await asyncio.sleep(0)
+    return text
+
+
 WRAPPED = ("call_soon", "call_soon_threadsafe", "call_at", "call_later", "create_task", "time")
 
 
@@ -398,6 +405,54 @@ async def test_cancelling_the_main_task_from_outside_is_recorded():
     assert any(
         isinstance(entry, EffectDelivered) and entry.what == "cancel" for entry in journal.entries
     )
+
+
+class SlowJournal(MemoryJournal):
+    """Takes some turns to make things safe, and tells of one of these times."""
+
+    def __init__(self, tells: int) -> None:
+        super().__init__()
+        self.reached = asyncio.Event()
+        self._tells = tells
+
+    async def commit(self) -> None:
+        await super().commit()
+        if self.commits == self._tells:
+            self.reached.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("commits", range(2, 8))
+async def test_cancelling_the_main_task_is_recorded_while_something_else_is_made_safe(commits: int):
+    seen: list[list[object]] = []
+
+    async def child(name: str) -> list[str]:
+        return [await write(f"{name}{at}") for at in range(4)]
+
+    async def program(**options: object) -> None:
+        seen.append([])
+        async with RunContext("r", **options):
+            tasks = [asyncio.create_task(child(name)) for name in "abc"]
+            try:
+                await asyncio.wait(tasks)
+            except asyncio.CancelledError:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                seen[-1] += [await write("tidy"), *(task.cancelled() for task in tasks)]
+                raise
+
+    journal = SlowJournal(commits)
+    task = asyncio.create_task(program(journal=journal, strict=True))
+    await journal.reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(program(mode="replay", recorded=journal.entries))
+
+    assert seen[0] == seen[1] == ["tidy", True, True, True]
 
 
 async def test_a_timeout_around_a_run_is_recorded_as_a_cancellation():

@@ -74,6 +74,7 @@ class InnerLoop:
         self._waiting: Delivery | None = None
         self._safe: Delivery | None = None
         self._cancellings = 0
+        self._is_interrupted = False
         self.moment: float = 0.0
         self._shift = 0.0
         self._finalizers = Place(self, "0.closing")
@@ -211,6 +212,8 @@ class InnerLoop:
         if self.inside:
             self.ready.append(handle)
         else:
+            # Looked at now: a step that comes before this one is taken may cancel, too.
+            self._is_interrupted |= self._entered and self.main.cancelling() > self._cancellings
             self._foreign.append(handle)
             self._schedule()
         return handle
@@ -486,7 +489,8 @@ class InnerLoop:
 
     def _take_foreign(self) -> None:
         handles, self._foreign = self._foreign, []
-        if self.main.cancelling() > self._cancellings:
+        if self._is_interrupted:
+            self._is_interrupted = False
             self.supervisor.interrupted(self)
         else:
             for handle in handles:

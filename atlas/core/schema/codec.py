@@ -183,7 +183,7 @@ _RULES = {
 }
 
 
-class _Nothing:
+class Nothing:
     def __repr__(self) -> str:
         return "nothing"
 
@@ -193,7 +193,7 @@ def _step(value: Any, key: object) -> object:
     try:
         return value[key]
     except (KeyError, IndexError, TypeError):
-        return _Nothing()
+        return Nothing()
 
 
 # -- the envelope ---------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def _opened(envelope: object) -> tuple[str, int, object, dict[str, Any] | None]:
     if type(version) is not int:
         raise ValidationError(name, "version", version, "an int")
     if "fields" not in envelope:
-        raise ValidationError(name, "fields", _Nothing(), "an object with the fields")
+        raise ValidationError(name, "fields", Nothing(), "an object with the fields")
     meta = envelope.get("meta")
     if meta is not None and type(meta) is not dict:
         raise ValidationError(name, "meta", meta, "an object with the metadata")
@@ -327,7 +327,7 @@ def _stamp_from(name: str, meta: dict[str, Any]) -> Stamp:
             raise ValidationError(name, f"meta.{key}", given, expected[1])
     own = meta.get("id")
     if own is None:
-        raise ValidationError(name, "meta.id", _Nothing(), "a str")
+        raise ValidationError(name, "meta.id", Nothing(), "a str")
     headers = meta.get("headers", {})
     for key, given in headers.items():
         if type(given) is not str:
