@@ -326,13 +326,9 @@ class _BusJournal:
         ):
             self._effects.pop(effect, None)
 
-    def commit(self) -> Awaitable[object]:
-        """Return what is awaited until all that was published is stored."""
-        return self._log.commit(self._run) if self._is_durable else _at_once()
-
-
-async def _at_once() -> None:
-    """Wait for nothing."""
+    def commit(self) -> Awaitable[object] | None:
+        """Return what is awaited until all that was published is stored; None: nobody has to wait."""
+        return self._log.commit(self._run) if self._is_durable else None
 
 
 def _is_done_again(event: Message) -> bool:

@@ -170,8 +170,8 @@ class Journal(Protocol):
         """Take an entry in. In the loop's thread, in order; must not block for long."""
         ...
 
-    def commit(self) -> Awaitable[object]:
-        """Return what is awaited until all written so far is safe: outside of the run.
+    def commit(self) -> Awaitable[object] | None:
+        """Return what is awaited until all written so far is safe: outside of the run; None: it is.
 
         Raises:
             Exception: It cannot be made safe; the run ends with this error.

@@ -242,8 +242,9 @@ class RunContext:
 
     async def commit(self) -> None:
         """Return when what was written is safe."""
-        if self._journal is not None:
-            await self._journal.commit()
+        safe = None if self._journal is None else self._journal.commit()
+        if safe is not None:
+            await safe
 
     def _advance(self, handed_in: str = "") -> None:
         """Step over an entry that was repeated, and what has no meaning after it.
@@ -597,8 +598,8 @@ class RunContext:
         try:
             if is_in_doubt and not await settle(pending, self.in_doubt):
                 return
-            if pending.call.declared == "external" and self._journal is not None:
-                await self._journal.commit()
+            if pending.call.declared == "external":
+                await self.commit()
             await pending.work(pending)
         except asyncio.CancelledError as error:
             if not pending.is_wanted:
