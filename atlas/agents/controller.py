@@ -502,6 +502,11 @@ class Controller:
         return min(seats, key=lambda each: each[:-1])[-1] if seats else None
 
     def _nobody(self, task: Task) -> NoAgentError:
+        if not self._agents:
+            return NoAgentError(
+                f"This team has no agents, so nobody can do task {task.id} ({task.text!r:.60}). Register "
+                f"one."
+            )
         able = sorted({each for agent in self._agents.values() for each in agent.capabilities})
         wanted = ", ".join(
             f"{each} ≥ {task.grades[each]:g}" if each in task.grades else each

@@ -260,7 +260,7 @@ async def test_a_paused_agent_is_given_nothing_until_it_is_back() -> None:
 
 async def test_agents_join_and_leave_while_tasks_run() -> None:
     team = Team()
-    with pytest.raises(NoAgentError, match="There is: nothing"):
+    with pytest.raises(NoAgentError, match="This team has no agents"):
         await team.controller.delegate(Task("Go.", needs={"x"}))
     team.controller.register(scripted_agent("late", ["here"], capabilities={"x"}))
     assert (await team.controller.delegate(Task("Go.", needs={"x"}))).text == "here"
