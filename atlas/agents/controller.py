@@ -349,7 +349,9 @@ class Controller:
         """Let one agent after another try, as the policy and hand-overs have it."""
         trip.account.check_depth(trip.depth)
         before = () if history is None else history.messages
-        tried: frozenset[str] = frozenset()
+        above = current_desk()
+        # Who delegates wants somebody else to do it, if there is anybody.
+        tried = frozenset() if above is None else frozenset((above.agent,))
         loops = Loops(trip.account.limits)
         while True:
             seat = await self._seated(trip.task, tried, trip.to)

@@ -552,6 +552,15 @@ async def test_what_a_specialist_fails_at_is_told_to_who_delegated() -> None:
     assert "no" in told
 
 
+async def test_who_delegates_what_it_can_do_best_itself_gets_somebody_else_for_it() -> None:
+    asks = [call("delegate", task="x", needs=["fx"])]
+    boss = scripted_agent("boss", [asks, "Done."], tools=[delegation()], capabilities={"fx": 0.9})
+    team = Team(boss, scripted_agent("low", ["12"], capabilities={"fx": 0.5}))
+    await team.controller.delegate(Task("Go.", needs={"fx"}))
+
+    assert [each.agent for each in team.of(TaskAssigned)] == ["boss", "low"]
+
+
 async def test_who_gives_a_task_to_somebody_who_is_not_there_is_told() -> None:
     said = [[call("hand_over", to="gone")], "I did it myself."]
     team = Team(scripted_agent("a", said, tools=[hand_over_to("gone")]))
