@@ -7,7 +7,6 @@ repeated when the run is replayed or resumed, see `atlas.core.effects`.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import inspect
@@ -21,6 +20,7 @@ from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, cast, overl
 
 from atlas.agents.messages import Permission
 from atlas.agents.settings import check, is_number, listed
+from atlas.agents.threads import in_a_thread
 from atlas.core.effect_layers import Layer, Timeout
 from atlas.core.effects import Effect, perform, stream
 from atlas.core.effects.entries import Declared
@@ -360,7 +360,7 @@ class Tool(Generic[P, T]):
         # A plain function may block; in a thread it holds nobody up.
         call: Callable[..., Any] = self.__wrapped__
         if self._kind == "plain":
-            given = await asyncio.to_thread(_called, call, arguments)
+            given = await in_a_thread(self.name, functools.partial(_called, call, arguments))
             return _content(await given if inspect.isawaitable(given) else given)
         return _content(await call(**arguments))
 
@@ -482,7 +482,8 @@ def tool(  # noqa: D417  the options are those of the overload above
 ) -> Any:
     """Make a function a tool for agents.
 
-    A plain function runs in a thread; an ``async`` one on the loop; of an async generator function
+    A plain function runs in a thread, which goes on when the call is cancelled or takes too long (nothing
+    can stop it), but holds nobody up then; an ``async`` one on the loop; of an async generator function
     each piece is progress, and the last one the result. In a run, a tool with permission ``"read"`` is
     performed again if a crash caught it in flight; another one is reported in doubt, unless it is
     declared ``idempotent`` (see `current_effect` for its key).
