@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
@@ -185,6 +185,42 @@ def test_a_dataclass_may_hold_others_of_its_kind() -> None:
     assert inner["items"] == {"$ref": "#/$defs/Folder"}
     given = count.parse('{"folder": {"name": "a", "inside": [{"name": "b"}]}}')
     assert given["folder"] == Folder("a", (Folder("b"),))
+
+
+@dataclass(frozen=True)
+class Basket:
+    items: list[str]
+    inside: dict[str, Basket] = field(default_factory=dict)
+
+
+def test_what_a_dataclass_promises_is_in_it_at_any_depth() -> None:
+    @tool
+    def count(baskets: list[Basket], other: Basket | None = None) -> int:
+        return len(baskets)
+
+    given = count.parse(
+        '{"baskets": [{"items": ["a"], "inside": {"x": {"items": []}}}], "other": {"items": ["b"]}}'
+    )
+
+    assert given == {
+        "baskets": [Basket(["a"], {"x": Basket([])})],
+        "other": Basket(["b"]),
+    }
+
+
+def test_what_a_union_or_a_tuple_promises_is_in_it() -> None:
+    @tool
+    def look(
+        either: list[int] | dict[str, int] | None,
+        pair: tuple[str, list[int]],
+        many: tuple[set[int], ...],
+    ) -> None: ...
+
+    given = look.parse('{"either": {"a": 1}, "pair": ["x", [1]], "many": [[1], [2]]}')
+    assert given == {"either": {"a": 1}, "pair": ("x", [1]), "many": ({1}, {2})}
+    assert type(given["either"]) is dict
+    assert look.parse('{"either": [1], "pair": ["x", []], "many": []}')["either"] == [1]
+    assert look.parse('{"either": null, "pair": ["x", []], "many": []}')["either"] is None
 
 
 class Scale:
