@@ -349,7 +349,9 @@ class Controller:
         """Let one agent after another try, as the policy and hand-overs have it."""
         trip.account.check_depth(trip.depth)
         before = () if history is None else history.messages
-        tried: frozenset[str] = frozenset()
+        above = current_desk()
+        # Who delegates wants somebody else to do it, if there is anybody.
+        tried = frozenset() if above is None else frozenset((above.agent,))
         loops = Loops(trip.account.limits)
         while True:
             seat = await self._seated(trip.task, tried, trip.to)
@@ -502,6 +504,11 @@ class Controller:
         return min(seats, key=lambda each: each[:-1])[-1] if seats else None
 
     def _nobody(self, task: Task) -> NoAgentError:
+        if not self._agents:
+            return NoAgentError(
+                f"This team has no agents, so nobody can do task {task.id} ({task.text!r:.60}). Register "
+                f"one."
+            )
         able = sorted({each for agent in self._agents.values() for each in agent.capabilities})
         wanted = ", ".join(
             f"{each} ≥ {task.grades[each]:g}" if each in task.grades else each

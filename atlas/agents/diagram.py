@@ -66,7 +66,7 @@ class _Drawing:
     @property
     def text(self) -> str:
         """The diagram."""
-        actors = [f"    participant {key} as {name}" for name, key in self._actors.items()]
+        actors = [f"    participant {key} as {_short(name)}" for name, key in self._actors.items()]
         return "\n".join(["sequenceDiagram", *actors, *self._lines, ""])
 
     def _actor(self, name: str) -> str:

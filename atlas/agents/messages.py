@@ -98,7 +98,8 @@ class Limits:
     Attributes:
         turns: Model calls.
         depth: How deep tasks may delegate.
-        repeats: How often the same tool call may come in a row.
+        repeats: How often the same tool call may come in a row, with the same result: who polls
+            makes progress when something else comes.
         alternations: How often two things may take turns: tool calls, or agents that hand over.
         tokens: Tokens in and out; an estimate is reserved before each call.
         cost: Money, in the currency of the agents' prices; an estimate is reserved before each call.

@@ -7,7 +7,6 @@ repeated when the run is replayed or resumed, see `atlas.core.effects`.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import inspect
@@ -21,6 +20,7 @@ from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, cast, overl
 
 from atlas.agents.messages import Permission
 from atlas.agents.settings import check, is_number, listed
+from atlas.agents.threads import in_a_thread
 from atlas.core.effect_layers import Layer, Timeout
 from atlas.core.effects import Effect, stream
 from atlas.core.effects.entries import Declared
@@ -203,25 +203,52 @@ def _parsed(text: str) -> JSON:
     return json.loads(text) if text.strip() else {}
 
 
-def _is_plain(hint: object) -> bool:
-    inside = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
+def _is_plain(hint: object, above: tuple[object, ...] = ()) -> bool:
+    """Return whether nothing that an annotation promises is one of our frozen things instead."""
+    if typing.get_origin(hint) is Literal or hint in above:
         return True
-    return typing.get_origin(hint) not in _MUTABLE and all(_is_plain(each) for each in inside)
+    if inside := _hints_in(hint):
+        return all(_is_plain(each, (*above, hint)) for each in inside.values())
+    parts = typing.get_args(hint)
+    return typing.get_origin(hint) not in _MUTABLE and all(_is_plain(p, above) for p in parts)
+
+
+def _hints_in(hint: object) -> dict[str, object]:
+    """Return what the fields of a dataclass are annotated with; nothing for ours, which are frozen."""
+    is_ours = not isinstance(hint, type) or "__description__" in hint.__dict__
+    if is_ours or not dataclasses.is_dataclass(hint):
+        return {}
+    try:
+        return typing.get_type_hints(hint, include_extras=True)
+    except NameError:  # declared inside of a function
+        return {}
 
 
 # Any: whatever the parameter holds
 def _thawed(given: Any, hint: object) -> Any:
     """Return a value with the lists, dicts and sets that its annotation promises; ours are frozen."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
-    if origin is list and isinstance(given, tuple):
+    if origin in (list, tuple) and not isinstance(given, tuple):
+        return given
+    if origin is list:
         return [_thawed(each, inside[0]) for each in given]
     if origin is dict and isinstance(given, Mapping):
         return {key: _thawed(each, inside[1]) for key, each in given.items()}
     if origin is set and isinstance(given, frozenset):
         return set(given)
-    if given is not None and origin is not None and origin not in (tuple, Literal):
-        return next((_thawed(given, each) for each in inside if not _is_plain(each)), given)
+    if type(given) is hint and (fields := _hints_in(hint)):
+        changed = {
+            name: _thawed(getattr(given, name), each)
+            for name, each in fields.items()
+            if not _is_plain(each)
+        }
+        return dataclasses.replace(given, **changed) if changed else given
+    if origin is tuple:
+        each_of = inside[:1] * len(given) if inside[-1:] == (...,) else inside
+        return tuple(map(_thawed, given, each_of))
+    if given is not None and origin is not None and origin is not Literal:  # a union: one fits
+        made = (_thawed(given, each) for each in inside if not _is_plain(each))
+        return next((each for each in made if each is not given), given)
     return given
 
 
@@ -371,7 +398,7 @@ class Tool(Generic[P, T]):
         # A plain function may block; in a thread it holds nobody up.
         call: Callable[..., Any] = self.__wrapped__
         if self._kind == "plain":
-            given = await asyncio.to_thread(_called, call, arguments)
+            given = await in_a_thread(self.name, functools.partial(_called, call, arguments))
             return _content(await given if inspect.isawaitable(given) else given)
         return _content(await call(**arguments))
 
@@ -493,7 +520,8 @@ def tool(  # noqa: D417  the options are those of the overload above
 ) -> Any:
     """Make a function a tool for agents.
 
-    A plain function runs in a thread; an ``async`` one on the loop; of an async generator function
+    A plain function runs in a thread, which goes on when the call is cancelled or takes too long (nothing
+    can stop it), but holds nobody up then; an ``async`` one on the loop; of an async generator function
     each piece is progress, and the last one the result. In a run, a tool with permission ``"read"`` is
     performed again if a crash caught it in flight; another one is reported in doubt, unless it is
     declared ``idempotent`` (see `current_effect` for its key).

@@ -506,7 +506,7 @@ class Runs(Mapping[str, Run[S]]):
             known = list(self)
             raise UnknownRunError(
                 f"There is no run {run!r} in {self._engine.address}{nearest_name(run, known)}. "
-                f"It has {len(known)} runs; `atlas runs` lists them."
+                f"It has {len(known)} run{'s' * (len(known) != 1)}; `atlas runs` lists them."
             )
         return Run(self._engine, run, self._transition, self._initial)
 

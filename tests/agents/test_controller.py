@@ -260,7 +260,7 @@ async def test_a_paused_agent_is_given_nothing_until_it_is_back() -> None:
 
 async def test_agents_join_and_leave_while_tasks_run() -> None:
     team = Team()
-    with pytest.raises(NoAgentError, match="There is: nothing"):
+    with pytest.raises(NoAgentError, match="This team has no agents"):
         await team.controller.delegate(Task("Go.", needs={"x"}))
     team.controller.register(scripted_agent("late", ["here"], capabilities={"x"}))
     assert (await team.controller.delegate(Task("Go.", needs={"x"}))).text == "here"
@@ -550,6 +550,15 @@ async def test_what_a_specialist_fails_at_is_told_to_who_delegated() -> None:
     assert outcome.text == "Sorry."
     assert "failed" in told
     assert "no" in told
+
+
+async def test_who_delegates_what_it_can_do_best_itself_gets_somebody_else_for_it() -> None:
+    asks = [call("delegate", task="x", needs=["fx"])]
+    boss = scripted_agent("boss", [asks, "Done."], tools=[delegation()], capabilities={"fx": 0.9})
+    team = Team(boss, scripted_agent("low", ["12"], capabilities={"fx": 0.5}))
+    await team.controller.delegate(Task("Go.", needs={"fx"}))
+
+    assert [each.agent for each in team.of(TaskAssigned)] == ["boss", "low"]
 
 
 async def test_who_gives_a_task_to_somebody_who_is_not_there_is_told() -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from atlas import Atlas
 from atlas.agents import (
+    AgentMessage,
     AgentsState,
     Controller,
     Task,
@@ -145,6 +146,18 @@ async def test_a_run_is_drawn_as_a_tree_and_as_a_diagram(stored: tuple[Path, str
     assert "as boss" in drawn
     assert "->>" in drawn
     assert all(line.count(": ") or "Note" in line or "participant" in line or line in ("", "sequenceDiagram") for line in drawn.splitlines())  # fmt: skip
+
+
+def test_whatever_a_letter_or_a_tool_says_a_diagram_stays_one() -> None:
+    odd = 'a;b\n"c" #1'
+    drawn = sequence_diagram([AgentMessage("1", odd, "*", "query", odd)])
+
+    assert drawn.splitlines() == [
+        "sequenceDiagram",
+        "    participant p0 as a b c 1",
+        "    participant p1 as *",
+        "    p0-)p1: query: 'a b\\n c 1'",
+    ]
 
 
 def invoke(*arguments: str) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
@@ -184,6 +187,42 @@ def test_a_dataclass_may_hold_others_of_its_kind() -> None:
     assert given["folder"] == Folder("a", (Folder("b"),))
 
 
+@dataclass(frozen=True)
+class Basket:
+    items: list[str]
+    inside: dict[str, Basket] = field(default_factory=dict)
+
+
+def test_what_a_dataclass_promises_is_in_it_at_any_depth() -> None:
+    @tool
+    def count(baskets: list[Basket], other: Basket | None = None) -> int:
+        return len(baskets)
+
+    given = count.parse(
+        '{"baskets": [{"items": ["a"], "inside": {"x": {"items": []}}}], "other": {"items": ["b"]}}'
+    )
+
+    assert given == {
+        "baskets": [Basket(["a"], {"x": Basket([])})],
+        "other": Basket(["b"]),
+    }
+
+
+def test_what_a_union_or_a_tuple_promises_is_in_it() -> None:
+    @tool
+    def look(
+        either: list[int] | dict[str, int] | None,
+        pair: tuple[str, list[int]],
+        many: tuple[set[int], ...],
+    ) -> None: ...
+
+    given = look.parse('{"either": {"a": 1}, "pair": ["x", [1]], "many": [[1], [2]]}')
+    assert given == {"either": {"a": 1}, "pair": ("x", [1]), "many": ({1}, {2})}
+    assert type(given["either"]) is dict
+    assert look.parse('{"either": [1], "pair": ["x", []], "many": []}')["either"] == [1]
+    assert look.parse('{"either": null, "pair": ["x", []], "many": []}')["either"] is None
+
+
 class Scale:
     """Multiply."""
 
@@ -223,6 +262,70 @@ async def test_a_plain_function_runs_in_a_thread_and_results_become_text() -> No
 
     assert json.loads(content) == {"x": 1, "place": {"city": "Rome", "zip": 0}}
     assert threads != [threading.main_thread().name]
+
+
+async def test_plain_functions_that_never_return_hold_no_other_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "atlas.agents.threads")
+    let_go = threading.Event()
+
+    @tool(timeout=0.02)
+    def never(x: int) -> int:
+        let_go.wait()
+        return x
+
+    @tool
+    def quick() -> str:
+        return "quick"
+
+    stuck = [never.perform({"x": number}, print) for number in range(100)]
+    ended = await asyncio.gather(*stuck, return_exceptions=True)
+    before = threading.active_count()
+    assert [type(each) for each in ended] == [TimeoutError] * 100
+    assert await quick.perform({}, print) == "quick"
+
+    let_go.set()
+    while len(caplog.records) < 64:  # of which that many were begun at once, at least
+        await asyncio.sleep(0)
+    assert "never ended when nobody waited for it any more" in caplog.text
+    assert await asyncio.gather(*(quick.perform({}, print) for _ in range(50))) == ["quick"] * 50
+    assert threading.active_count() <= before + 1  # the same threads again
+
+
+async def test_a_plain_function_sees_the_context_of_who_calls_it() -> None:
+    who: ContextVar[str] = ContextVar("who", default="nobody")
+
+    @tool
+    def tell() -> str:
+        return who.get()
+
+    who.set("me")
+    assert await tell.perform({}, print) == "me"
+
+
+END = """
+import asyncio, threading
+from atlas import EventBus
+from atlas.agents import Controller, scripted_agent, tool
+from atlas.providers.messages import ToolCallPart
+
+@tool(timeout=0.05)
+def never() -> None:
+    threading.Event().wait()
+
+calls = [ToolCallPart("c", "never", "{}")]
+agent = scripted_agent("one", [calls, "I give up."], tools=[never])
+print(asyncio.run(Controller([agent], bus=EventBus()).delegate("Go.")).text)
+"""
+
+
+def test_a_program_ends_though_a_tool_never_returns() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", END], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "I give up.\n", "")
 
 
 async def test_what_a_plain_function_leaves_to_be_awaited_is_awaited() -> None:
