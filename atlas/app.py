@@ -240,8 +240,8 @@ class Atlas(Recorder):
     async def aclose(self) -> None:
         """Cancel unfinished replies, close providers and the bus. Idempotent.
 
-        Handlers that run are waited for, as long as they take; but for a moment only when
-        ``async with`` is left by a cancellation or an interrupt: somebody wants an end.
+        Handlers that run are waited for, as long as they take; but for a moment only when the ``with``
+        block is left by a cancellation or an interrupt: somebody wants an end.
         """
         await self._aclose(None)
 
@@ -279,8 +279,7 @@ class Atlas(Recorder):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        is_interrupted = kind is not None and not issubclass(kind, Exception)
-        await self._aclose(_PATIENCE if is_interrupted else None)
+        await self._aclose(_patience_after(kind))
 
     def __enter__(self) -> Self:
         thread = LoopThread.start("atlas")
@@ -292,10 +291,10 @@ class Atlas(Recorder):
         self._loop = thread
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         thread = self._running()
         try:
-            thread.run(self.aclose())
+            thread.run(self._aclose(_patience_after(kind)))
         finally:
             thread.close()
 
@@ -550,6 +549,12 @@ def _usable(provider: Provider) -> Provider:
             f"text), `capabilities`, `stream` and `aclose`; see atlas.providers.Provider."
         )
     return provider
+
+
+def _patience_after(kind: type[BaseException] | None) -> float | None:
+    """Return how long handlers are waited for when a block is left by an error of this kind."""
+    is_interrupted = kind is not None and not issubclass(kind, Exception)
+    return _PATIENCE if is_interrupted else None
 
 
 def _fallbacks(

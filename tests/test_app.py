@@ -620,6 +620,23 @@ def test_an_interrupted_application_waits_for_no_handler_that_waits_for_ever(
     assert "Traceback" not in caplog.text
 
 
+def test_nor_does_one_without_a_loop_of_the_callers_own() -> None:
+    ended = []
+
+    async def ask_somebody(event: MessageAdded) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(event)
+
+    with pytest.raises(KeyboardInterrupt), Atlas(provider=ListProvider([])) as app:
+        app.bus.subscribe(MessageAdded, ask_somebody)
+        app.bus.publish(MessageAdded("talk", ChatMessage("user", (TextPart("May I?"),))))
+        raise KeyboardInterrupt
+
+    assert len(ended) == 1
+
+
 async def test_a_given_bus_stays_open_and_a_given_provider_stays_with_its_owner() -> None:
     bus, provider = EventBus(), ListProvider([WORDS])
     async with Atlas(bus=bus, provider=provider) as app:

@@ -97,7 +97,8 @@ class Agent:
         role: Its role, for letters and for people.
         description: What it is good for, for models that choose among agents.
         version: Of this definition.
-        capacity: How many tasks of a run it does at once; None: any number.
+        capacity: How many tasks of a run it does at once, those not counted that do nothing but wait
+            for what they delegated; None: any number.
         memory: How much of a long history the model is shown; None: all of it.
         tool_choice: ``"auto"``; ``"required"``: the model starts with a tool; ``"once"``: it calls tools
             in its first turn and answers in the second.

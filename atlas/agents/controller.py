@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from atlas.agents.account import Account, Loops
 from atlas.agents.agent import Agent, History
-from atlas.agents.desk import AT_DESK, Desk, current_desk
+from atlas.agents.desk import AT_DESK, Desk, Team, current_desk
 from atlas.agents.floor import Floor, Seat, Waiting
 from atlas.agents.hosts import BareHost
 from atlas.agents.messages import (
@@ -266,14 +266,36 @@ class Controller:
         queued = TaskQueued(asked, None if above is None else above.task)
         # As `caused_by` does it, without its generator: many tasks are small.
         token = CURRENT.set(self.bus.publish(queued).message._stamp)
-        if above is not None:
-            above.wait()
         try:
-            return await self._carried_through(asked, floor, above, to, history)
+            if above is None:
+                return await self._carried_through(asked, floor, None, to, history)
+            return await self._carried_through_for(above, asked, floor, to, history)
         finally:
-            if above is not None:
-                above.waited()
             CURRENT.reset(token)
+
+    async def _carried_through_for(
+        self,
+        above: Desk,
+        task: Task,
+        floor: Floor,
+        to: str | None,
+        history: History | None,
+    ) -> Outcome:
+        """Have a task done for somebody who does nothing else meanwhile; their place is free then."""
+        team: Team = above.team or self
+        above.wait()
+        team.rest(above)
+        waits = True
+        try:
+            return await self._carried_through(task, floor, above, to, history)
+        except BaseException as error:
+            waits = isinstance(error, Exception)  # who is cancelled does not go on
+            raise
+        finally:
+            try:
+                await team.return_to(above, waits=waits)
+            finally:
+                above.waited()
 
     async def _carried_through(
         self,
@@ -413,6 +435,8 @@ class Controller:
             trip.depth,
             trip.attempt,
             team=self,
+            seat=seat,
+            work=task,
         )
         told = self.bus.publish(TaskAssigned(task.id, agent.name, trip.attempt, trip.why(seat)))
         at_desk, cause = AT_DESK.set(desk), CURRENT.set(told.message._stamp)
@@ -536,14 +560,52 @@ class Controller:
         seat.load -= 1
         self._call_next()
 
+    def rest(self, desk: Desk) -> None:
+        """Give the place of a desk to others while it waits for what it delegated."""
+        desk.delegated += 1
+        if desk.seat is not None and desk.delegated == 1:
+            desk.seat.resting += 1
+            if desk.seat.agent.capacity is not None:
+                self._call_next()
+
+    async def return_to(self, desk: Desk, *, waits: bool = True) -> None:
+        """Take the place of a desk again, when what it delegated has ended; wait for it, if it may."""
+        desk.delegated -= 1
+        seat, task = desk.seat, desk.work
+        if seat is None or task is None or desk.delegated:
+            return
+        if seat.has_place or not waits:
+            seat.resting -= 1
+            return
+        floor = self._floor()
+        chosen: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(task, frozenset(), None, chosen, seat)
+        # Before all that has not begun: who goes on is nearer to its end.
+        heapq.heappush(floor.queue, (float("-inf"), next(floor.count), waiting))
+        self.bus.publish(TaskWaiting(task.id, "its place"))
+        try:
+            await chosen
+        except asyncio.CancelledError:
+            if chosen.cancelled():
+                seat.resting -= 1  # else it was given the place, and gives it back as it ends
+            raise
+        self.bus.publish(TaskResumed(task.id))
+
     def _call_next(self) -> None:
         """Give free agents to those who wait, the highest priority first."""
         floor = self._floor()
-        still: list[tuple[int, int, Waiting]] = []
+        still: list[tuple[float, int, Waiting]] = []
         while floor.queue:
             entry = heapq.heappop(floor.queue)
             waiting = entry[2]
             if waiting.chosen.done():
+                continue
+            if waiting.back is not None:
+                if waiting.back.has_place:
+                    waiting.back.resting -= 1
+                    waiting.chosen.set_result(waiting.back)
+                else:
+                    still.append(entry)
                 continue
             try:
                 seat = self._free(waiting.task, waiting.tried, waiting.to)

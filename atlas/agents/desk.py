@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from atlas.agents.account import Account
+from atlas.agents.floor import Seat
 from atlas.agents.messages import Task
 from atlas.agents.outcome import Outcome
 from atlas.core.alarms import clock_of
@@ -30,6 +31,14 @@ class Team(Protocol):
         """Have a task done; see `Controller.delegate`."""
         ...
 
+    def rest(self, desk: Desk) -> None:
+        """Give the place of a desk to others while it waits for what it delegated."""
+        ...
+
+    def return_to(self, desk: Desk, *, waits: bool = True) -> Awaitable[None]:
+        """Take the place of a desk again, when what it delegated has ended; wait for it, if it may."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Desk:
@@ -46,6 +55,9 @@ class Desk:
         alive: The loop's time of the last sign of life.
         waits: For how many others it waits, who may take their time: people who decide, and agents to
             whom it delegated, who are watched themselves.
+        delegated: How many tasks it waits for, of these.
+        seat: The place of the agent that works here.
+        work: The task itself.
         team: Who delegates further.
         handed_over: To whom, and why, when the agent gave the task away.
     """
@@ -59,6 +71,9 @@ class Desk:
     attempt: int = 1
     alive: float = 0.0
     waits: int = 0
+    delegated: int = 0
+    seat: Seat | None = None
+    work: Task | None = None
     team: Team | None = None
     handed_over: tuple[str, str] | None = None
     clock: Callable[[], float] = field(default_factory=lambda: clock_of(asyncio.get_running_loop()))

@@ -361,7 +361,7 @@ class Work:
     async def _outcome(self, key: str, part: ToolCallPart) -> tuple[ToolOutcome, str]:
         tool = self._agent.tools.get(part.name)
         if tool is None:
-            names = ", ".join(self._agent.tools)
+            names = ", ".join(self._agent.tools) or "none"
             nearest = nearest_name(part.name, self._agent.tools)
             return "unknown", f"There is no tool {part.name!r}{nearest}. There are: {names}."
         try:

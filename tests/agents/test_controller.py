@@ -52,8 +52,9 @@ from atlas.errors import (
     TaskExpiredError,
     TaskFailedError,
 )
-from atlas.providers.base import UsageDelta
+from atlas.providers.base import ChatRequest, UsageDelta
 from atlas.providers.messages import StreamToken, ToolCallPart, Usage
+from atlas.providers.scripted import ScriptedProvider
 
 from support.skipped_time import skipping_time
 
@@ -559,6 +560,55 @@ async def test_who_delegates_what_it_can_do_best_itself_gets_somebody_else_for_i
     await team.controller.delegate(Task("Go.", needs={"fx"}))
 
     assert [each.agent for each in team.of(TaskAssigned)] == ["boss", "low"]
+
+
+async def test_who_waits_for_what_it_delegated_takes_no_place() -> None:
+    def both(name: str, other: str) -> Agent:
+        asks = [call("delegate", task="help", to=other)]
+        return Agent(
+            name, model=_Asks([asks]), tools=[delegation(other)], capacity=1, stuck_after=None
+        )
+
+    team = Team(both("a", "b"), both("b", "a"), limits=Limits(depth=3))
+    async with asyncio.timeout(20):
+        outcomes = await team.controller.parallel([Task("1"), Task("2"), Task("3")])
+        alone = Team(both("a", "a"), limits=Limits(depth=3))
+        itself = await alone.controller.delegate("Go.")
+
+    assert [each.text for each in [*outcomes, itself]] == ["Done."] * 4
+    assert (team.controller.load("a"), team.controller.load("b")) == (0, 0)
+
+
+class _Asks(ScriptedProvider):
+    """Delegates once, then has an answer; whoever asks, however deep."""
+
+    def _next_reply(self, request: ChatRequest) -> Any:
+        return "Done." if request.messages[-1].role == "tool" else self._replies[0]
+
+
+async def test_a_place_that_was_given_to_others_is_waited_for() -> None:
+    wait, go, _ = gate()
+    help_, helped, _ = gate()
+    asks = [call("delegate", task="help", to="low")]
+    said = [asks, [call("wait", who="second")], "2", "1"]
+    boss = scripted_agent("boss", said, tools=[delegation("low"), wait], capacity=1)
+    low = scripted_agent("low", [[call("wait", who="low")], "helped"], tools=[help_])
+    team = Team(boss, low)
+
+    def called(agent: str) -> Any:
+        is_it = lambda e: (e.agent, e.tool) == (agent, "wait")  # noqa: E731
+        return team.bus.wait_for("tool.called", where=is_it, timeout=5)
+
+    first = asyncio.create_task(team.controller.delegate("1", to="boss"))
+    await called("low")
+    second = asyncio.create_task(team.controller.delegate("2", to="boss"))
+    await called("boss")
+    helped.set()
+    await team.bus.wait_for(TaskWaiting, where=lambda e: e.reason == "its place", timeout=5)
+    assert not first.done()
+    go.set()
+
+    assert ((await second).text, (await first).text) == ("2", "1")
 
 
 async def test_who_gives_a_task_to_somebody_who_is_not_there_is_told() -> None:
