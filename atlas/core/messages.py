@@ -816,7 +816,11 @@ def message_class(name: str, version: int | None = None) -> type[Message]:
 
     Raises:
         UnknownMessageError: No such type is declared; the text names the nearest.
+        ValidationError: The name is no text.
     """
+    known_as: object = name
+    if not isinstance(known_as, str):
+        raise ValidationError("message", "name", known_as, "the name of a message type")
     found = _newest.get(name) if version is None else _registry.get((name, version))
     if found is not None:
         return found
