@@ -54,6 +54,9 @@ def description_of(cls: type) -> Description:
     Raises:
         SchemaError: The class itself is not declared with ``@message`` or ``@value``.
     """
+    given: object = cls
+    if not isinstance(given, type):
+        raise SchemaError(f"{given!r} is no class; give one that has @message or @value above it.")
     found = cls.__dict__.get("__description__")
     if not isinstance(found, Description):
         raise SchemaError(

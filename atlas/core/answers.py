@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from atlas.core.inner_loop import here
-from atlas.errors import AtlasError, BusClosedError
+from atlas.errors import AtlasError, BusClosedError, RecursionLimitError
 
 __all__ = ["Answer"]
 
@@ -19,6 +19,11 @@ _running_loop = asyncio._get_running_loop
 
 class Outcome(Protocol):
     """What became of a message: a receipt."""
+
+    @property
+    def errors(self) -> Sequence[BaseException]:
+        """What handlers have raised."""
+        ...
 
     def raise_for_errors(self) -> object:
         """Raise if a handler has failed."""
@@ -42,6 +47,10 @@ class Answer(Generic[T]):
 
     def fail_with(self, receipt: Outcome) -> None:
         """Deliver the errors of a receipt, if there are any."""
+        for error in receipt.errors:
+            if isinstance(error, RecursionLimitError):  # as it is, for everybody up the chain
+                self.fail(error)
+                return
         try:
             receipt.raise_for_errors()
         except AtlasError as error:

@@ -248,18 +248,19 @@ def causal_tree(messages: Iterable[Message]) -> str:
     for item in stamped:
         cause = item.meta.causation
         children.setdefault(cause if cause in known else None, []).append(item)
-    return "\n".join(_lines(children, None, ""))
+    return "\n".join(_lines(children))
 
 
-def _lines(
-    children: Mapping[str | None, list[Message]], parent: str | None, indent: str
-) -> Iterator[str]:
-    siblings = children.get(parent, [])
-    for item in siblings:
-        last = item is siblings[-1]
-        branch, below = ("", "") if parent is None else ("└─ ", "   ") if last else ("├─ ", "│  ")
+def _lines(children: Mapping[str | None, list[Message]]) -> Iterator[str]:
+    # Not recursive: a chain of causes may be longer than the interpreter's stack is deep.
+    waiting = [(item, "", "", "") for item in reversed(children.get(None, []))]
+    while waiting:
+        item, indent, branch, below = waiting.pop()
         yield f"{indent}{branch}{_label(item)}"
-        yield from _lines(children, item.meta.id, indent + below)
+        siblings = children.get(item.meta.id, [])
+        for each in reversed(siblings):
+            shape = ("└─ ", "   ") if each is siblings[-1] else ("├─ ", "│  ")
+            waiting.append((each, indent + below, *shape))
 
 
 def _label(item: Message) -> str:

@@ -260,6 +260,9 @@ class DiffSynchronizer:
         strategies: Mapping[str, Strategy] | None = None,
         keys: Mapping[str, KeyOf] | None = None,
     ) -> None:
+        for name, given in (("strategies", strategies), ("keys", keys)):
+            if not isinstance(given, Mapping | None):
+                raise ValidationError("DiffSynchronizer", name, given, "a mapping by path patterns")
         for strategy in (conflicts, *(strategies or {}).values()):
             if not callable(strategy) and strategy not in ("ours", "theirs", "fail"):
                 raise ValidationError(
@@ -275,8 +278,17 @@ class DiffSynchronizer:
         """Return what has to happen for ``ours`` and ``theirs``, made from ``base``, to agree.
 
         Raises:
-            ValidationError: An item of a keyed list has no key, or the key of another item.
+            ValidationError: An item of a keyed list has no key, or the key of another item; or something
+                is nested deeper than Python's stack is.
         """
+        try:
+            return self._planned(base, ours, theirs)
+        except RecursionError as error:
+            raise ValidationError(
+                "DiffSynchronizer", "", "what is nested so deep", "values that Python can compare"
+            ) from error
+
+    def _planned(self, base: object, ours: object, theirs: object) -> SyncPlan:
         conflicts: list[Conflict] = []
         merged = self._merge((), _Sides(base, ours, theirs), conflicts)
         open_values = [c.path for c in conflicts if c.resolution is None and c.about == "value"]
@@ -432,7 +444,8 @@ def _shown_path(path: Path) -> str:
 
 
 def _pattern(text: str) -> tuple[str, ...]:
-    if text and not text.startswith("/"):
+    given: object = text
+    if not isinstance(given, str) or (given and not given.startswith("/")):
         rule = "a path pattern that starts with '/', such as '/items/*/price', or '' for the whole"
         raise ValidationError("DiffSynchronizer", "pattern", text, rule)
     return tuple(text.split("/")[1:])

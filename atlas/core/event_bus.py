@@ -64,9 +64,18 @@ from atlas.core.messages import (
     stamped_copy,
 )
 from atlas.core.metrics import HandlerMetrics
-from atlas.core.middleware import Middleware, said_about, steps_of
+from atlas.core.middleware import Middleware, check_said, said_about, steps_of
 from atlas.core.ports import Pending, Port
-from atlas.core.receipts import Dropped, Joint, Receipt, Settled, receipt_of
+from atlas.core.receipts import (
+    Dropped,
+    Joint,
+    Receipt,
+    Settled,
+    checked_timeout,
+    loop_of,
+    receipt_of,
+    text_of,
+)
 from atlas.core.routes import Begin, Call, Route, place_of_failure
 from atlas.core.selectors import PatternSelector, Selector, matches, selectors_of
 from atlas.core.signals import Part, Receivers, ReceiverSignal
@@ -91,6 +100,7 @@ from atlas.errors import (
     NoResponderError,
     NotAMessageError,
     RecursionLimitError,
+    SubscriptionError,
     WaitTimeoutError,
 )
 from atlas.typing import Clock
@@ -200,6 +210,7 @@ class EventBus:
         measure: bool = False,
         strict: bool = False,
     ) -> None:
+        _check_parts(name, clock, on_unhandled)
         self.name: str = name
         self.measures: bool = measure
         self.strict: bool = strict
@@ -379,6 +390,7 @@ class EventBus:
             passed = step(cast("Message", passed), links)
             if passed is None:
                 return None
+        check_said(links)
         return passed
 
     def _stamp(self, message: Message, **links: Unpack[Links]) -> Stamp:
@@ -431,7 +443,7 @@ class EventBus:
             failed=message.message_name,
             failed_id=message.meta.id or "",
             error_type=f"{type(error).__module__}.{type(error).__qualname__}",
-            error=str(error),
+            error=text_of(error),
             traceback="".join(traceback.format_exception(error)),
         )
         token = _enter(message._stamp)
@@ -745,7 +757,8 @@ class EventBus:
             WaitTimeoutError: None came in time.
             BusClosedError: The bus was closed meanwhile.
         """
-        future: Answer[Any] = Answer(asyncio.get_running_loop())
+        timeout = checked_timeout("wait_for", timeout)
+        future: Answer[Any] = Answer(loop_of("wait_for"))
         with self.subscribe(selector, future.give, where=where, once=True, name="wait_for"):
             self._closers.add(future.close)
             try:
@@ -777,6 +790,8 @@ class EventBus:
             WaitTimeoutError: No answer came in time.
             BusClosedError: The bus was closed meanwhile.
         """
+        timeout = checked_timeout("request", timeout)
+        loop = loop_of("request")
         place = here()
         has_handlers = bool(self._entry(message)[-1].all)
         if place is not None:  # who answers is outside of the run
@@ -785,7 +800,7 @@ class EventBus:
             raise NoResponderError(
                 f"Nobody answers {message!r}: no handler is subscribed to {message.message_name!r}."
             )
-        given: Answer[AnswerT] = Answer(asyncio.get_running_loop())
+        given: Answer[AnswerT] = Answer(loop)
         asked: list[Origin] = []
 
         def ask(origin: Origin) -> None:
@@ -799,7 +814,9 @@ class EventBus:
                 raise NoResponderError(f"Nobody answers {message!r}: a middleware dropped it.")
             receipt.when_done(lambda: given.fail_with(receipt))
             async with asyncio.timeout(timeout):
-                return await given
+                # handlers are outside of a run: there is none that could wait for this one
+                with receipt._needed() if place is None else contextlib.nullcontext():
+                    return await given
         except TimeoutError as error:
             if isinstance(error, AtlasError):
                 raise
@@ -859,10 +876,23 @@ class EventBus:
             _leave(token)
 
     def replay(self, handler: Callable[[Message], object], *, since: int = 0) -> int:
-        """Call a plain handler with what the history keeps, in order; return how many."""
+        """Call a plain handler with what the history keeps, in order; return how many.
+
+        Args:
+            handler: Called in this thread; what it raises ends the replay.
+            since: The sequence number of the first message.
+
+        Raises:
+            SubscriptionError: The handler cannot be called with a message, or is asynchronous.
+        """
+        if check_handler(handler):
+            raise SubscriptionError(
+                f"{handler_name(handler)} is asynchronous, and `replay` awaits nobody. Iterate over "
+                f"`bus.history.since(...)` and await it for each message."
+            )
         kept = self.history.since(since)
         for item in kept:
-            handler(item)
+            check_returned(handler(item))
         return len(kept)
 
     def tree(self, run: str | None = None) -> str:
@@ -877,7 +907,17 @@ class EventBus:
         return tuple(one.metrics for one in found)
 
     def explain(self, cls: type[Message]) -> str:
-        """Say who would receive a message of this class, in which order, and why, for people."""
+        """Say who would receive a message of this class, in which order, and why, for people.
+
+        Raises:
+            NotAMessageError: It is no declared message class.
+        """
+        given: object = cls
+        if not (isinstance(given, type) and _is_declared(given)):
+            raise NotAMessageError(
+                f"{cls!r} is no message class; give one that is decorated with @message, not its "
+                f"name or an instance."
+            )
         with self._lock:
             receivers = self._receivers.of(cls)
         title = f"{cls.message_name} ({cls.__qualname__}) on {self.name!r}: "
@@ -902,6 +942,8 @@ class EventBus:
             WaitTimeoutError: It did not come to that within ``timeout`` seconds.
             BusError: Something waits for a loop that is stopped, so that it will never come to that.
         """
+        timeout = checked_timeout("drain", timeout)
+        loop_of("drain", "Wait for receipts instead: `receipt.wait()`.")
         try:
             async with asyncio.timeout(timeout):
                 await self._ports.drain()
@@ -920,6 +962,8 @@ class EventBus:
             timeout: Seconds after which handlers still running are cancelled, and messages still
                 waiting fail; None gives them as long as they take.
         """
+        timeout = checked_timeout("aclose", timeout)
+        loop_of("aclose", "Wait for receipts (`receipt.wait()`), then call `close()`.")
         with self._lock:
             if self._state == "open":
                 self._state = "closing"
@@ -967,12 +1011,27 @@ class EventBus:
 
 
 def _checked_depth(depth: object) -> int:
-    if isinstance(depth, int) and depth >= 1:
+    if isinstance(depth, int) and not isinstance(depth, bool) and depth >= 1:
         return depth
     raise ConfigurationError(
         f"max_depth={depth!r} makes no sense; give an int from 1, how deep handlers may publish "
         f"into each other."
     )
+
+
+def _check_parts(name: object, clock: object, on_unhandled: object) -> None:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"name={name!r} is no text; a bus is named in errors and threads.")
+    if clock is not None and not callable(getattr(clock, "time_ns", None)):
+        raise ConfigurationError(
+            f"clock={clock!r} tells no time; give something with a method `time_ns()`, or None for "
+            f"the system's clock."
+        )
+    if on_unhandled is not None:
+        try:
+            check_handler(cast("Callable[..., object]", on_unhandled))
+        except SubscriptionError as error:
+            raise ConfigurationError(f"on_unhandled={on_unhandled!r}: {error}") from error
 
 
 def _is_nested(message: Message) -> bool:

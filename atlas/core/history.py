@@ -5,13 +5,14 @@ It is one ring, or several with a bound each, so that what is frequent does not 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from atlas.core.messages import Message, Origin, causation_in, origin_in
 from atlas.core.selectors import Selector, matches, selectors_of
-from atlas.errors import ConfigurationError
+from atlas.errors import ConfigurationError, ValidationError
 
 __all__ = ["History", "Keep"]
 
@@ -63,7 +64,13 @@ class History:
         return len(self.kept) + sum(len(ring) for _, ring in self._shares)
 
     def since(self, sequence: int) -> tuple[Message, ...]:
-        """Return what is kept from this sequence number on, in order of sequence."""
+        """Return what is kept from this sequence number on, in order of sequence.
+
+        Raises:
+            ValidationError: It is no int.
+        """
+        if not isinstance(sequence, int):
+            raise ValidationError("history", "since", sequence, "an int, a sequence number")
         kept = [item for item in self.snapshot() if _sequence(item) >= sequence]
         kept.sort(key=_sequence)
         return tuple(kept)
@@ -98,11 +105,12 @@ class History:
 
 
 def _ring(capacity: object) -> deque[Message]:
-    if not (isinstance(capacity, int) and capacity >= 0):
+    is_number = isinstance(capacity, int) and not isinstance(capacity, bool)
+    if not is_number or not 0 <= cast("int", capacity) <= sys.maxsize:
         raise ConfigurationError(
             f"A history of {capacity!r} messages makes no sense; give an int, 0 to keep none."
         )
-    return deque(maxlen=capacity)
+    return deque(maxlen=cast("int", capacity))
 
 
 def _copied(ring: deque[Message]) -> list[Message]:

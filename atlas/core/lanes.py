@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeAlias
 
 from atlas.core.messages import Message, Place, Stamp, stamp
-from atlas.errors import BufferOverflowError
+from atlas.errors import BufferOverflowError, NotAMessageError
 
 __all__ = ["AsyncHandler", "Carrier", "Lane", "ObserverLane", "Owner"]
 
@@ -171,8 +171,11 @@ class ObserverLane(Lane):
             newest = self.queue.pop()
         except IndexError:
             return False
-        both = merge(newest, message)
-        self.queue.append(newest if both is None else both)
+        both: Message | None = None
+        try:
+            both = _checked_merge(merge(newest, message), self.subscription.name)
+        finally:  # a merge that fails must not take the one that waited along
+            self.queue.append(newest if both is None else both)
         if both is None:
             return False
         if both._stamp is None and message._stamp is not None:
@@ -193,3 +196,12 @@ class ObserverLane(Lane):
         """Give up what waits. Any thread."""
         with self.lock:
             self.queue.clear()
+
+
+def _checked_merge(both: object, name: str) -> Message | None:
+    if both is None or isinstance(both, Message):
+        return both
+    raise NotAMessageError(
+        f"`merge` of {name} returned {both!r}, which is no message. Return one message for the two "
+        f"given, or None if they do not merge."
+    )

@@ -19,6 +19,7 @@ import difflib
 import enum
 import functools
 import inspect
+import itertools
 import linecache
 import operator
 import re
@@ -446,7 +447,17 @@ def _declare(
     _equip(made, description)
     if description.try_to_resolve():
         _settle_defaults(description)
+    _latest_mark[0] = next(_marks)  # threads that declare at once give it two values it never had
     return made
+
+
+_marks = itertools.count(1)
+_latest_mark = [0]
+
+
+def declarations() -> int:
+    """Return a number that is another one whenever a class has been declared since."""
+    return _latest_mark[0]
 
 
 def _as_dataclass(target: type) -> type:
@@ -816,7 +827,11 @@ def message_class(name: str, version: int | None = None) -> type[Message]:
 
     Raises:
         UnknownMessageError: No such type is declared; the text names the nearest.
+        ValidationError: The name is no text.
     """
+    known_as: object = name
+    if not isinstance(known_as, str):
+        raise ValidationError("message", "name", known_as, "the name of a message type")
     found = _newest.get(name) if version is None else _registry.get((name, version))
     if found is not None:
         return found

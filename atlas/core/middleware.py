@@ -14,7 +14,7 @@ from atlas.core.causality import CURRENT, NO_SCOPE, Links, Scope, merged_headers
 from atlas.core.messages import Message
 from atlas.errors import ConfigurationError
 
-__all__ = ["Middleware", "Step", "said_about", "steps_of"]
+__all__ = ["Middleware", "Step", "check_said", "said_about", "steps_of"]
 
 Middleware: TypeAlias = (
     "Callable[[Message], Message | None] | Callable[[Message, Links], Message | None]"
@@ -41,6 +41,8 @@ def steps_of(middleware: object) -> tuple[Step, ...]:
 def _step_of(step: object) -> Step:
     if not callable(step):
         raise _refusal(step, "cannot be called")
+    if any(map(inspect.iscoroutinefunction, (step, type(step).__call__))):
+        raise _refusal(step, "is asynchronous, while publishing waits for nobody")
     try:
         signature = inspect.signature(step)
     except (ValueError, TypeError):  # some builtins have none to look at
@@ -83,3 +85,19 @@ def said_about(links: Links) -> Links:
     said.update(links)
     said["headers"] = dict(merged_headers(scope.headers, links.get("headers")))
     return said
+
+
+_SAYABLE = frozenset(Links.__annotations__)
+
+
+def check_said(links: Links) -> None:
+    """Refuse what cannot be said about a message.
+
+    Raises:
+        ConfigurationError: A middleware put in something else; the text lists what there is.
+    """
+    if not links.keys() <= _SAYABLE:
+        raise ConfigurationError(
+            f"A middleware says {', '.join(sorted(map(repr, links.keys() - _SAYABLE)))} about a "
+            f"message; what can be said is {', '.join(sorted(_SAYABLE))}. Other facts are headers."
+        )

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from atlas.core import nodes
 from atlas.core.annotations import description_of
+from atlas.core.messages import declarations
 from atlas.core.schema.canonical import canonical_text
 from atlas.core.schema.derive import schema_for
 from atlas.errors import ConfigurationError, RegistrationError, UnknownNameError, nearest_name
@@ -47,6 +48,9 @@ class Perspectives:
     """
 
     def __init__(self, *, marker: str = "[redacted]") -> None:
+        told: object = marker
+        if not isinstance(told, str):
+            raise ConfigurationError(f"The marker is {told!r}. Give a text, as '[redacted]' is.")
         self.marker = marker
         self._views: dict[type, dict[str, _View]] = {}
 
@@ -95,6 +99,10 @@ class Perspectives:
                 raise ConfigurationError(
                     f"{option} of the view {view!r} is the text {given!r}. Write a list: [{given!r}]."
                 )
+            if not isinstance(given, Iterable | None):
+                raise ConfigurationError(
+                    f"{option} of the view {view!r} is {given!r}. Write a list of fields."
+                )
         views = self._views.setdefault(cls, {})
         if view in views:
             raise RegistrationError(
@@ -128,13 +136,14 @@ class Perspectives:
             ConfigurationError: The view shows a set that mixes values with fields and without.
         """
         cls = type(message)
-        found = self._views.get(cls, {}).get(view)
+        given: object = view
+        found = self._views.get(cls, {}).get(view) if isinstance(given, str) else None
         if found is None:
             known = self.views(cls)
             raise UnknownNameError(
-                f"{cls.__name__} has no view {view!r}{nearest_name(view, known)}. "
+                f"{cls.__name__} has no view {view!r}{nearest_name(str(view), known)}. "
                 f"Views: {', '.join(map(repr, known)) or 'none'}. Define it; none is taken instead.",
-                name=view,
+                name=str(view),
             )
         kept = [name for name in _fields(cls) if found.shows(name)]
         # Narrowed by marshmallow itself, so that what is not seen is not even written.
@@ -155,9 +164,14 @@ def without_secrets(message: object, marker: str = "[redacted]") -> dict[str, JS
     return cast("dict[str, JSON]", _Sight(_WHOLE, marker).of(message, data, ""))
 
 
-@functools.lru_cache(maxsize=4096)
 def _reaches_secrets(cls: type) -> bool:
     """Return whether a field of a class, or of a class it is made of, is secret."""
+    # One more class that is declared may stand where its base is annotated.
+    return _reaches_secrets_now(cls, declarations())
+
+
+@functools.lru_cache(maxsize=4096)
+def _reaches_secrets_now(cls: type, _: int) -> bool:
     seen: set[type] = {cls}
     places: list[object] = [cls]
     while places:
@@ -212,6 +226,12 @@ _WHOLE = _View(only=None, without=frozenset(), redact=frozenset(), grant=frozens
 
 def _check_path(cls: type, path: str) -> bool:
     """Return whether the field at a path is secret; an error if there is no such field."""
+    given: object = path
+    if not isinstance(given, str):
+        raise UnknownNameError(
+            f"{cls.__name__} has no field {given!r}. Name fields by dotted paths, which are text.",
+            name=repr(given),
+        )
     places: list[object] = [cls]
     found: list[object] = []
     for name in path.split("."):

@@ -17,6 +17,7 @@ Everything here runs in the loop's thread, except where the docstring says "any 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sys
 import threading
@@ -24,6 +25,7 @@ import types
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context, Token, copy_context
 from operator import length_hint
 from threading import get_ident
@@ -280,6 +282,9 @@ class Pending(Receipt[M_co]):
 
     def _loops(self) -> Iterator[AbstractEventLoop]:
         yield self.group.port.loop
+
+    def _needed(self) -> AbstractContextManager[object]:
+        return self.group.port.needed(self)
 
 
 class Port:
@@ -729,6 +734,24 @@ class Port:
         finally:
             self._no_longer_awaited(receipt, awaiter)
         return receipt._checked()
+
+    @contextlib.contextmanager
+    def needed(self, receipt: Pending[Any]) -> Iterator[None]:
+        """Have the handler running here, if one does, wait for what becomes of a message.
+
+        It is not run here, as one that is joined is: the handler waits for an answer, which may come
+        before the handlers of the message end. But the message may overtake. Any thread.
+        """
+        awaiter = _current_cause()
+        self._is_awaited(receipt, awaiter)
+        try:
+            if self.express is not None and self.runs_here(self.loop):
+                self._break_express()
+            if cause_of(awaiter) is not None and receipt.stage != _OVER:
+                self._let_overtake()
+            yield
+        finally:
+            self._no_longer_awaited(receipt, awaiter)
 
     def _is_awaited(self, receipt: Pending[Any], awaiter: Stamp | Place | Scope | None) -> None:
         """Note who waits for a message, if it is a handler."""

@@ -160,6 +160,7 @@ def load_profile(
             f"A profile is loaded into a frozen dataclass, and {into!r} is none. "
             f"Decorate it with @dataclass(frozen=True)."
         )
+    _check_sources(path, environ)
     files: list[Path] = []
     tree = _read(Path(path), (), files)
     reader = _Reader(Path(path), os.environ if environ is None else environ)
@@ -175,6 +176,21 @@ def load_profile(
         tuple(files),
         _secrets=frozenset(reader.secrets),
     )
+
+
+def _check_sources(path: object, environ: object) -> None:
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(f"A profile is read from {path!r}. Give the path of a file.")
+    if environ is None:
+        return
+    is_environment = isinstance(environ, Mapping) and all(
+        isinstance(part, str) for pair in environ.items() for part in pair
+    )
+    if not is_environment:  # not shown: there are keys in it
+        raise ConfigurationError(
+            f"environ is a {type(environ).__name__} in which not everything is text. Give a mapping "
+            f"from names to texts, as os.environ is."
+        )
 
 
 # Any: a file may say anything.
@@ -236,6 +252,8 @@ def _parsed(path: Path, chain: tuple[Path, ...]) -> dict[str, object]:
             return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ProfileError(f"{path} is not valid TOML: {error}.") from error
+        except RecursionError as error:
+            raise _too_deep(path) from error
     if path.suffix in {".yaml", ".yml"}:
         return _parsed_yaml(path, text)
     raise ProfileError(
@@ -274,11 +292,17 @@ def _parsed_yaml(path: Path, text: str) -> dict[str, object]:
         content = yaml.load(text, Loader)  # noqa: S506
     except yaml.YAMLError as error:
         raise ProfileError(f"{path} is not valid YAML: {error}.") from error
+    except RecursionError as error:
+        raise _too_deep(path) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ProfileError(f"{path} holds {content!r}; write a mapping of keys to values.")
     return content
+
+
+def _too_deep(path: Path) -> ProfileError:
+    return ProfileError(f"{path} is nested too deep to be read; {_MAX_DEPTH} levels are taken.")
 
 
 def _marked(content: Mapping[Any, object], file: Path, prefix: str) -> _Table:

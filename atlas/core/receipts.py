@@ -8,18 +8,36 @@ more; users see one type.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import math
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 
 from atlas.core.causality import CURRENT
 from atlas.core.inner_loop import HERE, here
 from atlas.core.messages import Message
-from atlas.errors import HandlersFailedError, RecursionLimitError, WaitTimeoutError
+from atlas.errors import (
+    BusError,
+    HandlersFailedError,
+    RecursionLimitError,
+    ValidationError,
+    WaitTimeoutError,
+)
 
-__all__ = ["Dropped", "Joint", "Receipt", "Settled", "receipt_of"]
+__all__ = [
+    "Dropped",
+    "Joint",
+    "Receipt",
+    "Settled",
+    "checked_timeout",
+    "loop_of",
+    "receipt_of",
+    "text_of",
+]
 
 M_co = TypeVar("M_co", bound=Message, covariant=True)
 M = TypeVar("M", bound=Message)
@@ -28,6 +46,52 @@ ReceiptT = TypeVar("ReceiptT", bound="Receipt[Any]")
 _running_loop = asyncio._get_running_loop
 _current_cause = CURRENT.get
 _place = HERE.get
+_LONGEST_SHOWN = 500
+
+
+def checked_timeout(method: str, seconds: object) -> float | None:
+    """Return how long to wait at most; None also for what is longer than any clock counts.
+
+    Raises:
+        ValidationError: It is no number of seconds.
+    """
+    if seconds is None:
+        return None
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or math.isnan(cast("float", seconds)):
+        raise ValidationError(method, "timeout", seconds, "a number of seconds, or None")
+    timeout = cast("float", seconds)
+    return None if timeout > threading.TIMEOUT_MAX else timeout
+
+
+def loop_of(method: str, instead: str = "") -> AbstractEventLoop:
+    """Return the loop of asyncio that runs here.
+
+    Raises:
+        BusError: None does.
+    """
+    loop = _running_loop()
+    if loop is None:
+        raise BusError(
+            f"`{method}` needs asyncio's event loop, and none runs here (as under trio). "
+            f"{instead or 'Subscribe a plain handler that tells you.'}"
+        )
+    return loop
+
+
+def text_of(error: BaseException, form: Callable[[object], str] = str) -> str:
+    """Return the text of an error, also of one that fails when it is asked for it."""
+    try:
+        return form(error)
+    except Exception as failure:  # noqa: BLE001  # what a handler raised may do anything
+        return f"<a {type(error).__qualname__}, whose text fails with {type(failure).__qualname__}>"
+
+
+def _shown(error: BaseException) -> str:
+    # Bounded: a handler may raise what became of its own publishes, whose text holds that of theirs,
+    # and so on; each repr would double the quotes' backslashes of the one inside.
+    text = text_of(error, repr)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 class Receipt(Generic[M_co]):
@@ -71,7 +135,7 @@ class Receipt(Generic[M_co]):
         """
         errors = self.errors
         if errors:
-            names = ", ".join(repr(error) for error in errors)
+            names = ", ".join(_shown(error) for error in errors)
             raise HandlersFailedError(
                 f"{len(errors)} handler(s) of {self.message!r} failed: {names}.", errors=errors
             ) from errors[0]
@@ -88,6 +152,7 @@ class Receipt(Generic[M_co]):
             BusError: This thread runs the loop that has to run the handlers, which would wait for
                 itself; ``await`` the receipt there instead.
         """
+        timeout = checked_timeout("wait", timeout)
         if not self.done:
             self._refuse_deadlock()
             ended = threading.Event()
@@ -129,6 +194,10 @@ class Receipt(Generic[M_co]):
 
     def _loops(self) -> Iterator[AbstractEventLoop]:
         return iter(())
+
+    def _needed(self) -> AbstractContextManager[object]:
+        """Return a block in which the handler running here waits for what becomes of the message."""
+        return contextlib.nullcontext()
 
 
 def receipt_of(message: M) -> Receipt[M]:
@@ -220,6 +289,13 @@ class Joint(Receipt[M_co]):
         for part in self.parts:
             if not part.done:
                 part._refuse_deadlock()
+
+    @contextlib.contextmanager
+    def _needed(self) -> Iterator[None]:
+        with contextlib.ExitStack() as blocks:
+            for part in self.parts:
+                blocks.enter_context(part._needed())
+            yield
 
 
 class Answered(Receipt[M_co]):

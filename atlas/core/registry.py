@@ -147,6 +147,8 @@ class Registry(Generic[T]):
             RegistrationError: The name is taken and ``replace`` is False; it is no text; the factory
                 cannot be called, or its string is not of the form ``"module:attribute"``.
         """
+        if isinstance(conflicts_with, Iterator):  # which could be looked at only once
+            conflicts_with = tuple(conflicts_with)
         self._check_claim(name, factory, depends_on, conflicts_with)
         named = depends_on if isinstance(depends_on, Mapping) else {}
         entry = _Entry(
@@ -257,9 +259,18 @@ class Registry(Generic[T]):
                 what each raised.
             Exception: Whatever the factory or a hook raised, when there is no fallback.
         """
+        given: object = name
+        if not isinstance(given, str):
+            self._entry(name)  # says so
         build = self._builds.get((name, canonical := _canonical(config)))
         if build is not None and build.result.done() and build.result.exception() is None:
             return cast("T", build.result.result())
+        if isinstance(fallback, str):
+            raise RegistrationError(
+                f"fallback of the {self.kind} {name!r} is the text {fallback!r}. Write a list: "
+                f"[{fallback!r}].",
+                name=name,
+            )
         for each in (name, *fallback):
             self.check(each)
         if not fallback:
@@ -376,6 +387,12 @@ class Registry(Generic[T]):
         self._discovered = True
 
     def _entry(self, name: str) -> _Entry:
+        given: object = name
+        if not isinstance(given, str):
+            raise self._unknown_error(
+                f"A {self.kind} is asked for as {given!r}. Give its name, which is text.",
+                name=repr(given),
+            )
         entry = self._known().get(name)
         if entry is None:
             known = ", ".join(map(repr, self.names())) or "none"
@@ -398,6 +415,7 @@ class Registry(Generic[T]):
 
     def _plan(self, name: str) -> tuple[str, ...]:
         """Return ``name`` after all it depends on, in build order; everything checked."""
+        self._entry(name)
         order: dict[str, None] = {}
         self._visit(name, order, ())
         alive = {build.name for build in self._builds.values()}
@@ -458,6 +476,12 @@ class Registry(Generic[T]):
                 raise RegistrationError(
                     f"{option} of the {self.kind} {name!r} is the text {given!r}. Write a list: "
                     f"[{given!r}].",
+                    name=name,
+                )
+            names = given.values() if isinstance(given, Mapping) else given
+            if not isinstance(names, Iterable) or not all(isinstance(one, str) for one in names):
+                raise RegistrationError(
+                    f"{option} of the {self.kind} {name!r} is {given!r}. Write a list of names.",
                     name=name,
                 )
 
@@ -600,6 +624,13 @@ class Registry(Generic[T]):
             for parameter, name in entry.parameters.items()
         }
         instance = factory(**{**passed, **config})
+        if inspect.iscoroutine(instance):
+            instance.close()
+            raise RegistrationError(
+                f"The factory of the {self.kind} {entry.name!r} is asynchronous, and nobody awaits "
+                f"it. Build in a plain function, and open what has to be awaited later.",
+                name=entry.name,
+            )
         with self._lock:
             self._made.append((entry.name, instance))
         for after in self._after:
@@ -622,6 +653,11 @@ class Registry(Generic[T]):
             awaited = self._waiting.get(awaited.owner)
 
     def _hook(self, hooks: list[Hook], hook: Hook) -> Hook:
+        if not callable(hook):
+            raise RegistrationError(
+                f"{hook!r} of the registry of each {self.kind} cannot be called. Give a function.",
+                name="",
+            )
         with self._lock:
             hooks.append(hook)
         return hook

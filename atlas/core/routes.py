@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import types
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, CancelledError
 from collections.abc import Callable, Iterable, Sequence
 from operator import length_hint
 from typing import Any, TypeAlias, cast
@@ -115,7 +115,7 @@ def _offering(observers: Sequence[Subscription[Any]], then: Begin | None, failed
             try:
                 if where is None or where(message):
                     lane.offer(message)
-            except Exception as error:  # noqa: BLE001  a failing predicate stops nobody
+            except (Exception, CancelledError) as error:  # noqa: BLE001  it stops nobody
                 failed(subscription, message, error)
         if then is not None:
             return then(message)

@@ -266,11 +266,14 @@ _KINDS: dict[str, type[Schedule]] = {
 
 def _as_float(step: float) -> float:
     try:
-        return float(step)
+        number = float(step)
     except OverflowError:  # a whole number beyond all floats
         return math.inf if step > 0 else -math.inf
     except (TypeError, ValueError) as error:
         raise ValidationError("Schedule", "step", step, "a number") from error
+    if math.isnan(number):
+        raise ValidationError("Schedule", "step", step, "a number")
+    return number
 
 
 def _even(part: float) -> float:

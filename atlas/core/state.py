@@ -123,7 +123,12 @@ class State(Generic[S]):
     def __init__(
         self, initial: S, transition: Callable[[S, Any], S], *, history: int = 256
     ) -> None:
-        if history < 0:
+        if not callable(transition):
+            raise ConfigurationError(
+                f"transition={transition!r} cannot be called; give a function (state, event) -> state."
+            )
+        kept: object = history
+        if not isinstance(kept, int) or kept < 0:
             raise ConfigurationError(f"history is {history!r}; keep 0 or more versions.")
         self._transition = transition
         self._lock = threading.RLock()

@@ -208,7 +208,8 @@ class StateProjector(Generic[S]):
         history: int = 256,
         max_pending: int = 1024,
     ) -> None:
-        if max_pending < 1:
+        many: object = max_pending
+        if not isinstance(many, int) or many < 1:
             raise ConfigurationError(f"max_pending is {max_pending!r}; let at least 1 event wait.")
         self._transitions = transitions
         self._state = State(initial, transitions, history=history)

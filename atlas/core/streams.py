@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar, cast, get_arg
 
 from atlas.core.inner_loop import here
 from atlas.core.messages import Message
+from atlas.core.receipts import loop_of
 from atlas.core.selectors import Selector
 from atlas.core.subscriptions import Subscription, check_capacity, check_one_of
 from atlas.errors import BufferOverflowError, BusError
@@ -81,7 +82,12 @@ class MessageStream(Generic[M_co]):
         self.dropped: int = 0
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
+        if self._loop is not None:
+            raise BusError(
+                "This stream was entered before, and a stream is entered once. Get another one from "
+                "`bus.stream(...)`; several tasks may read the same one."
+            )
+        self._loop = loop_of("bus.stream")
         handler = self._put_when_room if self._overflow == "block" else self._push
         self._subscription = self._bus.subscribe(
             self._selector, handler, where=self._where, loop=self._loop, name="stream"

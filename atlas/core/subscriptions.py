@@ -112,16 +112,37 @@ def check_choices(priority: object, options: Options) -> None:
         raise _only_for_observers("overflow")
     for name in ("where", "merge", "droppable"):
         chosen = getattr(options, name)
-        if not (chosen is None or callable(chosen)):
-            raise SubscriptionError(f"{name}={chosen!r} cannot be called; give a function or None.")
-        if chosen is not None and name != "where" and options.mode != "observer":
+        if chosen is None:
+            continue
+        if name != "where" and options.mode != "observer":
             raise _only_for_observers(name)
+        _check_question(name, chosen, 2 if name == "merge" else 1)
     if not isinstance(options.loop, AbstractEventLoop | None):
         raise SubscriptionError(
             f"loop={options.loop!r} is no event loop; give asyncio's, or None for the one running."
         )
     if not isinstance(options.name, str | None):
         raise SubscriptionError(f"name={options.name!r} is no string.")
+
+
+def _check_question(name: str, asked: Callable[..., object], many: int) -> None:
+    """Refuse what cannot be asked, at once and in the publisher's thread, about so many messages."""
+    if not callable(asked):
+        raise SubscriptionError(f"{name}={asked!r} cannot be called; give a function or None.")
+    if asyncio.iscoroutinefunction(_called(asked)):
+        raise SubscriptionError(
+            f"{name}={asked!r} is asynchronous: a message does not wait for its answer, and a "
+            f"coroutine is always true. Give a plain function."
+        )
+    try:
+        inspect.signature(asked).bind(*[None] * many)
+    except ValueError:  # some builtins have none to look at
+        return
+    except TypeError as error:
+        raise SubscriptionError(
+            f"{name}={asked!r} cannot be called with {many} positional argument(s), as it is for "
+            f"every message ({error})."
+        ) from error
 
 
 def _only_for_observers(name: str) -> SubscriptionError:

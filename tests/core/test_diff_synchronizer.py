@@ -420,3 +420,20 @@ def test_a_side_that_does_not_exist_is_refused():
 
     with pytest.raises(ValidationError, match="side: 'mine' was given where 'ours' or 'theirs'"):
         plan.apply({"a": 2}, side="mine")
+
+
+@pytest.mark.parametrize("wrong", [{"keys": 5}, {"strategies": 5}, {"keys": {5: "id"}}])
+def test_what_is_no_mapping_by_patterns_is_refused(wrong):
+    with pytest.raises(ValidationError, match=r"DiffSynchronizer\.\w+: 5 was given where a"):
+        DiffSynchronizer(**wrong)
+
+
+def test_what_is_nested_without_end_is_refused():
+    def deep(levels):
+        made = {}
+        for _ in range(levels):
+            made = {"a": made}
+        return made
+
+    with pytest.raises(ValidationError, match="nested so deep"):
+        DiffSynchronizer().merge(deep(5_000), deep(5_000), deep(5_001))

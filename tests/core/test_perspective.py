@@ -225,6 +225,27 @@ def test_a_secret_of_a_subclass_of_a_subclass_is_found():
     }
 
 
+def test_a_secret_of_a_subclass_that_is_declared_later_is_found():
+    @value("perspective.early")
+    class Early:
+        owner: str
+
+    @message("perspective.told_early")
+    class Told(Event):
+        what: Early
+
+    assert without_secrets(Told(Early("Ada"))) is None
+
+    @value("perspective.late")
+    class Late(Early):
+        code: Annotated[str, SECRET]
+
+    shown = without_secrets(Told(Late("Ada", "0000")), marker="*")
+
+    assert shown == {"what": {"$type": "perspective.late", "owner": "Ada", "code": "*"}}
+    assert without_secrets(Told(Early("Ada"))) is not None
+
+
 def test_a_view_of_a_class_is_not_one_of_its_subclasses(perspectives):
     perspectives.define(Card, "public")
 
@@ -334,3 +355,22 @@ def test_a_view_needs_a_name(view):
 def test_one_path_where_a_list_is_expected_is_refused(option):
     with pytest.raises(ConfigurationError, match=f"{option} of the view 'v' is the text 'number'"):
         Perspectives().define(Card, "v", **{option: "number"})
+
+
+@pytest.mark.parametrize("option", ["only", "without", "redact", "grant"])
+def test_fields_of_a_view_are_a_list_of_texts(perspectives, option):
+    with pytest.raises(ConfigurationError, match=f"{option} of the view 'public' is 5"):
+        perspectives.define(Paid, "public", **{option: 5})
+    with pytest.raises(UnknownNameError, match="Paid has no field 5"):
+        perspectives.define(Paid, "public", **{option: [5]})
+
+
+@pytest.mark.parametrize("view", [5, None, []])
+def test_what_is_no_text_is_no_view(perspectives, view):
+    with pytest.raises(UnknownNameError, match="Paid has no view"):
+        perspectives.show(PAID, view)
+
+
+def test_a_marker_is_a_text():
+    with pytest.raises(ConfigurationError, match="The marker is 5"):
+        Perspectives(marker=5)

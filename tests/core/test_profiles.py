@@ -465,3 +465,22 @@ def test_a_profile_cannot_be_changed(write):
         profile.value = None
     with pytest.raises(TypeError):
         profile.origins["x"] = Origin("default")
+
+
+@pytest.mark.parametrize("name", ["deep.toml", "deep.yaml"])
+def test_a_file_nested_without_end_is_refused(write, name):
+    deep = "[" * 5_000 + "]" * 5_000
+    text = f"n = {deep}" if name == "deep.toml" else f"n: {deep}"
+
+    with pytest.raises(ProfileError, match="is nested too deep to be read"):
+        load_profile(write(name, text), Settings)
+
+
+def test_what_is_no_path_or_environment_is_refused(write):
+    path = write("a.toml", "[model]\nname = 'm'\n")
+
+    with pytest.raises(ConfigurationError, match="A profile is read from 5"):
+        load_profile(5, Settings)
+    for environ in (5, {"KEY": 5}, {5: "x"}):
+        with pytest.raises(ConfigurationError, match="Give a mapping from names to texts"):
+            load_profile(path, Settings, environ=environ)

@@ -709,3 +709,59 @@ def test_a_type_error_of_the_factory_itself_is_its_own() -> None:
 
     with pytest.raises(TypeError, match="len"):
         things.create("x")
+
+
+@pytest.mark.parametrize("name", [5, None, []])
+def test_what_is_no_name_is_not_looked_up(name: object) -> None:
+    things = Registry[object](kind="thing")
+    things.register("x", int)
+
+    for ask in (things.create, things.load, things.source, things.check, things.unregister):
+        if ask == things.check and name is None:
+            continue  # checks all
+        with pytest.raises(UnknownNameError, match="Give its name, which is text"):
+            ask(name)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("option", ["depends_on", "conflicts_with"])
+@pytest.mark.parametrize("names", [5, [5], {"x": 5}])
+def test_names_of_others_are_a_list_of_texts(option: str, names: object) -> None:
+    with pytest.raises(RegistrationError, match=f"{option} of the thing 'x' is"):
+        Registry[object](kind="thing").register("x", int, **{option: names})  # type: ignore[arg-type]
+
+
+def test_names_of_others_may_come_from_an_iterator() -> None:
+    things = Registry[object](kind="thing")
+    things.register("x", int)
+    things.register("y", int, conflicts_with=(name for name in ["x"]))
+    things.create("x")
+
+    with pytest.raises(RegistrationError, match="conflicts with 'x'"):
+        things.create("y")
+
+
+def test_an_asynchronous_factory_is_refused_when_it_is_called() -> None:
+    async def make() -> int:
+        return 5
+
+    things = Registry[object](kind="thing")
+    things.register("x", make)
+
+    with pytest.raises(RegistrationError, match="is asynchronous, and nobody awaits it"):
+        things.create("x")
+
+
+def test_a_fallback_that_is_one_text_is_refused() -> None:
+    things = Registry[object](kind="thing")
+    things.register("x", int)
+
+    with pytest.raises(RegistrationError, match=r"Write a list: \['spare'\]"):
+        things.create("x", fallback="spare", base=2)
+
+
+def test_a_hook_that_cannot_be_called_is_refused_at_once() -> None:
+    things = Registry[object](kind="thing")
+
+    for add in (things.before_build, things.after_build, things.on_fallback):
+        with pytest.raises(RegistrationError, match="5 of the registry of each thing"):
+            add(5)  # type: ignore[operator]

@@ -202,3 +202,5 @@ def test_a_schedule_cannot_be_changed():
 def test_a_step_that_is_no_number_is_told_as_one(schedule):
     with pytest.raises(ValidationError, match="step: 'soon' was given where a number is expected"):
         schedule("soon")
+    with pytest.raises(ValidationError, match="step: nan was given where a number is expected"):
+        schedule(math.nan)

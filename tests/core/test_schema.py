@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 import math
@@ -39,6 +40,7 @@ from atlas.core.schema import (
     dump,
     encode,
     encode_fields,
+    json_schema,
     load,
     schema_for,
     upcaster,
@@ -301,6 +303,35 @@ class TestMigrations:
 
         with pytest.raises(MigrationError, match=r"fails failed on 'schema\.broken' version 1"):
             decode_fields("schema.broken", 1, b"{}")
+
+    def test_a_circle_of_upcasters_is_told(self):
+        @upcaster("schema.round", version=1, to=("schema.about", 1))
+        def go(fields):
+            return fields
+
+        @upcaster("schema.about", version=1, to=("schema.round", 1))
+        def come_back(fields):
+            return fields
+
+        with pytest.raises(
+            MigrationError,
+            match=r"in a circle: schema\.round 1 -> schema\.about 1 -> schema\.round 1",
+        ):
+            decode_fields("schema.round", 1, b"{}")
+
+    @pytest.mark.parametrize(
+        "place", [(5, 1), ("", 1), ("a", "1"), ("a", True), ("a", 1, 5), ("a", 1, ("a", "2"))]
+    )
+    def test_an_upcaster_of_what_is_no_version_is_refused(self, place):
+        name, version, *to = place
+
+        with pytest.raises(SchemaError, match=r"is no (name|version|message)"):
+            upcaster(name, version=version, to=to[0] if to else None)
+
+    @pytest.mark.parametrize("function", [5, asyncio.sleep])
+    def test_an_upcaster_is_a_plain_function(self, function):
+        with pytest.raises(SchemaError, match="is a plain function"):
+            upcaster("schema.plain", version=1)(function)
 
     def test_an_upcaster_leads_forward(self):
         with pytest.raises(SchemaError, match="later version"):
@@ -577,3 +608,24 @@ def test_ids_of_a_decoded_message_are_the_original_ones():
 
     assert UUID(again.meta.id) == UUID(made.meta.id)
     assert again.meta.correlation == made.meta.id
+
+
+@pytest.mark.parametrize("data", ["{}", 5, None, 10**12])
+def test_what_is_no_bytes_is_not_decoded(data):
+    with pytest.raises(ValidationError, match="where bytes is expected"):
+        decode(data)
+    with pytest.raises(ValidationError, match="where bytes is expected"):
+        decode_fields("schema.any", 1, data)
+
+
+@pytest.mark.parametrize("ask", [encode, schema_for, json_schema, lambda thing: load(thing, {})])
+def test_what_is_no_class_or_message_is_refused_by_the_schema_layer(ask):
+    with pytest.raises(SchemaError, match=r"is no class|is not declared"):
+        ask(5)
+
+
+def test_a_name_or_version_that_cannot_be_one_is_refused():
+    with pytest.raises(ValidationError, match="the name of a message type"):
+        decode_fields(5, 1, b"{}")
+    with pytest.raises(ValidationError, match=r"schema\.any\.version: '1'"):
+        decode_fields("schema.any", "1", b"{}")

@@ -70,6 +70,17 @@ class Everything(Event):
     tags: list[str] = field(default_factory=list)
 
 
+def at_least(number: int) -> Any:
+    return Annotated[int, validate.Range(min=number)]
+
+
+short: Any = Annotated[str, validate.Length(max=3)]
+
+
+def is_even(number: int) -> bool:
+    return number % 2 == 0
+
+
 def made(name: str, /, version: int = 1, **annotations: Any) -> type[Event]:
     """Make a message type of these fields."""
     body = {
@@ -166,12 +177,43 @@ class TestBreakingChanges:
             ({"a": Point}, {"a": Point | None}, False),
             ({"a": Point}, {"a": Point | Tree}, True),
             ({"a": Tree}, {"a": Tree}, False),
+            # read, but as something else
+            ({"a": bytes}, {"a": str}, True),
+            ({"a": bytes}, {"a": str | bytes}, True),
+            ({"a": bytes}, {"a": JSON}, True),
+            ({"a": datetime}, {"a": str}, True),
+            # told by the values alone
+            ({"a": Literal["x"]}, {"a": int}, True),
+            ({"a": Literal[1]}, {"a": float}, False),
+            ({"a": Colour}, {"a": int}, True),
+            ({"a": Annotated[float, ALLOW_NAN]}, {"a": float}, True),
+            # bounds
+            ({"a": at_least(1)}, {"a": at_least(2)}, True),
+            ({"a": at_least(2)}, {"a": at_least(1)}, False),
+            ({"a": Annotated[str, validate.Length(max=4)]}, {"a": short}, True),
+            ({"a": short}, {"a": Annotated[str, validate.Length(max=4)]}, False),
+            (
+                {"a": Annotated[int, validate.Range(min=1), validate.Range(max=5)]},
+                {"a": int},
+                False,
+            ),
+            ({"a": int}, {"a": Annotated[int, validate.Range(min=1), validate.Range(max=5)]}, True),
+            (
+                {"a": Annotated[int, validate.Range(max=5)]},
+                {"a": Annotated[int, validate.Range(min=1), validate.Range(max=5)]},
+                True,
+            ),
+            # rules of one's own
+            ({"a": int}, {"a": Annotated[int, is_even]}, True),
+            ({"a": Annotated[int, is_even]}, {"a": Annotated[int, is_even]}, False),
+            ({"a": Annotated[int, is_even]}, {"a": int}, False),
+            ({"a": str}, {"a": Annotated[str, validate.NoneOf(["x"])]}, True),
         ],
     )
     def test_a_change_breaks_when_old_payloads_are_no_longer_read(self, old, new, broken):
         before, after = (
-            json_schema(made("export.old", **old)),
-            json_schema(made("export.new", **new)),
+            json_schema(made("export.old", **old), rules=True),
+            json_schema(made("export.new", **new), rules=True),
         )
 
         assert bool(breaking_changes(before, after)) is broken, breaking_changes(before, after)
@@ -183,6 +225,22 @@ class TestBreakingChanges:
             b: int = 1
 
         assert breaking_changes(json_schema(made("export.less", a=int)), json_schema(More)) == []
+
+    def test_another_default_breaks_what_payloads_without_the_field_mean(self):
+        @message("export.defaulting_old")
+        class Old(Event):
+            a: int = 5
+            b: bool = True
+
+        @message("export.defaulting_new")
+        class New(Event):
+            a: int = 6
+            b: bool = True
+
+        assert breaking_changes(json_schema(Old), json_schema(New)) == [
+            "a has another default: 5, now 6"
+        ]
+        assert breaking_changes(json_schema(Old), json_schema(Old)) == []
 
     def test_a_change_inside_a_nested_value_is_found_with_its_path(self):
         old = json_schema(made("export.a", at=make_dataclass("It", [("x", int)], frozen=True)))
@@ -231,6 +289,24 @@ class TestFolder:
             export(tmp_path, changed)
         assert any("no longer takes integer" in line for line in check(tmp_path, changed))
         assert (tmp_path / "export.promise/1.json").read_text() == before
+
+    @pytest.mark.parametrize("damage", ["not JSON", "[]", '{"messages": [5]}'])
+    def test_a_damaged_index_is_told_by_its_path(self, tmp_path, damage):
+        (tmp_path / "index.json").write_text(damage)
+
+        with pytest.raises(SchemaError, match=r"index\.json"):
+            check(tmp_path, [Everything])
+
+    def test_a_promise_that_is_lost_is_told(self, tmp_path):
+        export(tmp_path, [Everything])
+        release(tmp_path, "1.0")
+        (tmp_path / "export.everything" / "1.json").unlink()
+
+        assert any(
+            "is missing, so nobody can tell" in each for each in check(tmp_path, [Everything])
+        )
+        with pytest.raises(SchemaError, match="is missing, so nobody can tell"):
+            export(tmp_path, [Everything])
 
     def test_a_harmless_change_to_a_released_version_is_taken(self, tmp_path):
         export(tmp_path, [made("export.kept", a=int)])

@@ -103,9 +103,15 @@ def test_no_history_at_all_is_possible():
         state.at(0)
 
 
-def test_a_negative_history_is_refused():
-    with pytest.raises(ConfigurationError):
-        stock(history=-1)
+@pytest.mark.parametrize("history", [-1, "many", None])
+def test_a_history_that_is_no_number_of_versions_is_refused(history):
+    with pytest.raises(ConfigurationError, match="keep 0 or more versions"):
+        stock(history=history)
+
+
+def test_a_transition_that_cannot_be_called_is_refused_at_once():
+    with pytest.raises(ConfigurationError, match="transition=5 cannot be called"):
+        State(0, 5)
 
 
 def test_a_transition_that_raises_leaves_the_state_as_it_was():

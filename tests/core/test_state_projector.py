@@ -140,6 +140,8 @@ def test_events_are_applied_when_too_many_gather():
     assert len(calls) == 3
     with pytest.raises(ConfigurationError):
         StateProjector(Board(), transitions, max_pending=0)
+    with pytest.raises(ConfigurationError):
+        StateProjector(Board(), transitions, max_pending="many")
 
 
 def test_earlier_versions_and_patches_between_them_can_be_read():

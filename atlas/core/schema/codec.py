@@ -108,6 +108,8 @@ def decode_fields(name: str, version: int, data: bytes | bytearray | memoryview)
         UnknownMessageError: No message has this name, or the code is older than the payload.
         MigrationError: No chain of upcasters leads to today's version.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ValidationError(name, "", data, "bytes")
     return _message(name, version, from_bytes(data, name))
 
 
@@ -216,12 +218,22 @@ def encode(instance: Message, *, binary: bool = False) -> bytes:
         name, version = instance.name, instance.version
         fields = canonical_text(instance.fields)
     else:
-        name, version = instance.message_name, instance.message_version
         fields = _text(instance)
+        name, version = _named(instance)
     meta = "" if instance._stamp is None else f',"meta":{_meta_text(spelled_out(instance._stamp))}'
     text = f'{{"fields":{fields}{meta},"name":{quote(name)},"version":{version}}}'
     data = to_bytes(text, name)
     return compact.pack(from_bytes(data, name)) if binary else data
+
+
+def _named(instance: object) -> tuple[str, int]:
+    if isinstance(instance, Message):
+        return instance.message_name, instance.message_version
+    cls = type(instance)
+    raise SchemaError(
+        f"{cls.__module__}.{cls.__qualname__} is no message but a value, which has no name to be "
+        f"read back by; write its fields alone, with `encode_fields`, or put it into a message."
+    )
 
 
 def _meta_text(known: Stamp) -> str:
@@ -260,6 +272,8 @@ def decode(
         UnknownMessageError: No message has this name and version; the text names the nearest.
         MigrationError: No chain of upcasters leads to today's version.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ValidationError("message", "", data, "bytes")
     raw = bytes(data)
     is_cbor = len(raw) > 0 and raw[0] >> 5 == _CBOR_MAP
     envelope = compact.unpack(raw) if is_cbor else from_bytes(raw)

@@ -101,7 +101,8 @@ def compiled_schema(schema: MessageSchema) -> Compiled:
 
 def compiled_for(cls: type) -> Compiled:
     """Return the compiled form of the schema of a declared class."""
-    described: Any = cls.__dict__.get("__description__")  # anything may be asked for
+    # anything may be asked for, an instance also
+    described: Any = getattr(cls, "__dict__", {}).get("__description__")
     found: Compiled | None = None if described is None else described.derived.get("compiled")
     if found is None:
         found = compiled_schema(schema_for(cls))

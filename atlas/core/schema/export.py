@@ -21,7 +21,7 @@ import json
 import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from atlas.core.messages import Message, registered_messages
 from atlas.core.schema.jsonschema import breaking_changes, json_schema
@@ -182,7 +182,7 @@ def _names(name: str, version: int) -> tuple[str, str]:
 def _files_of(cls: type[Message]) -> dict[str, str]:
     schema, samples = _names(cls.message_name, cls.message_version)
     return {
-        schema: _text(json_schema(cls)),
+        schema: _text(json_schema(cls, rules=True)),
         samples: _text({"valid": valid_samples(cls), "invalid": invalid_samples(cls)}),
     }
 
@@ -209,7 +209,32 @@ def _index(folder: Path) -> dict[str, Any]:
     found = folder / _INDEX
     if not found.is_file():
         return {"format": 1, "messages": []}
-    return cast("dict[str, Any]", json.loads(found.read_text(encoding="utf-8")))
+    index = _read(found)
+    if _is_index(index):
+        return index
+    raise SchemaError(
+        f"{str(found)!r} is no index of a contract. Restore it: it says what was released, which cannot "
+        f"be told from the code."
+    )
+
+
+def _is_index(index: Mapping[str, Any]) -> bool:
+    entries = index.get("messages")
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and entry.keys() >= {"name", "version", "schema", "samples", "released"}
+        for entry in entries
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SchemaError(f"{str(file)!r} is no JSON ({error}). Restore it.") from error
+    if not isinstance(content, dict):
+        raise SchemaError(f"{str(file)!r} holds no JSON object. Restore it.")
+    return content
 
 
 def _stale(folder: Path, files: Mapping[str, str]) -> list[str]:
@@ -227,8 +252,10 @@ def _broken_promises(folder: Path, files: Mapping[str, str]) -> list[str]:
         label = f"{name} version {version} (released in {entry['released']})"
         if version not in known_versions(name):
             found.append(f"{label} can no longer be read: no class, no upcaster")
-        elif file.is_file():
-            old = json.loads(file.read_text(encoding="utf-8"))
+        elif not file.is_file():
+            found.append(f"{label}: {entry['schema']} is missing, so nobody can tell; restore it")
+        else:
+            old = _read(file)
             new = json.loads(files[entry["schema"]])
             found += [f"{label}: {change}" for change in breaking_changes(old, new)]
     return found

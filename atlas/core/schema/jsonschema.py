@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any
 
 from marshmallow import fields, validate
 
 from atlas.core.schema import fields as our
+from atlas.core.schema.canonical import canonical_text
 from atlas.core.schema.derive import MessageSchema, Rule, schema_for
 from atlas.typing import JSON
 
@@ -18,17 +20,22 @@ __all__ = ["breaking_changes", "json_schema"]
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def json_schema(cls: type) -> dict[str, JSON]:
+def json_schema(cls: type, *, rules: bool = False) -> dict[str, JSON]:
     """Return the JSON Schema of the fields of a declared class.
 
     Classes it refers to are under ``$defs``, by their wire names. The schema says what a reader may
     rely on; rules that JSON Schema has no word for stay with the constructor.
 
+    Args:
+        cls: The class.
+        rules: Whether to name those rules, as ``x-rules``: a published contract does, so that one
+            that is added can be told.
+
     Raises:
         SchemaError: The class is not declared.
     """
     schema = schema_for(cls)
-    writer = _Writer()
+    writer = _Writer(rules=rules)
     body = writer.object(schema)
     name, version = schema.message_name, schema.message_version
     head: dict[str, JSON] = {"$schema": _DIALECT, "title": name}
@@ -43,7 +50,8 @@ def json_schema(cls: type) -> dict[str, JSON]:
 class _Writer:
     """Turns fields into fragments and collects the definitions they refer to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rules: bool) -> None:
+        self._rules = rules
         self.definitions: dict[str, JSON] = {}
         self._names: dict[int, str] = {}
 
@@ -72,7 +80,7 @@ class _Writer:
         made = self._kind(field)
         for validator in field.validators:
             if isinstance(validator, Rule):
-                made = {**made, **_constraints(validator.extras)}
+                made = {**made, **_constraints(validator.extras, rules=self._rules)}
         if field.allow_none and not isinstance(field, our.JsonField | our.NullField):
             made = _or_null(made)
         words = field.metadata.get("description")
@@ -214,26 +222,45 @@ def _or_null(made: dict[str, JSON]) -> dict[str, JSON]:
     return {"anyOf": [made, {"type": "null"}]}
 
 
-def _constraints(extras: tuple[object, ...]) -> dict[str, JSON]:
-    """Translate the validators that JSON Schema has words for."""
+_RULES = "x-rules"
+
+
+def _constraints(extras: tuple[object, ...], *, rules: bool) -> dict[str, JSON]:
+    """Translate the validators that JSON Schema has words for, and name the others if asked to."""
     made: dict[str, Any] = {}
     for extra in extras:
         match extra:
             case validate.Range():
                 low = "minimum" if extra.min_inclusive else "exclusiveMinimum"
                 high = "maximum" if extra.max_inclusive else "exclusiveMaximum"
-                made |= {low: extra.min, high: extra.max}
+                _tighten(made, low, extra.min, max)
+                _tighten(made, high, extra.max, min)
             case validate.Length():
                 exact = extra.equal
-                made["minLength"] = extra.min if exact is None else exact
-                made["maxLength"] = extra.max if exact is None else exact
+                _tighten(made, "minLength", extra.min if exact is None else exact, max)
+                _tighten(made, "maxLength", extra.max if exact is None else exact, min)
             case validate.OneOf():
                 made["enum"] = list(extra.choices)
             case validate.Regexp() if isinstance(extra.regex.pattern, str):
                 made["pattern"] = f"^{extra.regex.pattern.removeprefix('^')}"
+            case _ if rules:
+                made[_RULES] = [*made.get(_RULES, []), _rule_name(extra)]
             case _:
                 pass
-    return {key: value for key, value in made.items() if value is not None}
+    return made
+
+
+def _tighten(made: dict[str, Any], key: str, bound: Any, choose: Callable[..., Any]) -> None:
+    """Note a bound; of several rules that give one, the tighter counts."""
+    if bound is not None:
+        made[key] = bound if key not in made else choose(made[key], bound)
+
+
+def _rule_name(rule: object) -> str:
+    if isinstance(rule, validate.Validator):
+        return repr(rule)  # tells what it is made with
+    named = rule if hasattr(rule, "__qualname__") else type(rule)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _default(cls: type, name: str) -> Any:
@@ -280,15 +307,22 @@ class _Comparison:
                 return []
             self._seen.add(pair)
         old, new = _resolved(old, self._old_definitions), _resolved(new, self._new_definitions)
-        if not new.keys() - _ANNOTATIONS:
-            return []
         if "anyOf" in old or "anyOf" in new:
             return self._alternatives(old, new, path)
-        found = _kinds_lost(old, new, where)
+        # Bytes, moments and the like are text in JSON: where they become plain text, or anything, the
+        # old payloads are read, but as something else.
+        found = [
+            f"{where} has another {key}: {old[key]!r}, now {new.get(key)!r}"
+            for key in sorted(old.keys() & _MEANINGS)
+            if key not in new
+        ]
+        if not new.keys() - _ANNOTATIONS:
+            return found
+        found += _kinds_lost(old, new, where)
         found += [
             f"{where} has another {key}: {old.get(key)!r}, now {new[key]!r}"
             for key in sorted(new.keys() - _ANNOTATIONS - _COMPARED)
-            if old.get(key) != new[key]
+            if _is_narrower(key, old.get(key), new[key])
         ]
         return [*found, *self._properties(old, new, path), *self._items(old, new, path)]
 
@@ -318,6 +352,7 @@ class _Comparison:
                 found.append(f"{_join(path, name)} is gone")
             else:
                 found += self.fragment(fragment, now[name], _join(path, name))
+                found += _default_changed(fragment, now[name], _join(path, name))
         return found
 
     def _items(self, old: Any, new: Any, path: str) -> list[str]:
@@ -331,6 +366,27 @@ class _Comparison:
         for at, (was, becomes) in enumerate(zip(before, now, strict=False)):
             found += self.fragment(was, becomes, _join(path, str(at)))
         return found
+
+
+_MEANINGS = frozenset({"contentEncoding", "format"})
+_LOWEST = frozenset({"minimum", "exclusiveMinimum", "minLength", "minItems"})
+_HIGHEST = frozenset({"maximum", "exclusiveMaximum", "maxLength"})
+
+
+def _is_narrower(key: str, old: Any, new: Any) -> bool:
+    if old is None or old == new:
+        return bool(old != new)
+    if key == _RULES:
+        return not set(new) <= set(old)
+    return bool(new > old if key in _LOWEST else new < old if key in _HIGHEST else True)
+
+
+def _default_changed(old: Any, new: Any, path: str) -> list[str]:
+    """Payloads that leave the field out would mean something else."""
+    if "default" not in old or "default" not in new:
+        return []
+    before, now = canonical_text(old["default"]), canonical_text(new["default"])
+    return [] if before == now else [f"{path} has another default: {before}, now {now}"]
 
 
 _COMPARED = frozenset(
@@ -359,7 +415,8 @@ def _resolved(fragment: Mapping[str, Any], definitions: Mapping[str, Any]) -> Ma
 def _kinds_lost(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
     found = []
     before, now = _types(old), _types(new)
-    if now is not None and before is not None:
+    values, allowed = _values(old), _values(new)
+    if now is not None and before is not None and allowed is None:
         lost = {
             kind
             for kind in before
@@ -367,9 +424,8 @@ def _kinds_lost(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> l
         }
         if lost:
             found.append(f"{where} no longer takes {', '.join(sorted(lost))}")
-    elif now is not None and _values(old) is None:
+    elif now is not None and before is None:
         found.append(f"{where} took anything and now only {', '.join(sorted(now))}")
-    values, allowed = _values(old), _values(new)
     if allowed is not None:
         gone = ["anything else"] if values is None else [v for v in values if v not in allowed]
         if gone:
@@ -379,7 +435,21 @@ def _kinds_lost(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> l
 
 def _types(fragment: Mapping[str, Any]) -> set[str] | None:
     kind = fragment.get("type")
-    return None if kind is None else {kind} if isinstance(kind, str) else set(kind)
+    if kind is not None:
+        return {kind} if isinstance(kind, str) else set(kind)
+    values = _values(fragment)
+    return None if values is None else {_KINDS[type(value)] for value in values}
+
+
+_KINDS = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    NoneType: "null",
+    list: "array",
+    dict: "object",
+}
 
 
 def _values(fragment: Mapping[str, Any]) -> list[Any] | None:

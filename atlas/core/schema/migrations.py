@@ -10,12 +10,13 @@ Reading walks the chain until the version of the class in the code is reached::
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from atlas.core.messages import message_class, registered_messages
-from atlas.errors import MigrationError, SchemaError, UnknownMessageError
+from atlas.errors import MigrationError, SchemaError, UnknownMessageError, ValidationError
 from atlas.typing import JSON
 
 __all__ = ["Upcaster", "upcast", "upcaster"]
@@ -52,9 +53,14 @@ def upcaster(
         A decorator that returns the function unchanged.
 
     Raises:
-        SchemaError: Another function already leads from this version.
+        SchemaError: Another function already leads from this version, or what is given names no
+            message, no version or no plain function.
     """
-    target = to or (name, version + 1)
+    _check_place(name, version)
+    target: object = to or (name, version + 1)
+    if not (isinstance(target, tuple) and len(target) == 2):
+        raise SchemaError(f"to={to!r} is no message; give its name and version: ('order.paid', 2).")
+    _check_place(*target)
     if target == (name, version) or (target[0] == name and target[1] < version):
         raise SchemaError(
             f"An upcaster of {name!r} leads from version {version} to {target[1]}; "
@@ -62,6 +68,12 @@ def upcaster(
         )
 
     def register(function: UpcasterT) -> UpcasterT:
+        given: object = function
+        if not callable(given) or inspect.iscoroutinefunction(given):
+            raise SchemaError(
+                f"{function!r} cannot lead {name!r} on from version {version}: an upcaster is a plain "
+                f"function from the fields of one version to those of the next."
+            )
         with _lock:
             other = _steps.get((name, version))
             if other is not None and not _same_code(other.function, function):
@@ -73,6 +85,13 @@ def upcaster(
         return function
 
     return register
+
+
+def _check_place(name: object, version: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise SchemaError(f"{name!r} is no name of a message; write it as in 'order.placed'.")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise SchemaError(f"{version!r} is no version of {name!r}; versions are ints.")
 
 
 def _same_code(old: Upcaster, new: Upcaster) -> bool:
@@ -92,10 +111,22 @@ def upcast(name: str, version: int, fields: Fields) -> tuple[str, Fields]:
 
     Raises:
         UnknownMessageError: No class has this name, or the payload is newer than the code.
-        MigrationError: A step of the chain is missing or failed.
+        MigrationError: A step of the chain is missing or failed, or the chain is a circle.
     """
+    if not isinstance(version, int):
+        raise ValidationError(name, "version", version, "an int")
     current, at = name, version
+    passed: list[tuple[str, int]] = []
     while True:
+        if (current, at) in passed:
+            circle = " -> ".join(f"{each} {number}" for each, number in [*passed, (current, at)])
+            raise MigrationError(
+                f"The upcasters of {name!r} lead in a circle: {circle}. Remove one of them.",
+                name=name,
+                from_version=version,
+                to_version=at,
+            )
+        passed.append((current, at))
         newest = _newest(current)
         if at == newest:
             return current, fields
