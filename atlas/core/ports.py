@@ -84,7 +84,7 @@ class Waits:
 class Group:
     """The lanes of one message class on one port, in order, with their handlers side by side."""
 
-    __slots__ = ("_lane_set", "handlers", "lanes", "only", "port")
+    __slots__ = ("__weakref__", "_lane_set", "handlers", "lanes", "only", "port")
 
     def __init__(self, port: Port, lanes: tuple[Lane, ...]) -> None:
         self.port: Port = port
