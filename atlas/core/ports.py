@@ -395,7 +395,9 @@ class Port:
             for lane in lanes:
                 self._lost(lane, receipt, why)
             receipt.finish()
-        self.called.clear()
+        for called in _emptied(self.called):
+            called.called = False
+            self._give_up(called, why)
         for run in list(self.runs.values()):
             self.handed.extend(run)
             run.clear()

@@ -1029,6 +1029,29 @@ async def test_only_what_is_droppable_is_dropped(bus, seen):
     assert seen == [Begun(), Done(number=1), Done(number=2), Done(number=3)]
 
 
+async def test_what_a_closing_bus_no_longer_shows_an_observer_counts_as_dropped(seen):
+    begun = asyncio.Event()
+
+    async def show(event: Event) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    bus = EventBus()
+    busy = bus.subscribe(Begun, show, mode="observer")
+    idle = bus.subscribe(Done, show, mode="observer")
+    for number in range(5):
+        bus.publish(Begun(number=number))
+    await asyncio.wait_for(begun.wait(), 5)
+    bus.publish(Done())
+    bus.publish(Done())
+    bus.close()
+    await turns()
+
+    assert busy.metrics.dropped == 4  # the one it was at was cancelled, which is told as a failure
+    assert busy.metrics.failed == 1
+    assert idle.metrics.dropped == 2
+
+
 async def test_a_plain_observer_runs_on_the_buss_own_loop(bus, seen):
     bus.subscribe(Begun, lambda _: seen.append(threading.current_thread().name), mode="observer")
     bus.publish(Begun())
