@@ -27,6 +27,7 @@ import os
 import sys
 import threading
 import traceback
+import weakref
 from asyncio import AbstractEventLoop, CancelledError
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -65,7 +66,7 @@ from atlas.core.messages import (
 )
 from atlas.core.metrics import HandlerMetrics
 from atlas.core.middleware import Middleware, check_said, said_about, steps_of
-from atlas.core.ports import Pending, Port
+from atlas.core.ports import Group, Pending, Port
 from atlas.core.receipts import (
     Dropped,
     Joint,
@@ -192,6 +193,7 @@ class EventBus:
         "_routes",
         "_state",
         "_streams",
+        "_under_way",
         "history",
         "measures",
         "name",
@@ -230,6 +232,7 @@ class EventBus:
         self._ports = Ports(name, self._failed, self._lock, strict=strict)
         self._expired: deque[Subscription[Any]] = deque()  # weak ones whose handler is gone
         self._streams: set[MessageStream[Any]] = set()
+        self._under_way: weakref.WeakSet[Group] = weakref.WeakSet()  # of routes that were dropped
         self._closers: set[Callable[[], None]] = set()
         self._answers: dict[Origin, Answer[Any]] = {}
         self._state: Literal["open", "closing", "closed"] = "open"
@@ -516,8 +519,15 @@ class EventBus:
         return self._subscription((part,), receiver, 0, Options(weak=is_weak))
 
     def _forget_routes(self, part: Part) -> None:
-        for cls in [cls for cls in self._routes if matches(part, cls)]:
-            self._routes.pop(cls)[-1].close()
+        self._drop_routes([cls for cls in self._routes if matches(part, cls)])
+        for group in self._under_way:
+            group.refresh()
+
+    def _drop_routes(self, classes: Iterable[type[Message]]) -> None:
+        # Messages that are on their way on a route keep its groups alive. These have to hear also of
+        # what is closed after the route was dropped.
+        for cls in classes:
+            self._under_way.update(self._routes.pop(cls)[-1].groups())
 
     def signal(self, part: type[M] | str) -> ReceiverSignal:
         """Return the `blinker.Signal` in which receivers of a class or pattern register.
@@ -967,7 +977,7 @@ class EventBus:
         with self._lock:
             if self._state == "open":
                 self._state = "closing"
-                self._routes.clear()
+                self._drop_routes(list(self._routes))
         with contextlib.suppress(
             BusError
         ):  # time is up, or a loop is stopped: `close` fails the rest

@@ -108,7 +108,6 @@ class Ports:
     def observer_lane(self, subscription: Subscription[Any]) -> ObserverLane:
         """Return the lane of a new observer; a plain one runs on the bus's own loop."""
         options = subscription.options
-        drops_all = options.overflow != "merge"
         is_async = subscription.is_async
         return ObserverLane(
             subscription,
@@ -116,8 +115,9 @@ class Ports:
             subscription.call if is_async else _in_a_coroutine(subscription.call),
             options.capacity or OBSERVER_CAPACITY,
             limit=RELIABLE_CAPACITY,
+            drops=options.overflow != "merge" or options.droppable is not None,
             newest_goes=options.overflow == "drop_newest",
-            droppable=options.droppable or (lambda _: drops_all),
+            droppable=options.droppable,
             merge=options.merge,
         )
 

@@ -97,6 +97,7 @@ class ObserverLane(Lane):
         "called",
         "droppable",
         "dropped",
+        "drops",
         "limit",
         "lock",
         "merge",
@@ -113,14 +114,16 @@ class ObserverLane(Lane):
         capacity: int,
         *,
         limit: int,
+        drops: bool,
         newest_goes: bool,
-        droppable: Callable[[Message], bool],
+        droppable: Callable[[Message], bool] | None,
         merge: Callable[[Any, Any], Message | None] | None,
     ) -> None:
         super().__init__(subscription, port, handler, capacity)
         self.limit: int = max(limit, capacity)
+        self.drops: bool = drops  # nothing is looked through for what may go where nothing may
         self.newest_goes: bool = newest_goes
-        self.droppable: Callable[[Message], bool] = droppable
+        self.droppable: Callable[[Message], bool] | None = droppable  # None: any
         self.merge: Callable[[Any, Any], Message | None] | None = merge
         self.room: int = capacity if merge is None else 0
         # reentrant: `merge`, or a finalizer at any moment, may publish to this very lane
@@ -152,10 +155,11 @@ class ObserverLane(Lane):
         queue = self.queue
         if self.merge is not None and self._merged_in(message, self.merge):
             return
-        if self.newest_goes and self.droppable(message):
+        if self.drops and self.newest_goes and self._may_go(message):
             self.dropped += 1
             return
-        if not (self.newest_goes or self._oldest_dropped()) and len(queue) >= self.limit:
+        made_room = self.drops and not self.newest_goes and self._oldest_dropped()
+        if not made_room and len(queue) >= self.limit:
             raise BufferOverflowError(
                 f"{self.subscription.name} has {self.limit} messages waiting that may not be "
                 f"dropped, and takes no more. Say with `merge` or `droppable` which may be.",
@@ -183,7 +187,15 @@ class ObserverLane(Lane):
         self.merged += 1
         return True
 
+    def _may_go(self, message: Message) -> bool:
+        return self.droppable is None or self.droppable(message)
+
     def _oldest_dropped(self) -> bool:
+        if self.droppable is None:
+            with contextlib.suppress(IndexError):  # all are being handled: that makes room too
+                self.queue.popleft()
+                self.dropped += 1
+            return True
         for waiting in list(self.queue):
             if self.droppable(waiting):
                 with contextlib.suppress(ValueError):  # it is being handled: that makes room too
@@ -193,9 +205,12 @@ class ObserverLane(Lane):
         return False
 
     def close(self) -> None:
-        """Give up what waits. Any thread."""
+        """Give up what waits; it counts as dropped. Any thread."""
         with self.lock:
-            self.queue.clear()
+            while self.queue:
+                with contextlib.suppress(IndexError):  # the runner took it just now
+                    self.queue.popleft()
+                    self.dropped += 1
 
 
 def _checked_merge(both: object, name: str) -> Message | None:

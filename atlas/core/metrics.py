@@ -19,7 +19,7 @@ class HandlerMetrics:
         name: The subscription's name.
         failed: How many messages its handler failed on.
         waiting: How many messages wait on its lanes.
-        dropped: How many messages its overflow policy dropped.
+        dropped: How many messages its overflow policy dropped, or its end gave up, as an observer.
         merged: How many messages were merged into others.
         handled: How many messages it has ended, failed ones included; None if the bus does not
             measure. The same holds for the rest.

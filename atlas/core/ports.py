@@ -84,7 +84,7 @@ class Waits:
 class Group:
     """The lanes of one message class on one port, in order, with their handlers side by side."""
 
-    __slots__ = ("_lane_set", "handlers", "lanes", "only", "port")
+    __slots__ = ("__weakref__", "_lane_set", "handlers", "lanes", "only", "port")
 
     def __init__(self, port: Port, lanes: tuple[Lane, ...]) -> None:
         self.port: Port = port
@@ -395,7 +395,9 @@ class Port:
             for lane in lanes:
                 self._lost(lane, receipt, why)
             receipt.finish()
-        self.called.clear()
+        for called in _emptied(self.called):
+            called.called = False
+            self._give_up(called, why)
         for run in list(self.runs.values()):
             self.handed.extend(run)
             run.clear()

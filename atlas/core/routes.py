@@ -11,7 +11,7 @@ import asyncio
 import functools
 import types
 from asyncio import AbstractEventLoop, CancelledError
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
 from typing import Any, TypeAlias, cast
 
@@ -86,11 +86,10 @@ class Route:
         self.posts[running] = post, groups
         return post
 
-    def close(self) -> None:
-        """Make messages already on their way skip subscriptions that are closed."""
+    def groups(self) -> Iterator[Group]:
+        """Yield the lanes that messages were sent to on this route."""
         for _, groups in list(self.posts.values()):
-            for group in groups:
-                group.refresh()
+            yield from groups
 
 
 def _joint_post(groups: tuple[Group, ...]) -> Begin:

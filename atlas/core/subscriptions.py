@@ -134,6 +134,8 @@ def _check_question(name: str, asked: Callable[..., object], many: int) -> None:
             f"{name}={asked!r} is asynchronous: a message does not wait for its answer, and a "
             f"coroutine is always true. Give a plain function."
         )
+    if _clearly_takes(asked, many):
+        return
     try:
         inspect.signature(asked).bind(*[None] * many)
     except ValueError:  # some builtins have none to look at
@@ -495,9 +497,17 @@ def _returns_none(code: CodeType, units: bytes, at: int) -> bool:
     return is_constant and code.co_consts[units[at + 1]] is None
 
 
+def _clearly_takes(called: Callable[..., object], many: int) -> bool:
+    """Whether one look at the code says that so many arguments can be given; else ask `inspect`."""
+    code = getattr(called, "__code__", None)
+    if code is None or code.co_kwonlyargcount:
+        return False
+    its_own = 1 if inspect.ismethod(called) else 0
+    return bool(code.co_argcount == many + its_own)
+
+
 def _check_signature(handler: Callable[..., object]) -> None:
-    code = getattr(handler, "__code__", None)
-    if code is not None and code.co_argcount == 1 and not code.co_kwonlyargcount:
+    if _clearly_takes(handler, 1):
         return
     try:
         signature = inspect.signature(handler)

@@ -9,6 +9,7 @@ from atlas.core.causality import causal_tree
 from atlas.core.event_bus import EventBus
 from atlas.core.messages import Message
 from atlas.core.subscriptions import Selector
+from atlas.errors import ValidationError
 
 __all__ = ["Recorder", "capture", "until_idle"]
 
@@ -111,7 +112,12 @@ class Recorder:
 
         Raises:
             AssertionError: It differs; the text shows the tree.
+            ValidationError: The cause was never published; what `publish` returns has it as
+                ``message``.
         """
+        given: object = cause
+        if not isinstance(given, Message) or given.meta.id is None:
+            raise ValidationError("assert_caused", "cause", cause, "a published message")
         caused = [item for item in self.messages if item.meta.causation == cause.meta.id]
         if len(caused) != len(effects) or not all(map(_is, caused, effects)):
             raise AssertionError(

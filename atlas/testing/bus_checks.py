@@ -205,6 +205,55 @@ async def a_request_is_answered_or_refused_or_times_out(bus: EventBus) -> None:
         assert answer == 42, f"the answer was {answer}"
 
 
+async def a_subscription_for_once_receives_one_message(bus: EventBus) -> None:
+    """Publish twice to a handler that wants one, and to one that wants one that fits."""
+    seen: list[int] = []
+    fitting: list[int] = []
+    async with bus:
+        bus.subscribe(Happened, lambda event: seen.append(event.number), once=True)
+        bus.subscribe(
+            Happened,
+            lambda event: fitting.append(event.number),
+            once=True,
+            where=lambda event: event.number > 1,
+        )
+        for number in (1, 2, 3):
+            bus.publish(Happened(number=number))
+        assert seen == [1], f"the handler of the first saw {seen}"
+        assert fitting == [2], f"the handler of the first that fits saw {fitting}"
+
+
+async def a_stream_yields_in_order_and_ends_with_the_bus(bus: EventBus) -> None:
+    """Read a stream while messages are published, then close the bus."""
+    seen: list[int] = []
+    async with bus.stream(Happened) as stream:
+        for number in range(3):
+            bus.publish(Happened(number=number))
+        async with asyncio.timeout(_SECONDS):
+            while len(seen) < 3:
+                seen.append((await anext(stream)).number)
+            await bus.aclose(_SECONDS)
+            left = [event async for event in stream]
+        assert seen == [0, 1, 2], f"the stream yielded {seen}"
+        assert left == [], f"the stream of a closed bus yielded {left}"
+
+
+async def closing_gently_lets_handlers_end(bus: EventBus) -> None:
+    """Close a bus whose handler is suspended."""
+    seen: list[int] = []
+
+    async def handle(event: Happened) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        seen.append(event.number)
+
+    bus.subscribe(Happened, handle)
+    bus.publish(Happened(number=1))
+    bus.publish(Happened(number=2))
+    await bus.aclose(_SECONDS)
+    assert seen == [1, 2], f"the handler had ended for {seen} when the bus was closed"
+
+
 async def a_closed_bus_takes_no_messages(bus: EventBus) -> None:
     """Publish after the end."""
     await bus.aclose()
@@ -226,6 +275,9 @@ BUS_CHECKS: tuple[Callable[[EventBus], Awaitable[None]], ...] = (
     a_closed_subscription_receives_nothing_more,
     patterns_select_by_name,
     a_request_is_answered_or_refused_or_times_out,
+    a_subscription_for_once_receives_one_message,
+    a_stream_yields_in_order_and_ends_with_the_bus,
+    closing_gently_lets_handlers_end,
     a_closed_bus_takes_no_messages,
 )
 """All checks; each takes a fresh bus."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
+from atlas.errors import ValidationError
+
 __all__ = ["ManualClock"]
 
 
@@ -13,7 +17,7 @@ class ManualClock:
     """
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
-        self._start_ns = round(start * 1_000_000_000)
+        self._start_ns = _nanoseconds("start", start)
         self._passed_ns = 0
 
     def time_ns(self) -> int:
@@ -28,8 +32,17 @@ class ManualClock:
         """Let time pass.
 
         Raises:
-            ValueError: Time does not go back.
+            ValidationError: It is no number of seconds, or less than 0: time does not go back.
         """
-        if seconds < 0:
-            raise ValueError(f"{seconds} seconds would turn the clock back; give 0 or more.")
-        self._passed_ns += round(seconds * 1_000_000_000)
+        passed = _nanoseconds("seconds", seconds)
+        if passed < 0:
+            raise ValidationError(
+                "ManualClock", "seconds", seconds, "a number from 0, to go forward,"
+            )
+        self._passed_ns += passed
+
+
+def _nanoseconds(name: str, seconds: object) -> int:
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and isfinite(seconds):
+        return round(seconds * 1_000_000_000)
+    raise ValidationError("ManualClock", name, seconds, "a number of seconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from types import MappingProxyType
 
 import pytest
@@ -435,5 +436,6 @@ def test_what_is_nested_without_end_is_refused():
             made = {"a": made}
         return made
 
+    levels = 2 * sys.getrecursionlimit()
     with pytest.raises(ValidationError, match="nested so deep"):
-        DiffSynchronizer().merge(deep(5_000), deep(5_000), deep(5_001))
+        DiffSynchronizer().merge(deep(levels), deep(levels), deep(levels + 1))

@@ -951,3 +951,51 @@ def test_a_bus_is_a_context_manager():
         assert repr(bus) == "<EventBus 'shop', open, 0 messages kept>"
 
     assert bus.is_closed
+
+
+def test_a_history_keeps_1024_messages_by_default():
+    bus = EventBus()
+    for _ in range(1_030):
+        bus.publish(OrderPlaced())
+
+    assert len(bus.history) == bus.history.capacity == 1_024
+    assert bus.history.evicted == 6
+
+
+def test_a_read_of_the_history_is_a_snapshot(bus):
+    bus.publish(OrderPlaced())
+    kept = iter(bus.history)
+    bus.publish(OrderPlaced())
+
+    assert len(list(kept)) == 1
+
+
+def test_run_and_correlation_are_handed_on_and_source_and_headers_are_not(bus, seen):
+    bus.subscribe(OrderPlaced, lambda _: bus.publish(ItemAdded()))
+    bus.subscribe(ItemAdded, seen.append)
+    with bus.scope(run="r1", correlation="c", source="web", headers={"tenant": "a"}):
+        bus.publish(OrderPlaced())
+
+    meta = seen[0].meta
+    assert (meta.run, meta.correlation) == ("r1", "c")
+    assert (meta.source, dict(meta.headers)) == (None, {})
+
+
+def test_metrics_come_in_the_order_subscribed(bus, seen):
+    for name, priority in (("first", 0), ("second", 9), ("third", -1)):
+        bus.subscribe(OrderPlaced, seen.append, name=name, priority=priority)
+
+    assert [one.name for one in bus.metrics] == ["first", "second", "third"]
+
+
+def test_a_bus_with_plain_handlers_holds_nothing_that_must_be_closed(seen):
+    threads = threading.active_count()
+    bus = EventBus()
+    bus.subscribe(OrderPlaced, seen.append)
+    bus.publish(OrderPlaced())
+    gone = weakref.ref(bus)
+    del bus
+    gc.collect()
+
+    assert threading.active_count() == threads
+    assert gone() is None

@@ -1029,6 +1029,29 @@ async def test_only_what_is_droppable_is_dropped(bus, seen):
     assert seen == [Begun(), Done(number=1), Done(number=2), Done(number=3)]
 
 
+async def test_what_a_closing_bus_no_longer_shows_an_observer_counts_as_dropped(seen):
+    begun = asyncio.Event()
+
+    async def show(event: Event) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    bus = EventBus()
+    busy = bus.subscribe(Begun, show, mode="observer")
+    idle = bus.subscribe(Done, show, mode="observer")
+    for number in range(5):
+        bus.publish(Begun(number=number))
+    await asyncio.wait_for(begun.wait(), 5)
+    bus.publish(Done())
+    bus.publish(Done())
+    bus.close()
+    await turns()
+
+    assert busy.metrics.dropped == 4  # the one it was at was cancelled, which is told as a failure
+    assert busy.metrics.failed == 1
+    assert idle.metrics.dropped == 2
+
+
 async def test_a_plain_observer_runs_on_the_buss_own_loop(bus, seen):
     bus.subscribe(Begun, lambda _: seen.append(threading.current_thread().name), mode="observer")
     bus.publish(Begun())
@@ -1340,6 +1363,19 @@ async def test_closing_a_subscription_reaches_messages_on_their_way(bus, seen):
     assert seen == []
 
 
+async def test_closing_one_subscription_after_another_reaches_messages_on_their_way(bus, seen):
+    async def handle(event: Begun) -> None:
+        seen.append(event.number)
+
+    first, second = bus.subscribe(Begun, handle), bus.subscribe(Begun, handle)
+    receipt = bus.publish(Begun())
+    first.close()  # with which the way of the message is forgotten
+    second.close()
+    await receipt
+
+    assert seen == []
+
+
 async def test_aclose_lets_handlers_end_and_deliver_what_they_publish(seen):
     bus = EventBus()
 
@@ -1475,3 +1511,98 @@ async def test_metrics_time_async_handlers_and_count_what_waits():
 
         assert (subscription.metrics.handled, subscription.metrics.waiting) == (3, 0)
         assert subscription.metrics.p99 > 0
+
+
+async def test_a_predicate_runs_where_its_promise_says(bus, seen):
+    # in the publisher's thread for plain handlers and observers, on their loop for async ones
+    here = threading.get_ident()
+    asked = {}
+
+    def asking(who):
+        return lambda _: asked.setdefault(who, threading.get_ident())
+
+    async def handle(_: Begun) -> None:
+        seen.append(_)
+
+    bus.subscribe(Begun, seen.append, where=asking("plain"))
+    bus.subscribe(Begun, handle, where=asking("async"))
+    bus.subscribe(Begun, handle, mode="observer", where=asking("observer"))
+    publisher = []
+
+    def publish() -> None:
+        publisher.append(threading.get_ident())
+        bus.publish(Begun()).wait(5)
+
+    await asyncio.to_thread(publish)
+    await bus.drain(5)
+
+    assert asked == {"plain": publisher[0], "observer": publisher[0], "async": here}
+
+
+async def test_a_handler_that_is_running_goes_on_when_its_subscription_is_closed(bus, seen):
+    async def handle(event: Begun) -> None:
+        subscription.close()
+        await asyncio.sleep(0)
+        seen.append(event)
+
+    subscription = bus.subscribe(Begun, handle)
+    await bus.publish(Begun())
+    await bus.publish(Begun())
+
+    assert len(seen) == 1
+
+
+async def test_an_observer_holds_1024_messages_by_default(bus, seen):
+    async def show(event: Begun) -> None:
+        seen.append(event.number)
+
+    bus.subscribe(Begun, show, mode="observer", overflow="drop_newest")
+    for number in range(1_030):
+        bus.publish(Begun(number=number))
+    await bus.drain(5)
+
+    assert seen == list(range(1_024))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"overflow": "drop_newest", "droppable": lambda event: event.number < 0}]
+)
+async def test_an_observer_refuses_with_an_error_what_it_may_not_drop_beyond_65536(
+    bus, seen, options
+):
+    failures = []
+
+    async def show(event: Begun) -> None:
+        seen.append(event.number)
+
+    bus.subscribe(HandlerFailed, failures.append)
+    bus.subscribe(Begun, show, mode="observer", **options)
+    for number in range(65_536 + 2):
+        bus.publish(Begun(number=number))
+    await bus.drain(30)
+
+    assert seen == list(range(65_536))
+    assert [failed.error_type for failed in failures] == ["atlas.errors.BufferOverflowError"] * 2
+
+
+async def test_a_stream_is_read_on_the_loop_that_entered_it(bus):
+    async with bus.stream(Begun) as stream:
+
+        async def read() -> None:
+            with pytest.raises(BusError, match="is read on another event loop"):
+                await anext(stream)
+
+        await asyncio.to_thread(asyncio.run, read())
+
+
+async def test_tasks_started_inside_a_scope_are_in_it(bus, seen):
+    bus.subscribe(Begun, seen.append)
+
+    async def publish() -> None:
+        bus.publish(Begun())
+
+    with bus.scope(run="r1"):
+        task = asyncio.create_task(publish())
+    await task
+
+    assert seen[0].meta.run == "r1"

@@ -196,6 +196,32 @@ async def test_a_question_that_cannot_be_asked_is_refused_at_once(bus, seen, opt
         bus.subscribe(Happened, seen.append, **options)
 
 
+class Forgetful:
+    def handle(self):
+        """Handles nothing: the message was forgotten."""
+
+    async def handle_later(self):
+        """Handles nothing either."""
+
+    @classmethod
+    def handle_for_all(cls):
+        """Nor does this."""
+
+    def merge(self, one):
+        """Takes one message, not two."""
+
+
+@pytest.mark.parametrize("name", ["handle", "handle_later", "handle_for_all"])
+async def test_a_method_that_takes_no_message_is_refused_at_once(bus, name):
+    with pytest.raises(SubscriptionError, match=rf"Forgetful\.{name}\(\) cannot handle messages"):
+        bus.subscribe(Happened, getattr(Forgetful(), name))
+
+
+async def test_a_method_that_takes_too_few_to_merge_is_refused_at_once(bus, seen):
+    with pytest.raises(SubscriptionError, match="cannot be called with 2"):
+        bus.subscribe(Happened, seen.append, mode="observer", merge=Forgetful().merge)
+
+
 # -- arguments that make no sense -----------------------------------------------------------------
 
 

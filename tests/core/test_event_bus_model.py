@@ -20,9 +20,14 @@ from atlas.core.event_bus import EventBus, HandlerFailed
 from atlas.core.messages import Event, message
 
 
-@message("model.base")
-class Base(Event):
+@message("model.all.any")
+class Anything(Event):
     number: int
+
+
+@message("model.base")
+class Base(Anything):
+    pass
 
 
 @message("model.base.child")
@@ -31,15 +36,15 @@ class Child(Base):
 
 
 @message("model.other")
-class Other(Event):
-    number: int
+class Other(Anything):
+    pass
 
 
 KINDS = (Base, Child, Other)
 SELECTORS = {
     "Base": (Base, {Base, Child}),
     "Child": (Child, {Child}),
-    "Event": (Event, {Base, Child, Other}),
+    "Anything": (Anything, {Base, Child, Other}),
     "model.*": ("model.*", {Base, Other}),
     "model.**": ("model.**", {Base, Child, Other}),
     "both": ((Child, "model.other"), {Child, Other}),
@@ -64,7 +69,7 @@ class Wish:
         return number % 2 == 0 or not self.only_even
 
 
-BORN = Wish("Event", "nothing", False, False, 0, False, False)
+BORN = Wish("Anything", "nothing", False, False, 0, False, False)
 """What a handler whose deed is to subscribe subscribes."""
 
 wishes = st.builds(

@@ -472,7 +472,8 @@ def test_a_file_nested_without_end_is_refused(write, name):
     deep = "[" * 5_000 + "]" * 5_000
     text = f"n = {deep}" if name == "deep.toml" else f"n: {deep}"
 
-    with pytest.raises(ProfileError, match="is nested too deep to be read"):
+    # how deep Python itself can read depends on its recursion limit, which other tests may raise
+    with pytest.raises(ProfileError, match="is nested too deep"):
         load_profile(write(name, text), Settings)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 
 import pytest
 
 from atlas.core.event_bus import EventBus, HandlerFailed, Receipt
 from atlas.core.messages import Event, Message, message
-from atlas.errors import WaitTimeoutError
+from atlas.errors import ValidationError, WaitTimeoutError
 from atlas.testing import BUS_CHECKS, ManualClock, capture, check_bus, until_idle
 
 
@@ -112,8 +113,25 @@ def test_the_manual_clock_stands_still_until_moved():
     assert first.meta.time_ns == 100_000_000_000
     assert second.meta.time_ns == 102_500_000_000
     assert clock.monotonic() == 2.5
-    with pytest.raises(ValueError, match="turn the clock back"):
-        clock.advance(-1)
+
+
+@pytest.mark.parametrize("seconds", [-1, "1", math.nan, math.inf, True, None])
+def test_the_manual_clock_refuses_what_is_no_time_to_pass(seconds):
+    with pytest.raises(ValidationError, match=r"ManualClock\.seconds"):
+        ManualClock().advance(seconds)
+
+
+def test_the_manual_clock_refuses_what_is_no_time_to_start_at():
+    with pytest.raises(ValidationError, match=r"ManualClock\.start: 'now'"):
+        ManualClock(start="now")
+
+
+def test_assert_caused_refuses_a_cause_that_was_never_published(bus):
+    with capture(bus) as record:
+        bus.publish(Begun())
+
+    with pytest.raises(ValidationError, match=r"assert_caused\.cause: .*a published message"):
+        record.assert_caused(Begun(), Begun)
 
 
 async def test_until_idle_waits_for_handlers_and_says_when_they_do_not_end(bus):
