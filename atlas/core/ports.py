@@ -732,7 +732,7 @@ class Port:
         awaiter = _current_cause()
         self._is_awaited(receipt, awaiter)
         try:
-            await self._join(receipt)
+            await self._join(receipt, awaiter)
         finally:
             self._no_longer_awaited(receipt, awaiter)
         return receipt._checked()
@@ -749,8 +749,8 @@ class Port:
         try:
             if self.express is not None and self.runs_here(self.loop):
                 self._break_express()
-            if cause_of(awaiter) is not None and receipt.stage != _OVER:
-                self._let_overtake()
+            if receipt.stage != _OVER:
+                self._let_overtake(awaiter)
             yield
         finally:
             self._no_longer_awaited(receipt, awaiter)
@@ -783,11 +783,11 @@ class Port:
             receipt = receipt.outer
         return found
 
-    async def _join(self, receipt: Pending[Any]) -> None:
+    async def _join(self, receipt: Pending[Any], awaiter: Stamp | Place | Scope | None) -> None:
         if receipt.stage == _WAITS and self.runs_here(self.loop):
             await self._join_in_lanes(receipt)
         if receipt.stage != _OVER:
-            self._let_overtake()
+            self._let_overtake(awaiter)
             await _until_done(receipt)
 
     async def _join_in_lanes(self, receipt: Pending[Any]) -> None:
@@ -810,14 +810,51 @@ class Port:
         await self._deliver_reserved(receipt, reserved)
         self._report_idle()
 
-    def _let_overtake(self) -> None:
-        """Find messages that wait behind a handler which (in the end) waits for them."""
-        for origin, waits in list(self.awaited.items()):
-            for receipt in list(waits.receipts):
-                port = receipt.group.port
+    def _let_overtake(self, awaiter: Stamp | Place | Scope | None) -> None:
+        """Let messages overtake that wait behind a handler which (in the end) waits for them.
+
+        Handlers that wait for each other in a circle begin to when the last of them begins to wait:
+        the one that calls this. So only what it waits for, however indirectly, is looked at.
+        """
+        me = cause_of(awaiter)
+        if me is None:
+            return  # no handler: nobody waits for it
+        waits, behind = self._waits_from(origin_in(me))
+        circle = _reached(origin_in(me), behind)
+        for receipt, lane in waits:
+            port = receipt.group.port
+            if lane not in circle or not lane.busy:
+                continue
+            if port is not self or receipt.stage == _WAITS or receipt in lane.queue:
+                port.call_soon(functools.partial(port._overtake, lane, receipt))
+
+    def _waits_from(
+        self, me: Origin
+    ) -> tuple[list[tuple[Pending[Any], Lane]], dict[object, list[object]]]:
+        """Return what a handler waits for, and who does that it waits for; and who is behind whom.
+
+        Handlers are behind lanes, and lanes behind the handlers that run in them.
+        """
+        waits: list[tuple[Pending[Any], Lane]] = []
+        behind: dict[object, list[object]] = {}
+        known: set[object] = {me}
+        left = [me]
+        while left:
+            one = left.pop()
+            found = self.awaited.get(one)
+            for receipt in () if found is None else list(found.receipts):
                 for lane in receipt.group.lanes:
-                    if lane.busy and self._waits_for(lane, origin, set()):
-                        port.call_soon(functools.partial(port._overtake, lane, receipt))
+                    waits.append((receipt, lane))
+                    behind.setdefault(lane, []).append(one)
+                    if lane in known:
+                        continue
+                    known.add(lane)
+                    for at in map(origin_in, list(lane.running)):
+                        behind.setdefault(at, []).append(lane)
+                        if at not in known:
+                            known.add(at)
+                            left.append(at)
+        return waits, behind
 
     def _overtake(self, lane: Lane, receipt: Pending[Any]) -> None:
         """Handle a message beside the one its lane is at, and before those queued earlier."""
@@ -829,20 +866,6 @@ class Port:
 
     async def _overtaking(self, lane: Lane, receipt: Pending[Any]) -> None:
         await _within(receipt.context.copy(), self._deliver(lane, receipt).__await__())
-
-    def _waits_for(self, lane: Lane, me: Origin, seen: set[Origin]) -> bool:
-        """Whether what a lane is at cannot end before the handler of ``me`` goes on."""
-        for at in map(origin_in, lane.running):
-            if at == me:
-                return True
-            if at in seen:
-                continue
-            seen.add(at)
-            waits = self.awaited.get(at)
-            for receipt in () if waits is None else list(waits.receipts):
-                if any(self._waits_for(other, me, seen) for other in receipt.group.lanes):
-                    return True
-        return False
 
     # -- ending -----------------------------------------------------------------------------------
 
@@ -863,6 +886,18 @@ class Port:
         self.abandon(self.ending)
         for task in self.tasks:
             task.cancel()
+
+
+def _reached(start: object, steps: dict[object, list[object]]) -> set[object]:
+    """Return where one gets to from here; here included, if one comes back."""
+    found: set[object] = set()
+    left = [start]
+    while left:
+        for one in steps.get(left.pop(), ()):
+            if one not in found:
+                found.add(one)
+                left.append(one)
+    return found
 
 
 _ENDED = object()

@@ -122,6 +122,20 @@ async def test_a_handler_may_request_what_it_answers_itself_without_deadlock(bus
     assert await bus.request(Asked(depth=5), timeout=5) == 5
 
 
+async def test_long_chains_of_requests_to_one_handler_are_answered():
+    """Each overtakes all before it; looking for whom it waits must not take longer each time."""
+    async with EventBus(max_depth=500) as bus:
+
+        async def answer(asked: Asked) -> None:
+            await asyncio.sleep(0)
+            below = await bus.request(Asked(depth=asked.depth - 1)) + 1 if asked.depth else 0
+            bus.reply(asked, below)
+
+        bus.subscribe(Asked, answer)
+
+        assert await bus.request(Asked(depth=400), timeout=60) == 400
+
+
 async def test_handlers_that_request_each_other_without_end_fail_with_the_chain(bus):
     async def answer(asked):
         bus.reply(asked, await bus.request(Asked(depth=asked.depth + 1)))
