@@ -3,7 +3,8 @@
 The bus hands each message to `MessageLog` first of all its subscribers, which puts it into a queue
 and returns. A thread of the log's own takes what has gathered, packs it into one page per run (see
 `atlas.core.message_pages`) and appends the pages in one transaction. Whoever must know that
-something is stored waits for `commit` or `flush`.
+something is stored waits for `commit` or `flush`; a run that is alone in asking for that has it done in
+its own thread, if the log is quick.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -22,7 +24,7 @@ from atlas.core.event_bus import EventBus, HandlerFailed, Subscription
 from atlas.core.log.addresses import MEMORY
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord
-from atlas.core.message_pages import PAGE, PageRedactor, pack
+from atlas.core.message_pages import PAGE, PageRedactor, page_text, pressed
 from atlas.core.messages import Event, FrozenDict, Message, message
 from atlas.core.redaction import Secrets
 from atlas.errors import (
@@ -43,6 +45,10 @@ _NO_ALIASES: Final[Mapping[str, str]] = FrozenDict()
 
 _RETRY_AFTER: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds before the log is tried again; the last for every further time."""
+
+_MOST_AT_ONCE: Final = 64
+_LARGEST_AT_ONCE: Final = 65_536
+"""Messages, and bytes of a page, that are written in the thread of a loop."""
 
 _MOST_CONFLICTS: Final = 16
 _RUNS_REMEMBERED: Final = 10_000
@@ -104,6 +110,27 @@ class _Kept(NamedTuple):
 
 
 _Entry: TypeAlias = "_Kept | _Mark"
+
+
+class _Try(NamedTuple):
+    """Records that the engine was given, or will be, and where their streams are after them.
+
+    Tried again, they are refused if they are stored already, as they say their versions.
+    """
+
+    pages: list[_Page]
+    records: list[NewRecord]
+    reached: dict[str, int]
+
+
+class _InHand:
+    """What was taken from the queue, and is not known to be stored."""
+
+    __slots__ = ("entries", "tried")
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self.tried: _Try | None = None
 
 
 class MessageLog:
@@ -168,9 +195,16 @@ class MessageLog:
         self._bell: SimpleQueue[bool] = SimpleQueue()
         self._has_rung = False
         self._stop = threading.Event()
-        self._room = threading.Condition()
+        self._room_lock = threading.RLock()
+        self._room = threading.Condition(self._room_lock)
         self._failing: BaseException | None = None
         self._closing = False
+        self._is_over = False
+        self._process = os.getpid()  # in one forked from it there is no thread
+        # Held by whoever takes from the queue until that is written.
+        self._writing = threading.RLock()
+        self._in_hand: _InHand | None = None
+        self._asked_last: str | None = None
         self._thread = threading.Thread(target=self._write_all, name="atlas-log", daemon=True)
         self._thread.start()
 
@@ -285,6 +319,9 @@ class MessageLog:
         """
         loop = asyncio.get_running_loop()
         stored: asyncio.Future[None] = loop.create_future()
+        if self._is_alone(run) and self._write_at_once():
+            stored.set_result(None)
+            return stored
 
         def settle() -> None:
             if stored.done():
@@ -318,12 +355,77 @@ class MessageLog:
             raise mark.error
 
     def _mark(self, tell: Callable[[], object], run: str | None = None) -> _Mark:
-        if not self._thread.is_alive():
-            raise LogClosedError("This message log is closed.")
+        self._check_open()
         mark = _Mark(tell, run)
         self._queue.append(mark)
         self._bell.put(True)
         return mark
+
+    def _check_open(self) -> None:
+        # Not whether the thread is alive: to be interrupted while one asks that ends it, before 3.13.
+        if self._is_over or os.getpid() != self._process:
+            raise LogClosedError("This message log is closed.")
+
+    # -- writing at once --
+
+    def _is_alone(self, run: str | None) -> bool:
+        """Return whether it is most likely only this run that asks for what is stored.
+
+        Where several ask in turn, the thread stores in one transaction what all of them wait for.
+        """
+        is_alone = run is not None and run == self._asked_last
+        self._asked_last = run
+        return is_alone and not self._overtaken
+
+    def _write_at_once(self) -> bool:
+        """Store what waits, in this thread, if that is quick; False: it is left to the log's thread.
+
+        To wake that thread, and to be woken by it, takes longer than all that is to be done.
+
+        In the main thread an interrupt may be raised at any call. What was taken is to be found in
+        `_in_hand` at each of them until it is known to be stored, and the lock is let go of without
+        asking a variable whether it was taken.
+        """
+        self._check_open()
+        if self._closing or self._failing is not None or len(self._queue) > _MOST_AT_ONCE:
+            return False
+        is_done = False
+        try:
+            if self._writing.acquire(blocking=False) and self._in_hand is None:
+                is_done = not self._queue or self._stored(_InHand())
+        finally:
+            try:
+                self._writing.release()
+            except RuntimeError:
+                is_done = False  # somebody else has it
+        return is_done
+
+    def _stored(self, in_hand: _InHand) -> bool:
+        self._in_hand = in_hand
+        queue, taken = self._queue, in_hand.entries
+        for _ in range(len(queue)):
+            taken.append(queue[0])
+            queue.popleft()
+        self._tell_of_room()
+        runs, marks = _by_run(taken)
+        if marks or not runs.keys() <= self._versions.keys():  # to look them up may take long
+            return False
+        try:
+            texts = {run: self._text(run, kept) for run, kept in runs.items()}
+            if max(map(len, texts.values())) > _LARGEST_AT_ONCE:
+                return False
+            pages = [_packed(run, runs[run], text) for run, text in texts.items()]
+            in_hand.tried = tried = self._prepared(pages)
+            append = self._engine.append_at_once(tried.records)
+            if append is None:
+                return False
+            append.wait()
+        # Whatever it is, the thread comes to the same, and tells those who must know.
+        except Exception:  # noqa: BLE001
+            return False
+        self._versions.update(tried.reached)
+        self._in_hand = None
+        return True
 
     # -- writing --
 
@@ -333,9 +435,13 @@ class MessageLog:
                 self._gather()
             # before looking: what comes after is seen in the next round
             self._has_rung = False
-            while self._queue:
-                self._write(self._taken())
+            while self._queue or self._in_hand is not None:
+                with self._writing:
+                    marks = self._write(*self._taken())
+                for mark in marks:  # who goes on because of that may have more to write
+                    mark.tell()
             if self._closing and not self._queue:
+                self._is_over = True
                 return
 
     def _gather(self) -> None:
@@ -348,61 +454,69 @@ class MessageLog:
             except Empty:
                 return
 
-    def _taken(self) -> list[_Entry]:
+    def _taken(self) -> tuple[list[_Entry], _Try | None]:
+        """Return what is to be written next, and what of it was tried already."""
+        queue, in_hand = self._queue, self._in_hand
         taken: list[_Entry] = []
-        queue = self._queue
+        tried: _Try | None = None
+        if in_hand is not None:
+            if in_hand.entries and queue and queue[0] is in_hand.entries[-1]:
+                queue.popleft()  # an interrupt came in between
+            self._redactors.clear()  # they may be in the middle of a page
+            tried = in_hand.tried
+            taken = in_hand.entries if tried is None else []
+            self._in_hand = None
         while queue and len(taken) < 8 * self._page:
             taken.append(queue.popleft())
-        with self._room:
-            self._room.notify_all()
-        return taken
+        self._tell_of_room()
+        return taken, tried
 
-    def _write(self, entries: list[_Entry]) -> None:
-        runs: dict[str, list[_Kept]] = {}
-        marks: list[_Mark] = []
-        for entry in entries:
-            if isinstance(entry, _Mark):
-                marks.append(entry)
-            else:
-                runs.setdefault(entry.run, []).append(entry)
+    def _tell_of_room(self) -> None:
+        with self._room_lock:  # not the condition, whose own code an interrupt can break off
+            self._room.notify_all()
+
+    def _write(self, entries: list[_Entry], tried: _Try | None) -> list[_Mark]:
+        """Store messages, and return the marks among them, to be told what became of that."""
+        runs, marks = _by_run(entries)
         error: BaseException | None = None
         try:
+            if tried is not None:
+                error = self._append(tried.pages, marks, tried)
             pages = [page for run, kept in runs.items() for page in self._pages(run, kept)]
             if pages:
-                error = self._append(pages, marks)
+                error = self._append(pages, marks) or error
         # Whatever it is, the thread must live on: others wait for it.
         except Exception as unexpected:  # noqa: BLE001
-            lost = len(entries) - len(marks)
+            lost = len(entries) - len(marks) + (0 if tried is None else _messages_on(tried.pages))
             error = self._give_up(lost, LogUnavailableError(repr(unexpected)))
         for mark in marks:
             is_of_others = error in self._overtaken.values() and not (
                 mark.run is None or mark.run in self._overtaken
             )
             mark.error = None if is_of_others else error
-            mark.tell()
+        return marks
 
     def _pages(self, run: str, kept: list[_Kept]) -> Iterator[_Page]:
         for first in range(0, len(kept), self._page):
             part = kept[first : first + self._page]
             try:
-                yield self._packed(run, part)
+                yield _packed(run, part, self._text(run, part))
             except AtlasError:
                 self._redactors.pop(run, None)  # it may be in the middle of that page
                 # One that cannot be written must not take the others with it.
                 for each in part:
                     with self._noted("A message could not be written"):
-                        yield self._packed(run, [each])
+                        yield _packed(run, [each], self._text(run, [each]))
 
-    def _packed(self, run: str, kept: list[_Kept]) -> _Page:
-        messages = [each.message for each in kept]
+    def _text(self, run: str, kept: list[_Kept]) -> bytes:
         outside = {place for place, each in enumerate(kept) if each.is_outside}
         redactor = self._redactors.get(run)
         if redactor is None:
             if len(self._redactors) > _RUNS_REMEMBERED:
                 self._redactors.clear()
             redactor = self._redactors[run] = PageRedactor(self._secrets)
-        payload = pack(run, messages, outside, self._aliases.get(run, _NO_ALIASES), redactor)
-        return _Page(run, payload, len(kept), messages[-1].meta.time_ns)
+        aliases = self._aliases.get(run, _NO_ALIASES)
+        return page_text(run, [each.message for each in kept], outside, aliases, redactor)
 
     @contextlib.contextmanager
     def _noted(self, what: str, count: int = 1) -> Iterator[None]:
@@ -413,7 +527,9 @@ class MessageLog:
             self._problems.append(f"{what}: {error}")
             self._tell(LogFailed(f"{what}, and is not kept: {error}", len(self._queue)))
 
-    def _append(self, pages: list[_Page], marks: list[_Mark]) -> BaseException | None:
+    def _append(
+        self, pages: list[_Page], marks: list[_Mark], tried: _Try | None = None
+    ) -> BaseException | None:
         """Append, again and again while the log is unavailable; return why it was given up."""
         refused: BaseException | None = None
         for attempt in itertools.count():
@@ -421,7 +537,9 @@ class MessageLog:
             refused = refused or overtaken
             if not pages:
                 return refused
-            records, reached = self._records(pages)
+            if tried is None or attempt or overtaken:
+                tried = self._prepared(pages)
+            records, reached = tried.records, tried.reached
             try:
                 self._engine.append(records).wait()
             except LogUnavailableError as error:
@@ -485,7 +603,7 @@ class MessageLog:
         refused = overtaken[lost[0].run] if lost else None
         return [page for page in pages if page.run not in overtaken], refused
 
-    def _records(self, pages: list[_Page]) -> tuple[list[NewRecord], dict[str, int]]:
+    def _prepared(self, pages: list[_Page]) -> _Try:
         if len(self._versions) > _RUNS_REMEMBERED:
             self._versions = {run: at for run, at in self._versions.items() if run in self._gates}
         reached: dict[str, int] = {}
@@ -501,7 +619,7 @@ class MessageLog:
             records.append(
                 NewRecord(stream_of(page.run), PAGE, page.payload, before + page.size, page.time_ns)
             )
-        return records, reached
+        return _Try(pages, records, reached)
 
     def _head(self, run: str) -> int:
         return self._engine.head(stream_of(run)) or self._bases.get(run, 0)
@@ -558,6 +676,21 @@ class MessageLog:
                 f"Not all messages are kept in {self._engine.address} ({self.lost:,} lost): "
                 f"{problems.rstrip('.')}."
             )
+
+
+def _by_run(entries: list[_Entry]) -> tuple[dict[str, list[_Kept]], list[_Mark]]:
+    runs: dict[str, list[_Kept]] = {}
+    marks: list[_Mark] = []
+    for entry in entries:
+        if isinstance(entry, _Mark):
+            marks.append(entry)
+        else:
+            runs.setdefault(entry.run, []).append(entry)
+    return runs, marks
+
+
+def _packed(run: str, kept: list[_Kept], text: bytes) -> _Page:
+    return _Page(run, pressed(text), len(kept), kept[-1].message.meta.time_ns)
 
 
 def _messages_on(pages: list[_Page]) -> int:

@@ -6,7 +6,7 @@ as differences, keeps many messages of one name by columns, and is compressed as
 times, causes, headers. Only secrets do not go in: a field marked `SECRET` is replaced by a marker, and
 known secrets are, see `PageRedactor`.
 
-The text inside is JSON, so that a page can be read without Atlas: see `pack` for its keys.
+The text inside is JSON, so that a page can be read without Atlas: see `page_text` for its keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from atlas.core.messages import (
     FrozenDict,
@@ -30,7 +30,7 @@ from atlas.core.messages import (
     stamp,
 )
 from atlas.core.page_words import WORDS
-from atlas.core.perspective import without_secrets
+from atlas.core.perspective import reaches_secrets, without_secrets
 from atlas.core.redaction import (
     REDACTED,
     SHORTEST,
@@ -53,6 +53,8 @@ __all__ = [
     "logical_lines",
     "may_tell_of",
     "pack",
+    "page_text",
+    "pressed",
     "unpack",
 ]
 
@@ -95,9 +97,20 @@ def pack(
     aliases: Mapping[str, str] = _NO_ALIASES,
     redactor: PageRedactor | None = None,
 ) -> bytes:
-    """Return the bytes of a page.
+    """Return the bytes of a page: its `page_text`, `pressed`; arguments and errors as for that."""
+    return pressed(page_text(run, messages, outside, aliases, redactor))
 
-    The text is an object: ``run``; ``time``, that of the first message in ns; ``buses``, ``names``
+
+def page_text(
+    run: str,
+    messages: Sequence[Message],
+    outside: AbstractSet[int] = frozenset(),
+    aliases: Mapping[str, str] = _NO_ALIASES,
+    redactor: PageRedactor | None = None,
+) -> bytes:
+    """Return the text of a page, in UTF-8.
+
+    It is an object: ``run``; ``time``, that of the first message in ns; ``buses``, ``names``
     (name and version) and ``ids``, to which entries refer by index; ``entries``: for each message the
     index of its name, the index of its bus, sequence and time as differences from the entry before
     (the first: from ``time``), the index of the id of its cause and of its correlation (null: none, or
@@ -117,13 +130,15 @@ def pack(
     Raises:
         SchemaError: The class of a message cannot be written.
     """
-    buses: dict[int | str, int] = {}
-    names: dict[tuple[str, int], int] = {}
-    began = messages[0].meta.time_ns or 0 if messages else 0
-    references = _References(aliases, buses, began)
-    entries: list[_Row] = []
     redactor = redactor or PageRedactor(_NO_SECRETS)
     fields = redactor.fields(messages)
+    began = messages[0].meta.time_ns or 0 if messages else 0
+    buses: dict[int | str, int] = {}
+    names: dict[tuple[str, int], int] = {}
+    references = _References(aliases, buses, began)
+    number = references.number
+    # Texts, not values: a commit waits for this, and one text is made of them all in the end.
+    rows: list[_Row] = []
     last_sequence, last_time = 0, began
     for place, each in enumerate(messages):
         assert each._stamp is not None
@@ -132,45 +147,55 @@ def pack(
             headers = {**headers, OUTSIDE: ""}
         bus, sequence, time_ns = (origin, 0, began) if isinstance(origin, str) else origin
         known = _known(each)
-        more = ""
-        if source is not None or headers:
-            said = "null" if source is None else quote(redactor.shown(source))
-            told = {key: redactor.shown(text) for key, text in headers.items()}
-            more = f",{said},{canonical_text(told)}"
-        entries.append(
-            _Row(
+        more = "" if source is None and not headers else _more(source, headers, redactor)
+        rows.append(
+            (
                 names.setdefault(known, len(names)),
                 buses.setdefault(bus, len(buses)),
                 sequence - last_sequence,
                 time_ns - last_time,
-                references.number(causation),
-                references.number(None if _same(correlation, origin) else correlation),
+                "null" if causation is None else number(causation),
+                "null"
+                if correlation is origin or _same(correlation, origin)
+                else number(correlation),
                 fields[place],
                 more,
             )
         )
         last_sequence, last_time = sequence, time_ns
-    head = canonical_text(
-        {
-            "buses": list(buses),
-            "ids": references.ids,
-            "names": list(names),
-            "run": run,
-            "time": began,
-        }
+    has_columns = len(rows) - len(names) >= _WORTH_COLUMNS - 1  # there may be so many of one name
+    entries = _written(rows) if has_columns else [_row_text(row) for row in rows]
+    told = ",".join([f"[{quote(name)},{version}]" for name, version in names])
+    text = (
+        f'{{"buses":{canonical_text([*buses])},"ids":[{",".join(references.ids)}],"names":[{told}],'
+        f'"run":{quote(run)},"time":{began},"entries":[{",".join(entries)}]}}'
     )
-    text = f'{head[:-1]},"entries":[{",".join(_written(entries))}]}}'
-    data = text.encode("utf-8", "backslashreplace")
-    if len(data) < _WORTH_COMPRESSING:
-        return _PLAIN + data
-    return _BARE + _compressed(data)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def pressed(text: bytes) -> bytes:
+    """Return a page with this text."""
+    if len(text) < _WORTH_COMPRESSING:
+        return _PLAIN + text
+    return _BARE + _compressed(text)
+
+
+def _more(source: str | None, headers: Mapping[str, str], redactor: PageRedactor) -> str:
+    said = "null" if source is None else quote(redactor.shown(source))
+    told = {key: redactor.shown(text) for key, text in headers.items()}
+    return f",{said},{canonical_text(told)}"
+
+
+# Half a megabyte of tables, which is the rule, is no use for a page that ends before they are filled, and
+# costs more than the compressing. To copy small ones costs less than to enter the words.
+_FOR_SMALL: Final = zlib.compressobj(6, zlib.DEFLATED, -12, 5, zdict=WORDS)
 
 
 def _compressed(data: bytes) -> bytes:
-    # Half a megabyte of tables, which is the rule, is no use for a page that ends before they are filled,
-    # and costs more than the compressing.
-    window, memory = (12, 5) if len(data) <= _SMALL else (15, 8)
-    made = zlib.compressobj(6, zlib.DEFLATED, -window, memory, zdict=WORDS)
+    if len(data) <= _SMALL:
+        made = _FOR_SMALL.copy()
+    else:
+        made = zlib.compressobj(6, zlib.DEFLATED, -15, 8, zdict=WORDS)
     return made.compress(data) + made.flush()
 
 
@@ -183,8 +208,10 @@ def _known(each: Message) -> tuple[str, int]:
 def _fields(each: Message) -> str:
     if isinstance(each, UnknownMessage):
         return canonical_text(each.fields)
-    shown = without_secrets(each, MARKER)
-    return fields_text(each) if shown is None else canonical_text(shown)
+    cls: Any = type(each)  # to mypy, the type of an object is not hashable
+    if not reaches_secrets(cls):
+        return fields_text(each)
+    return canonical_text(without_secrets(each, MARKER))
 
 
 class PageRedactor:
@@ -262,60 +289,47 @@ def _same(one: Origin, other: Origin) -> bool:
         return True
     # Two places of buses are two messages; to make their ids, for every message, takes almost as long
     # as all the rest.
-    if _is_place(one) and _is_place(other):
+    if type(one) is tuple and type(other) is tuple and type(one[0]) is type(other[0]) is int:
         return False
     return message_id(one) == message_id(other)
-
-
-def _is_place(origin: Origin) -> bool:
-    return type(origin) is tuple and type(origin[0]) is int
 
 
 class _References:
     """Numbers the messages that those of a page refer to, as they come.
 
     Attributes:
-        ids: What tells them apart; see `pack`.
+        ids: What tells them apart, as JSON texts; see `page_text`.
     """
 
     __slots__ = ("_aliases", "_began", "_buses", "_numbers", "ids")
 
     def __init__(self, aliases: Mapping[str, str], buses: dict[int | str, int], began: int) -> None:
-        self.ids: list[str | tuple[int, int, int]] = []
+        self.ids: list[str] = []
         self._aliases = aliases
         self._buses = buses
         self._began = began
         self._numbers: dict[Origin, int] = {}
 
-    def number(self, origin: Origin | None) -> int | None:
-        if origin is None:
-            return None
+    def number(self, origin: Origin) -> int:
         found = self._numbers.get(origin)
         if found is None:
             found = self._numbers[origin] = len(self.ids)
             self.ids.append(self._told(origin))
         return found
 
-    def _told(self, origin: Origin) -> str | tuple[int, int, int]:
+    def _told(self, origin: Origin) -> str:
         if not self._aliases and not isinstance(origin, str) and type(origin[0]) is int:
             # Its id is made of these, which are shorter, and quicker written.
             bus, sequence, time_ns = origin
-            return (self._buses.setdefault(bus, len(self._buses)), sequence, time_ns - self._began)
+            at = self._buses.setdefault(bus, len(self._buses))
+            return f"[{at},{sequence},{time_ns - self._began}]"
         known = message_id(origin)
-        return self._aliases.get(known, known)
+        return quote(self._aliases.get(known, known))
 
 
-class _Row(NamedTuple):
-    """An entry: numbers as they are written, fields and what follows them as JSON text."""
-
-    name: int
-    bus: int
-    later: int
-    longer: int
-    cause: int | None
-    correlation: int | None
-    fields: str
-    more: str
+_Row: TypeAlias = "tuple[int, int, int, int, int | str, int | str, str, str]"
+"""An entry: index of the name and of the bus, sequence and time, cause and correlation, fields and what
+follows them as JSON text."""
 
 
 def _written(rows: Sequence[_Row]) -> Iterator[str]:
@@ -325,22 +339,23 @@ def _written(rows: Sequence[_Row]) -> Iterator[str]:
         if fields is None:
             yield from map(_row_text, several)
             continue
-        links = {link: _link_column([getattr(row, link) for row in several]) for link in _LINKS}
+        links = {
+            link: _link_column([row[place] for row in several])
+            for place, link in enumerate(_LINKS, 2)
+        }
         entry = {"name": name, "bus": bus, "count": len(several), "fields": fields, **links}
         yield canonical_text(entry)
 
 
 def _row_text(row: _Row) -> str:
-    cause = "null" if row.cause is None else row.cause
-    correlation = "null" if row.correlation is None else row.correlation
-    start = f"{row.name},{row.bus},{row.later},{row.longer},{cause},{correlation}"
-    return f"[{start},{row.fields}{row.more}]"
+    name, bus, later, longer, cause, correlation, fields, more = row
+    return f"[{name},{bus},{later},{longer},{cause},{correlation},{fields}{more}]"
 
 
 def _columns_of(rows: Sequence[_Row]) -> dict[str, _Column] | None:
     """Return the fields of messages of one name, column by column; None: they do not have the same."""
     # One call of the parser for all.
-    found = json.loads(f"[{','.join([row.fields for row in rows])}]")
+    found = json.loads(f"[{','.join([row[6] for row in rows])}]")
     first = found[0]
     if not isinstance(first, dict) or any(
         not isinstance(each, dict) or each.keys() != first.keys() for each in found
@@ -349,7 +364,8 @@ def _columns_of(rows: Sequence[_Row]) -> dict[str, _Column] | None:
     return {name: _column([each[name] for each in found]) for name in first}
 
 
-def _link_column(values: list[int | None]) -> _Column:
+def _link_column(links: list[Any]) -> _Column:
+    values = [None if link == "null" else link for link in links]
     return {"all": values[0]} if len(set(values)) == 1 else {"each": values}
 
 

@@ -25,7 +25,7 @@ from atlas.core.schema.derive import schema_for
 from atlas.errors import ConfigurationError, RegistrationError, UnknownNameError, nearest_name
 from atlas.typing import JSON, SECRET
 
-__all__ = ["Perspectives", "without_secrets"]
+__all__ = ["Perspectives", "reaches_secrets", "without_secrets"]
 
 
 class Perspectives:
@@ -158,13 +158,13 @@ def without_secrets(message: object, marker: str = "[redacted]") -> dict[str, JS
         None when the class of the message has no secret anywhere, and needs no such care.
     """
     cls: Any = type(message)  # to mypy, the type of an object is not hashable
-    if not _reaches_secrets(cls):
+    if not reaches_secrets(cls):
         return None
     data = schema_for(cls).dump(message)
     return cast("dict[str, JSON]", _Sight(_WHOLE, marker).of(message, data, ""))
 
 
-def _reaches_secrets(cls: type) -> bool:
+def reaches_secrets(cls: type) -> bool:
     """Return whether a field of a class, or of a class it is made of, is secret."""
     # One more class that is declared may stand where its base is annotated.
     return _reaches_secrets_now(cls, declarations())

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Literal
 
 import pytest
 
 from atlas import Event, EventBus, message
-from atlas.core.log.engine import Append
+from atlas.core.log.engine import Append, Engine
 from atlas.core.log.memory import MemoryEngine
 from atlas.core.log.records import NewRecord
+from atlas.core.log.sqlite import SqliteEngine
 from atlas.core.message_log import Fate, LogFailed, LogRecovered, MessageLog, stream_of
 from atlas.core.message_pages import OUTSIDE, unpack
 from atlas.core.messages import Message
@@ -80,12 +86,12 @@ def bus() -> Iterator[EventBus]:
         yield bus
 
 
-def stored(engine: MemoryEngine, run: str) -> list[Message]:
+def stored(engine: Engine, run: str) -> list[Message]:
     records = engine.read(stream_of(run))
     return [each for record in records for each in unpack(record.payload or b"")]
 
 
-def numbers(engine: MemoryEngine, run: str) -> list[int]:
+def numbers(engine: Engine, run: str) -> list[int]:
     return [each.number for each in stored(engine, run) if isinstance(each, Counted)]
 
 
@@ -336,3 +342,160 @@ def test_who_goes_on_from_what_was_read_too_early_is_refused(
         late.close()
 
     assert numbers(engine, "r") == [1, 2]
+
+
+# -- in the thread of the loop --
+
+
+class Interrupt:
+    """Raises `KeyboardInterrupt` in this thread, at one of the moments at which Python may.
+
+    That is when a function begins, or has returned.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, frame: FrameType, what: str, argument: object) -> None:
+        if what == "c_call":
+            return
+        self.left -= 1
+        if self.left == 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        sys.setprofile(self)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+
+async def test_an_interrupt_at_any_moment_of_a_commit_loses_nothing_and_stores_nothing_twice(
+    tmp_path: Path, bus: EventBus
+) -> None:
+    with closing(SqliteEngine(tmp_path / "runs.db", durability="process")) as engine:
+        log = MessageLog(engine, interval=60)
+        log.attach(bus)
+        log.watch("r", lambda _: "keep")
+        number, interrupted, at_once = 0, 0, 0
+        for at in itertools.count(1):
+            for _ in range(3):
+                number += 1
+                bus.publish(Counted(number), run="r")
+            await log.commit("r")
+            number += 1
+            bus.publish(Counted(number), run="r")
+            engine._commits._took = 0.0  # however slow the disk is
+            try:
+                with Interrupt(at):
+                    stored_already = log.commit("r").done()
+            except KeyboardInterrupt:
+                interrupted += 1
+                log.flush(60)
+                continue
+            at_once += stored_already
+            if at > interrupted + 20:
+                break
+        log.close()
+
+        assert numbers(engine, "r") == [*range(1, number + 1)]
+        assert (interrupted > 100, at_once > 0) == (True, True)
+
+
+@message("kept.said")
+class Said(Event):
+    text: str
+
+
+class Balking(MemoryEngine):
+    """An engine that does not store at once what it is asked to, or stores it and cannot say so."""
+
+    how: Literal["well", "not", "fails", "breaks", "is lost"] = "well"
+
+    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
+        if self.how in ("well", "is lost"):
+            done = self.append(records)
+            if self.how == "well":
+                return done
+        if self.how == "not":
+            return None
+        if self.how == "breaks":
+            raise ZeroDivisionError
+        raise LogUnavailableError("The disk is full. Make room.")
+
+
+async def watched(log: MessageLog, bus: EventBus, *runs: str) -> None:
+    """Have the log keep these runs, of which the last one was the last to ask for a commit."""
+    log.attach(bus)
+    for run in runs:
+        log.watch(run, lambda _: "keep")
+        bus.publish(Counted(0), run=run)
+        await log.commit(run)
+
+
+async def test_a_run_alone_in_asking_for_it_has_its_messages_stored_at_once(bus: EventBus) -> None:
+    with closing(MemoryEngine()) as engine:
+        log = MessageLog(engine, interval=60)
+        await watched(log, bus, "r")
+        for number in itertools.count(1):
+            bus.publish(Counted(number), run="r")
+            stored_at_once = log.commit("r")
+            if stored_at_once.done():  # unless the thread has not come to rest yet
+                break
+            await stored_at_once
+
+        assert numbers(engine, "r") == [*range(number + 1)]
+        assert log.commit("r").done()  # there is nothing to do
+        log.close()
+
+
+async def test_where_runs_ask_in_turn_they_wait_for_one_transaction(bus: EventBus) -> None:
+    with closing(MemoryEngine()) as engine:
+        log = MessageLog(engine, interval=60)
+        await watched(log, bus, "a", "b")
+        waiting: list[asyncio.Future[None]] = []
+        for number in (1, 2):
+            for run in ("a", "b"):
+                bus.publish(Counted(number), run=run)
+                waiting.append(log.commit(run))
+
+        assert not any(each.done() for each in waiting)
+        await asyncio.gather(*waiting)
+        assert (numbers(engine, "a"), numbers(engine, "b")) == ([0, 1, 2], [0, 1, 2])
+        log.close()
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 100_000), (100, 1)])
+async def test_what_would_hold_the_loop_up_is_left_to_the_thread(
+    count: int, size: int, bus: EventBus
+) -> None:
+    with closing(MemoryEngine()) as engine:
+        log = MessageLog(engine, interval=60)
+        await watched(log, bus, "r")
+        for _ in range(count):
+            bus.publish(Said("x" * size), run="r")
+        waiting = log.commit("r")
+
+        assert not waiting.done()
+        await waiting
+        assert len(stored(engine, "r")) == 1 + count
+        log.close()
+
+
+@pytest.mark.parametrize("how", ["not", "fails", "breaks", "is lost"])
+async def test_what_cannot_be_stored_at_once_is_stored_once_by_the_thread(
+    how: Literal["not", "fails", "breaks", "is lost"], bus: EventBus
+) -> None:
+    with closing(Balking()) as engine:
+        log = MessageLog(engine, interval=60)
+        await watched(log, bus, "r")
+        for number in range(1, 10):
+            engine.how = how if number % 2 else "well"
+            bus.publish(Counted(number), run="r")
+            waiting = log.commit("r")
+            bus.publish(Counted(number), run="r")
+            await waiting
+        log.close()
+
+        assert numbers(engine, "r") == [0, *[number // 2 for number in range(2, 20)]]

@@ -439,7 +439,7 @@ class InnerLoop:
         if delivery.is_stale:
             return
         safe = self.supervisor.admit(delivery)
-        if safe is None:
+        if safe is None or _is_over(safe):
             self._hand_in(delivery)
             return
         self._waiting = delivery
@@ -520,6 +520,11 @@ class InnerLoop:
         took = self.hooks.time() - began
         if took >= getattr(self.loop, "slow_callback_duration", 0.1):
             _logger.warning("Executing %r took %.3f seconds", handle, took)
+
+
+def _is_over(safe: Awaitable[object]) -> bool:
+    """Return whether a journal has made safe at once what it was asked to."""
+    return isinstance(safe, asyncio.Future) and safe.done() and safe.exception() is None
 
 
 def _asked_by(frame: types.FrameType | None) -> types.FrameType | None:

@@ -127,6 +127,16 @@ class Engine(Protocol):
                 from, stored in the same transaction; one that is stored already is refused.
         """
 
+    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
+        """Append records in this thread, if it has to wait for nobody and the last commit was quick.
+
+        For an event loop, which must not stand still: a commit that costs less than to have another
+        thread do it.
+
+        Returns:
+            The append, which is done; None: nothing of it is stored, and `append` has to do it.
+        """
+
     def flush(self, timeout: float | None = None) -> None:
         """Block until everything appended so far is stored; raise what failed unnoticed."""
 

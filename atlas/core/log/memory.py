@@ -66,6 +66,10 @@ class MemoryEngine:
         request = Request.checked(records, expect, tracking, self._clock.time_ns())
         return self._commits.submit(request)
 
+    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
+        """Append records, as always in this thread."""
+        return self.append(records)
+
     def flush(self, timeout: float | None = None) -> None:
         """Raise what failed unnoticed; everything is stored already."""
         self._commits.flush(timeout)

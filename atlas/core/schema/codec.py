@@ -97,7 +97,7 @@ def _loaded(compiled: Compiled, fields: object) -> Any:
 
 def encode_fields(instance: object) -> bytes:
     """Return the canonical JSON bytes of the fields alone, without envelope."""
-    return to_bytes(_text(instance), getattr(instance, "message_name", ""))
+    return to_bytes(fields_text(instance), getattr(instance, "message_name", ""))
 
 
 def decode_fields(name: str, version: int, data: bytes | bytearray | memoryview) -> Message:
@@ -115,7 +115,10 @@ def decode_fields(name: str, version: int, data: bytes | bytearray | memoryview)
 
 def fields_text(instance: object) -> str:
     """Return the canonical JSON text of the fields alone, to be put into a larger text."""
-    return _text(instance)
+    try:
+        return compiled_for(type(instance)).text(instance)
+    except (marshmallow.ValidationError, RecursionError) as error:
+        raise _refusal_to_write(instance, error) from error
 
 
 def from_fields(
@@ -146,13 +149,6 @@ def reader_of(name: str, version: int) -> Callable[[object], Message]:
 
 def _compiled(cls: type) -> Compiled:
     return compiled_for(cls)
-
-
-def _text(instance: object) -> str:
-    try:
-        return _compiled(type(instance)).text(instance)
-    except (marshmallow.ValidationError, RecursionError) as error:
-        raise _refusal_to_write(instance, error) from error
 
 
 def _refusal_to_write(instance: object, error: Exception) -> SchemaError | ValidationError:
@@ -218,7 +214,7 @@ def encode(instance: Message, *, binary: bool = False) -> bytes:
         name, version = instance.name, instance.version
         fields = canonical_text(instance.fields)
     else:
-        fields = _text(instance)
+        fields = fields_text(instance)
         name, version = _named(instance)
     meta = "" if instance._stamp is None else f',"meta":{_meta_text(spelled_out(instance._stamp))}'
     text = f'{{"fields":{fields}{meta},"name":{quote(name)},"version":{version}}}'

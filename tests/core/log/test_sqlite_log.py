@@ -644,3 +644,58 @@ def test_an_empty_file_is_no_log_yet_for_readers_and_becomes_one_for_writers(tmp
     log = SqliteEngine(path)
     assert log.last_position() is None
     log.close()
+
+
+# -- at once --
+
+
+def test_appends_at_once_are_stored_and_the_journal_is_emptied_now_and_then(path):
+    with closing(SqliteEngine(path, durability="process")) as log:
+        log.append([new("a")]).wait()
+        left = 0
+        for _ in range(1_500):
+            append = log.append_at_once([new("a", b"x" * 400)])
+            if append is None:
+                left += 1
+                append = log.append([new("a", b"x" * 400)])
+            append.wait()
+        journal = path.with_name("runs.db-wal").stat().st_size
+
+        assert 0 < left < 1_500
+        assert journal < 3_000 * 4_096
+        assert (log.head("a"), log.verify().ok) == (1_501, True)
+
+
+def test_an_append_at_once_does_not_wait_for_another_process_and_the_next_one_does(path):
+    with closing(SqliteEngine(path)) as log, closing(sqlite3.connect(path)) as other:
+        log.append([new("a")]).wait()
+        log._commits._took = 0.0  # however slow the disk is
+        assert log.append_at_once([new("a")]).done
+        other.execute("BEGIN IMMEDIATE")
+        log._commits._took = 0.0
+        assert log.append_at_once([new("a")]) is None
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(lambda: log.append([new("a")]).wait(60))
+            while not log._commits._leading:
+                pass
+            other.rollback()
+            (record,) = waiting.result(60)
+
+    assert record.version == 3
+
+
+def test_an_append_at_once_that_is_refused_says_so_and_stores_nothing(path):
+    with closing(SqliteEngine(path)) as log:
+        log.append([new("a")]).wait()
+        log._commits._took = 0.0
+        refused = log.append_at_once([new("a", version=1)])
+        with pytest.raises(VersionConflictError):
+            refused.wait()
+
+        assert log.append([new("a")]).wait()[0].version == 2
+
+
+def test_the_first_transaction_is_never_one_at_once(path):
+    with closing(SqliteEngine(path)) as log:
+        assert log.append_at_once([new("a")]) is None
+        assert log.head("a") is None

@@ -207,6 +207,11 @@ class PostgresEngine:
             _check_length(record.stream)
         return self._commits.submit(request)
 
+    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
+        """Return None: a server has to be waited for."""
+        self._check_writable()
+        return None
+
     def flush(self, timeout: float | None = None) -> None:
         """Block until everything appended so far is stored; raise what failed unnoticed."""
         self._commits.flush(timeout)

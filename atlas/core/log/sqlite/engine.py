@@ -85,7 +85,8 @@ class SqliteEngine(Reading):
         super().__init__(file)
         self._clock = clock or SystemClock()
         self._poll = poll
-        self._grown = threading.Condition()
+        self._growing = threading.RLock()
+        self._grown = threading.Condition(self._growing)
         self._last_seen = 0
         self._disowned = False
         self._writer = Writer(file, self._streams, self._has_grown)
@@ -105,6 +106,12 @@ class SqliteEngine(Reading):
         request = Request.checked(records, expect, tracking, self._clock.time_ns())
         return self._commits.submit(request)
 
+    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
+        """Append records in this thread; see `atlas.core.log.engine.Engine.append_at_once`."""
+        self._check_writable()
+        request = Request.checked(records, None, None, self._clock.time_ns())
+        return self._commits.at_once(request, self._commit_at_once)
+
     def flush(self, timeout: float | None = None) -> None:
         """Block until everything appended so far is stored; raise what failed unnoticed."""
         self._check_open()
@@ -121,6 +128,25 @@ class SqliteEngine(Reading):
                     return
                 for append in group:
                     append.fail(self._writer.translated(error))
+
+    def _commit_at_once(self, append: PendingAppend) -> bool:
+        records: tuple[Record, ...] = ()
+
+        def write(connection: sqlite3.Connection, planner: Planner) -> None:
+            nonlocal records
+            records = planner.plan(append.request, self._clock.time_ns())
+            self._writer.insert(connection, records)
+
+        def acknowledge() -> None:
+            append.succeed(records)
+
+        try:
+            return self._writer.transact_at_once(write, acknowledge)
+        except VersionConflictError as error:
+            append.fail(error)
+        except (sqlite3.Error, LogError) as error:
+            append.fail(self._writer.translated(error))
+        return True
 
     def _store(self, group: Sequence[PendingAppend]) -> None:
         planned: list[tuple[PendingAppend, tuple[Record, ...]]] = []
@@ -150,7 +176,7 @@ class SqliteEngine(Reading):
         self._writer.transact(write, acknowledge)
 
     def _has_grown(self, position: int) -> None:
-        with self._grown:
+        with self._growing:  # not the condition, whose own code an interrupt can break off
             self._last_seen = position
             self._grown.notify_all()
 

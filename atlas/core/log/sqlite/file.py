@@ -31,7 +31,10 @@ from atlas.core.log.sqlite.header import (
 from atlas.core.log.types import column
 from atlas.errors import LogCorruptedError, LogError, LogFormatError, LogUnavailableError
 
-__all__ = ["LogFile", "is_of_one", "one", "translated"]
+__all__ = ["JOURNAL_PAGES", "LogFile", "is_busy", "is_of_one", "one", "translated"]
+
+JOURNAL_PAGES: Final = 1_000
+"""How many pages the journal may hold before a commit brings them into the file."""
 
 
 def _columns(*names: str) -> str:
@@ -75,6 +78,12 @@ def is_of_one(error: Exception) -> bool:
     """Whether a part of a failed transaction may succeed by itself: one too large for the disk's room."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF not in {sqlite3.SQLITE_BUSY, *_CORRUPT}
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether somebody else had a lock, so that nothing was done."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def translated(error: sqlite3.Error, address: str, *, in_doubt: bool = False) -> LogError:
@@ -272,6 +281,12 @@ class LogFile:
         """Let the next transactions of a writer be lost in a power cut, or not any more."""
         if self._synchronous == "FULL":
             connection.execute(f"PRAGMA synchronous = {'NORMAL' if relaxed else 'FULL'}")
+
+    def hurried(self, connection: sqlite3.Connection, *, hurried: bool) -> None:
+        """Let the next transactions of a writer wait for no lock and leave the journal as it is, or not."""
+        timeout = 0 if hurried else round(self._busy_timeout * 1000)
+        connection.execute(f"PRAGMA busy_timeout = {timeout}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {0 if hurried else JOURNAL_PAGES}")
 
     def reopened(self) -> None:
         """Take note that another file was put in its place."""

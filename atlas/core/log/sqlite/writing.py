@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.records import NewRecord, Record
-from atlas.core.log.sqlite.file import LogFile, one, translated
+from atlas.core.log.sqlite.file import JOURNAL_PAGES, LogFile, is_busy, one, translated
+from atlas.core.log.sqlite.header import PAGE_SIZE
 from atlas.core.log.sqlite.reading import tracked
 from atlas.core.log.sqlite.rows import Streams, blob, whole
 from atlas.core.log.sqlite.statements import INSERT, INSERT_ROWS, MOVE_TIP, ROWS_AT_ONCE
@@ -45,15 +46,22 @@ class Writer:
         self._fresh_ids: dict[str, int] = {}
         self._data_version: object = None
         self._in_doubt = False
+        self._holders = 0
+        # None: an interrupt came while this was changed.
+        self._is_hurried: bool | None = False
+        self._pages_left = 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other threads from writing; tell errors of SQLite as those of a log."""
         with self._lock:
+            self._holders += 1
             try:
                 yield
             except sqlite3.Error as error:
                 raise self.translated(error) from error
+            finally:
+                self._holders -= 1
 
     @contextmanager
     def held_relaxed(self) -> Iterator[None]:
@@ -100,11 +108,22 @@ class Writer:
         self,
         write: Callable[[sqlite3.Connection, Planner], T],
         acknowledge: Callable[[], None] = lambda: None,
+        *,
+        hurried: bool = False,
     ) -> T:
-        """Do something in one transaction; acknowledge it exactly when it is stored."""
+        """Do something in one transaction; acknowledge it exactly when it is stored.
+
+        A hurried one waits for no lock: it fails if another process has it; see `transact_at_once`.
+        """
         connection = self._opened()
+        if hurried is not self._is_hurried:
+            self._is_hurried = None
+            self._file.hurried(connection, hurried=hurried)
+            self._is_hurried = hurried
         if self._in_doubt:
             self._settle(connection)
+        if not hurried:
+            self._pages_left = JOURNAL_PAGES
         committing = False
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -132,6 +151,30 @@ class Writer:
             raise
         return result
 
+    def transact_at_once(
+        self,
+        write: Callable[[sqlite3.Connection, Planner], object],
+        acknowledge: Callable[[], None],
+    ) -> bool:
+        """Do the same if nobody has to be waited for; return whether it was done. Needs no holding.
+
+        It leaves what it writes in the journal. Now and then, when there is much, it does nothing: one
+        that takes its time has to bring it all into the file.
+        """
+        if self._holders or self._in_doubt or self._connection is None or self._pages_left <= 0:
+            return False
+        with self._lock:  # not `held`, whose generator an interrupt can leave with the lock in it
+            self._holders += 1
+            try:
+                self.transact(write, acknowledge, hurried=True)
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise
+                return False
+            finally:
+                self._holders -= 1
+        return True
+
     def _settle(self, connection: sqlite3.Connection) -> None:
         """Write over what a failed commit may have left in the journal.
 
@@ -155,6 +198,7 @@ class Writer:
         if self._connection is None:
             self._connection = self._file.writer()
             self._planner = None
+            self._is_hurried = False
         return self._connection
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
@@ -204,6 +248,7 @@ class Writer:
             return
         stream_ids, fresh, name_ids = self._streams.known, self._fresh_ids, self._name_ids
         rows: list[tuple[object, ...]] = []
+        size = 0
         for position, stream, version, name, time_ns, wall_ns, payload, digest, link in records:
             stream_id = (
                 stream_ids.get(stream)
@@ -211,6 +256,7 @@ class Writer:
                 or self._intern_stream(connection, stream)
             )
             name_id = name_ids.get(name) or self._intern_name(connection, name)
+            size += len(payload or b"")
             rows.append(
                 (
                     position,
@@ -233,6 +279,8 @@ class Writer:
             )
         if single:
             connection.executemany(INSERT, rows[len(rows) - single :])
+        # The end of the table, that of its index, and the tip.
+        self._pages_left -= 3 + size // PAGE_SIZE
         last = records[-1]
         connection.execute(MOVE_TIP, (last.position, last.time_ns, bytearray(last.chain)))
 
