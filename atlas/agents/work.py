@@ -48,7 +48,7 @@ from atlas.errors import (
     ValidationError,
     nearest_name,
 )
-from atlas.providers.base import ChatRequest, Provider
+from atlas.providers.base import ChatRequest, Provider, with_messages
 from atlas.providers.messages import (
     ChatMessage,
     Completion,
@@ -99,9 +99,11 @@ class Work:
         "_leg",
         "_loops",
         "_options",
+        "_options_before",
         "_provider",
         "_refusals",
         "_repairs",
+        "_request_before",
         "_said",
         "_shown",
         "_source",
@@ -125,6 +127,8 @@ class Work:
         # Any: fields of a ChatRequest
         self._options: dict[str, Any] = {}
         self._told_options: dict[str, Any] = {}
+        self._request_before: ChatRequest | None = None
+        self._options_before: dict[str, Any] = {}
         self._choice_before = ""
         self._asked: tuple[Provider, str] | None = None
         self._leg = 0
@@ -228,6 +232,7 @@ class Work:
         assert self._dialect is not None
         shown = map(self._dialect.message, self._history.messages)
         self._shown = [*([self._system] if self._system else []), *shown]
+        self._request_before = None  # which has other messages
         self._said = 0
         self._last_prompt = 0
 
@@ -235,12 +240,7 @@ class Work:
         agent, desk = self._agent, self._desk
         options = self._asks_for()
         new = self._shown[self._said :]
-        request = ChatRequest(
-            messages=tuple(self._shown),
-            model=model,
-            connect_timeout=desk.host.stream_options.deadlines.connect,
-            **options,
-        )
+        request = self._request(model, options)
         prompt = self._last_prompt + estimated_tokens(sum(map(_length, new)))
         reserved = desk.account.reserve(prompt, agent.max_tokens, agent.price)
         reply = f"{desk.task}/{desk.attempt}:{self._turn}"
@@ -259,6 +259,22 @@ class Work:
             desk.account.settle(reserved, given)
         self._last_prompt = given.usage.input_tokens or prompt
         return given
+
+    # Any: fields of a ChatRequest
+    def _request(self, model: str, options: dict[str, Any]) -> ChatRequest:
+        messages = tuple(self._shown)
+        timeout = self._desk.host.stream_options.deadlines.connect
+        before = self._request_before
+        if before is not None and (
+            options is self._options_before
+            and before.model == model
+            and before.connect_timeout == timeout
+        ):
+            made = with_messages(before, messages)
+        else:
+            made = ChatRequest(messages=messages, model=model, connect_timeout=timeout, **options)
+        self._request_before, self._options_before = made, options
+        return made
 
     # -- the answer -------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ import functools
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from atlas.core.messages import value
+from atlas.core.messages import fillable, value
 from atlas.errors import ValidationError
 from atlas.providers.messages import ChatMessage, FinishReason, ToolSpec, Usage
 from atlas.typing import JSON
@@ -80,6 +80,37 @@ class ChatRequest:
 
     def _misfit(self, name: str, rule: str) -> ValidationError:
         return ValidationError("chat_request", name, getattr(self, name), rule)
+
+
+def with_messages(request: ChatRequest, messages: tuple[ChatMessage, ...]) -> ChatRequest:
+    """Return a request that asks the same with other messages, which are not looked at.
+
+    For who goes on with one conversation of its own: the constructor would check the whole history
+    again at every turn, which in the end is most of what a turn costs.
+    """
+    made: Any = object.__new__(_filling())  # Any: the fields of the class itself are read-only
+    made.messages = messages
+    made.model = request.model
+    made.tools = request.tools
+    made.tool_choice = request.tool_choice
+    made.max_tokens = request.max_tokens
+    made.temperature = request.temperature
+    made.top_p = request.top_p
+    made.seed = request.seed
+    made.stop = request.stop
+    made.thinking_tokens = request.thinking_tokens
+    made.json_schema = request.json_schema
+    made.connect_timeout = request.connect_timeout
+    made.extra = request.extra
+    made.__class__ = ChatRequest
+    return made  # type: ignore[no-any-return]  # it is one now
+
+
+@functools.cache
+def _filling() -> type:
+    found = fillable(ChatRequest)
+    assert found is not None
+    return found
 
 
 @functools.lru_cache(maxsize=256)  # the same few tools come with each request
