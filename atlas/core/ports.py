@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import sys
 import threading
 import types
 from asyncio import AbstractEventLoop, CancelledError
@@ -52,23 +51,17 @@ _reset = CURRENT.reset
 _place_in_run = HERE.get
 
 
-def _is_running(loop: AbstractEventLoop) -> bool:
-    return _running_loop() is loop
+class _Whereabouts:
+    """Tells the thread in which a loop runs of which it is not known otherwise."""
 
+    __slots__ = ("_loop",)
 
-def _is_of_this_thread(loop: Any) -> bool:  # Any: the attribute is asyncio's own
-    is_here: bool = loop._thread_id == get_ident()
-    return is_here
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
 
-
-def _way_to_tell(loop: AbstractEventLoop) -> Callable[[AbstractEventLoop], bool]:
-    """Return what tells whether a loop runs in this thread.
-
-    Before 3.12 asyncio asks the system for the process whenever it is asked for the running loop,
-    which costs more than the rest of an await. Its loops, unlike others, know their thread.
-    """
-    is_asked = sys.version_info >= (3, 12) or not hasattr(loop, "_thread_id")
-    return _is_running if is_asked else _is_of_this_thread
+    @property
+    def _thread_id(self) -> int | None:
+        return get_ident() if _running_loop() is self._loop else None
 
 
 class Waits:
@@ -249,12 +242,11 @@ class Pending(Receipt[M_co]):
     # `__await__()` would hand it over inside a StopIteration, made for each message.
     def __await__(self) -> Generator[Any, Any, Self]:
         port = self.group.port
-        runs_here = port.runs_here
         if (
             self.stage == _WAITS
             and len(port.inbox) == 1
             and _place_in_run() is None
-            and runs_here(port.loop)
+            and port.whereabouts._thread_id == get_ident()
             and ((port.express is None and not port.busy) or self.group.is_free())
         ):
             port.inbox.popleft()
@@ -303,9 +295,9 @@ class Port:
         "limit",
         "loop",
         "runs",
-        "runs_here",
         "strict",
         "tasks",
+        "whereabouts",
         "woken",
     )
 
@@ -319,7 +311,9 @@ class Port:
         strict: bool,
     ) -> None:
         self.loop: AbstractEventLoop = loop
-        self.runs_here: Callable[[AbstractEventLoop], bool] = _way_to_tell(loop)
+        # What has the thread in which the loop runs: asyncio's own have it themselves. To ask which loop
+        # runs here takes a call more, and before 3.12 one of the system, for each await.
+        self.whereabouts: Any = loop if hasattr(loop, "_thread_id") else _Whereabouts(loop)
         self.strict: bool = strict
         self.failed: Callable[[Any, Message, BaseException], None] = failed
         self.limit: int = limit
@@ -344,6 +338,12 @@ class Port:
             self.call_wake()
 
     @property
+    def runs_here(self) -> bool:
+        """Whether the loop runs in this thread. Any thread."""
+        is_here: bool = self.whereabouts._thread_id == get_ident()
+        return is_here
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs here. Any thread, for a moment's truth."""
         return not (
@@ -352,14 +352,14 @@ class Port:
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have something called in the loop's thread, as soon as what runs there suspends."""
-        if self.runs_here(self.loop):
+        if self.runs_here:
             self.loop.call_soon(call, context=Context())
         else:
             self.loop.call_soon_threadsafe(call, context=Context())
 
     def in_loop(self, call: Callable[[], object]) -> None:
         """Call something in the loop's thread; here, if the loop is not running. Any thread."""
-        if self.runs_here(self.loop) or not self.loop.is_running():
+        if self.runs_here or not self.loop.is_running():
             call()
         else:
             self.loop.call_soon_threadsafe(call)
@@ -747,7 +747,7 @@ class Port:
         awaiter = _current_cause()
         self._is_awaited(receipt, awaiter)
         try:
-            if self.express is not None and self.runs_here(self.loop):
+            if self.express is not None and self.runs_here:
                 self._break_express()
             if receipt.stage != _OVER:
                 self._let_overtake(awaiter)
@@ -775,7 +775,7 @@ class Port:
     def awaiting_in_one_go(self) -> dict[Origin, Origin | None]:
         """Return the messages whose handlers wait right here, not suspended; with their causes."""
         found: dict[Origin, Origin | None] = {}
-        receipt = self.express if self.runs_here(self.loop) else None
+        receipt = self.express if self.runs_here else None
         while receipt is not None:
             me = cause_of(receipt.awaiter)
             if me is not None:
@@ -784,7 +784,7 @@ class Port:
         return found
 
     async def _join(self, receipt: Pending[Any], awaiter: Stamp | Place | Scope | None) -> None:
-        if receipt.stage == _WAITS and self.runs_here(self.loop):
+        if receipt.stage == _WAITS and self.runs_here:
             await self._join_in_lanes(receipt)
         if receipt.stage != _OVER:
             self._let_overtake(awaiter)
