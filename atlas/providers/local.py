@@ -491,11 +491,16 @@ def _load(weights: Path, options: _Options, model: str) -> xllamacpp.Server:
     params.n_threads_http = 1
     params.ui = False
     params.endpoint_slots = False
+    params.endpoint_metrics = True  # which is how to find out that it works
     params.api_keys = [secrets.token_urlsafe(32)]
     params.cors_origins = ""
     try:
         with _keeping_signal_handlers():
-            return xllamacpp.Server(params)
+            server = xllamacpp.Server(params)
+        # This is answered by the thread that works on requests, so that it has begun. Let go of before
+        # that, as after a deadline that is shorter than loading, the server waits for ever for the
+        # thread to end.
+        server.handle_metrics()
     except _NATIVE_ERRORS as error:
         raise ModelNotFoundError(
             f"llama.cpp cannot load {str(weights)!r}: the file is damaged or incomplete, its kind "
@@ -504,6 +509,7 @@ def _load(weights: Path, options: _Options, model: str) -> xllamacpp.Server:
             provider=_NAME,
             model=model,
         ) from error
+    return server
 
 
 @contextlib.contextmanager

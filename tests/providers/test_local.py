@@ -553,3 +553,36 @@ def test_without_its_package_it_names_the_extra_to_install(monkeypatch):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
     assert caught.value.extra == "local"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that has it")
+def test_a_model_let_go_of_as_soon_as_it_is_loaded_is_closed_also_where_the_cores_are_busy():
+    program = textwrap.dedent("""
+        import asyncio, os
+        from atlas import Atlas
+        from atlas.errors import DeadlineExceededError
+        from atlas.providers import Deadlines, RetryPolicy
+
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+        async def main():
+            late = Deadlines(total=0.001)
+            once = RetryPolicy(attempts=1)
+            async with Atlas(provider="local", deadlines=late, retries=once) as app:
+                try:
+                    await app.chat("Tell me everything.")
+                except DeadlineExceededError:
+                    print("late")
+
+        asyncio.run(main())
+    """)
+    command = [sys.executable, "-c", program]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    try:
+        told = [process.communicate(timeout=100)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+    assert told == ["late\n"] * 4
