@@ -80,12 +80,18 @@ class LogRecovered(Event):
 class _Mark:
     """A place in the queue: told when all that was put in before it is stored, or cannot be."""
 
-    __slots__ = ("error", "run", "tell")
+    __slots__ = ("_tell", "error", "run")
 
     def __init__(self, tell: Callable[[], object], run: str | None) -> None:
-        self.tell = tell
+        self._tell: Callable[[], object] | None = tell
         self.run = run
         self.error: BaseException | None = None
+
+    def tell(self) -> None:
+        """Tell who waits for it, once."""
+        tell, self._tell = self._tell, None  # which may hold this: a cycle for the garbage collector
+        if tell is not None:
+            tell()
 
 
 Fate: TypeAlias = Literal["keep", "outside", "drop"]
