@@ -89,7 +89,8 @@ class _Mark:
 
     def tell(self) -> None:
         """Tell who waits for it, once."""
-        tell, self._tell = self._tell, None  # which may hold this: a cycle for the garbage collector
+        # What it calls may hold this: a cycle for the garbage collector.
+        tell, self._tell = self._tell, None
         if tell is not None:
             tell()
 
