@@ -1,8 +1,8 @@
-"""The least that a bus takes which does what this one promises: the floor that ``bus.py`` shows.
+"""A bus of a few lines that does what this one promises and no more: the floor that ``bus.py`` shows.
 
 For one class of messages, with nothing to choose, nothing to subscribe and no failure to tell: a message
 gets its place, sequence and time, is kept in a ring, and is what its handlers do is caused by; whoever
-published it gets a receipt, which can be awaited. That takes so long in Python however it is arranged.
+published it gets a receipt, which can be awaited. Whoever finds a quicker way has lowered the floor.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ all). All contestants take turns within one process, and each figure is the medi
 rounds of processor time, so that a busy machine slows all of them; where several threads work
 (handover, threads) it is time on the clock. ``x`` is the ratio to the first line of a table. What the
 bus has to reach is listed at the end, as met or missed; beside it stands, where there is one, the same
-figure of the ``floor``: a few lines that do no more than what is promised needs (see ``_floor.py``), so
-that a bound beyond it is out of reach of Python, not of the bus. ``--quick`` takes a minute or two, on fewer
+figure of the ``floor``: a few plain lines that do no more than what is promised needs (see
+``_floor.py``). It shows what the promises cost so written, and proves no limit: with many handlers, whose
+calls the bus writes out, the bus is below it. ``--quick`` takes a minute or two, on fewer
 rounds. Peers that are not installed are named and left out: ``pip install --group peers`` brings them.
 
 A message is made fresh for each publish, outside of the time measured. To let go of one is within, for
