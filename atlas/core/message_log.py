@@ -196,6 +196,7 @@ class MessageLog:
         self._overtaken: Mapping[str, VersionConflictError] = {}
         self._buses: list[EventBus] = []
         self._unheard: list[EventBus] = []
+        self._listening = threading.Lock()
         self._subscriptions: list[Subscription[Message]] = []
         self._problems: list[str] = []
         # What wakes the thread: whether somebody waits. Half the price of an event, at each commit.
@@ -233,11 +234,12 @@ class MessageLog:
 
     def _listen(self) -> None:
         """Subscribe to what is attached: not before there is anything to keep, as it costs each message."""
-        while self._unheard:
-            bus = self._unheard.pop()
-            self._subscriptions.append(
-                bus.subscribe("**", self._keep, priority=_FIRST, name="atlas log")
-            )
+        with self._listening:  # who comes second must not go on before there is one who hears
+            while self._unheard:
+                bus = self._unheard.pop()
+                self._subscriptions.append(
+                    bus.subscribe("**", self._keep, priority=_FIRST, name="atlas log")
+                )
 
     def watch(
         self,

@@ -499,3 +499,32 @@ async def test_what_cannot_be_stored_at_once_is_stored_once_by_the_thread(
         log.close()
 
         assert numbers(engine, "r") == [0, *[number // 2 for number in range(2, 20)]]
+
+
+def test_a_run_does_not_go_on_before_the_log_hears_it():
+    """The log subscribes when the first run is watched; a second one, in another thread, may come first."""
+    subscribing, go_on = threading.Event(), threading.Event()
+
+    class SlowBus(EventBus):
+        __slots__ = ()
+
+        def subscribe(self, *args, **options):
+            subscribing.set()
+            assert go_on.wait(10)
+            return super().subscribe(*args, **options)
+
+    with closing(MemoryEngine()) as engine, closing(MessageLog(engine)) as log:
+        log.attach(SlowBus())
+        first, second = (
+            threading.Thread(target=log.watch, args=(run, lambda _: "keep")) for run in "ab"
+        )
+        first.start()
+        assert subscribing.wait(10)
+        second.start()
+        second.join(0.1)
+        is_waiting = second.is_alive()
+        go_on.set()
+        first.join(10)
+        second.join(10)
+
+    assert is_waiting
