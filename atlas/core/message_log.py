@@ -3,7 +3,7 @@
 The bus hands each message to `MessageLog` first of all its subscribers, which puts it into a queue
 and returns. A thread of the log's own takes what has gathered, packs it into one page per run (see
 `atlas.core.message_pages`) and appends the pages in one transaction. Whoever must know that
-something is stored waits for `commit` or `flush`; a run that is alone in asking for that has it done in
+something is stored waits for `commit` or `flush`; a run that is alone in asking for that has it noted in
 its own thread, if the log is quick.
 """
 
@@ -24,7 +24,15 @@ from atlas.core.event_bus import EventBus, HandlerFailed, Subscription
 from atlas.core.log.addresses import MEMORY
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord
-from atlas.core.message_pages import PAGE, PageRedactor, page_text, pressed
+from atlas.core.message_pages import (
+    PAGE,
+    PageRedactor,
+    ends_with,
+    joined,
+    page_text,
+    plain,
+    pressed,
+)
 from atlas.core.messages import Event, FrozenDict, Message, message
 from atlas.core.redaction import Secrets
 from atlas.errors import (
@@ -49,6 +57,9 @@ _RETRY_AFTER: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _MOST_AT_ONCE: Final = 64
 _LARGEST_AT_ONCE: Final = 65_536
 """Messages, and bytes of a page, that are written in the thread of a loop."""
+
+_MOST_NOTES: Final = 128
+"""Notes that the engine may hold before it is asked to enter them."""
 
 _MOST_CONFLICTS: Final = 16
 _RUNS_REMEMBERED: Final = 10_000
@@ -120,14 +131,24 @@ _Entry: TypeAlias = "_Kept | _Mark"
 
 
 class _Try(NamedTuple):
-    """Records that the engine was given, or will be, and where their streams are after them.
+    """Records that the engine was given, or will be, and where their streams are before and after them.
 
     Tried again, they are refused if they are stored already, as they say their versions.
     """
 
     pages: list[_Page]
     records: list[NewRecord]
+    expect: dict[str, int]
     reached: dict[str, int]
+
+    def pressed(self) -> _Try:
+        """Return the same as it is appended: of notes, many are compressed together."""
+        pages = [page._replace(payload=joined([page.payload])) for page in self.pages]
+        records = [
+            record._replace(payload=page.payload)
+            for record, page in zip(self.records, pages, strict=True)
+        ]
+        return self._replace(pages=pages, records=records)
 
 
 class _InHand:
@@ -213,6 +234,7 @@ class MessageLog:
         self._writing = threading.RLock()
         self._in_hand: _InHand | None = None
         self._asked_last: str | None = None
+        self._noted = 0
         self._thread = threading.Thread(target=self._write_all, name="atlas-log", daemon=True)
         self._thread.start()
 
@@ -423,17 +445,18 @@ class MessageLog:
             texts = {run: self._text(run, kept) for run, kept in runs.items()}
             if max(map(len, texts.values())) > _LARGEST_AT_ONCE:
                 return False
-            pages = [_packed(run, runs[run], text) for run, text in texts.items()]
+            pages = [_page(run, runs[run], plain(text)) for run, text in texts.items()]
             in_hand.tried = tried = self._prepared(pages)
-            append = self._engine.append_at_once(tried.records)
-            if append is None:
+            if not self._engine.note(tried.records, joined):
                 return False
-            append.wait()
         # Whatever it is, the thread comes to the same, and tells those who must know.
         except Exception:  # noqa: BLE001
             return False
         self._versions.update(tried.reached)
         self._in_hand = None
+        self._noted += 1
+        if self._noted == _MOST_NOTES:
+            self._bell.put(True)
         return True
 
     # -- writing --
@@ -449,9 +472,18 @@ class MessageLog:
                     marks = self._write(*self._taken())
                 for mark in marks:  # who goes on because of that may have more to write
                     mark.tell()
+            self._enter_notes()
             if self._closing and not self._queue:
                 self._is_over = True
                 return
+
+    def _enter_notes(self) -> None:
+        """Have what was noted take its place in the log, where it takes less room."""
+        if self._noted:
+            self._noted = 0
+            # While the log is not available they are as safe as before, and the next time may be better.
+            with contextlib.suppress(LogUnavailableError), self._told("Notes are not entered"):
+                self._engine.flush()
 
     def _gather(self) -> None:
         """Wait a while for more messages, unless somebody waits for those that are there."""
@@ -472,7 +504,7 @@ class MessageLog:
             if in_hand.entries and queue and queue[0] is in_hand.entries[-1]:
                 queue.popleft()  # an interrupt came in between
             self._redactors.clear()  # they may be in the middle of a page
-            tried = in_hand.tried
+            tried = None if in_hand.tried is None else in_hand.tried.pressed()
             taken = in_hand.entries if tried is None else []
             self._in_hand = None
         while queue and len(taken) < 8 * self._page:
@@ -509,13 +541,13 @@ class MessageLog:
         for first in range(0, len(kept), self._page):
             part = kept[first : first + self._page]
             try:
-                yield _packed(run, part, self._text(run, part))
+                yield _page(run, part, pressed(self._text(run, part)))
             except AtlasError:
                 self._redactors.pop(run, None)  # it may be in the middle of that page
                 # One that cannot be written must not take the others with it.
                 for each in part:
-                    with self._noted("A message could not be written"):
-                        yield _packed(run, [each], self._text(run, [each]))
+                    with self._told("A message could not be written"):
+                        yield _page(run, [each], pressed(self._text(run, [each])))
 
     def _text(self, run: str, kept: list[_Kept]) -> bytes:
         outside = {place for place, each in enumerate(kept) if each.is_outside}
@@ -528,7 +560,7 @@ class MessageLog:
         return page_text(run, [each.message for each in kept], outside, aliases, redactor)
 
     @contextlib.contextmanager
-    def _noted(self, what: str, count: int = 1) -> Iterator[None]:
+    def _told(self, what: str, count: int = 1) -> Iterator[None]:
         try:
             yield
         except AtlasError as error:
@@ -550,7 +582,7 @@ class MessageLog:
                 tried = self._prepared(pages)
             records, reached = tried.records, tried.reached
             try:
-                self._engine.append(records).wait()
+                self._engine.append(records, expect=tried.expect).wait()
             except LogUnavailableError as error:
                 if self._is_given_up(attempt, error, pages, marks):
                     return error
@@ -574,9 +606,11 @@ class MessageLog:
     def _is_stored(self, page: _Page, reached: Mapping[str, int]) -> bool:
         """Return whether a page is there: a server that was lost may have stored it, and all with it."""
         last = self._engine.read(stream_of(page.run), newest_first=True, limit=1)
-        return bool(last) and (last[0].version, last[0].payload) == (
-            reached[page.run],
-            page.payload,
+        return (
+            bool(last)
+            and last[0].version == reached[page.run]
+            and last[0].payload is not None
+            and ends_with(last[0].payload, page.payload)
         )
 
     def _look_who_wrote(self, pages: list[_Page], error: VersionConflictError) -> None:
@@ -597,7 +631,7 @@ class MessageLog:
             )
             problem.__cause__ = error
             self._overtaken = {**self._overtaken, run: problem}
-            with self._noted("A run goes on elsewhere", 0):
+            with self._told("A run goes on elsewhere", 0):
                 raise problem
 
     def _without_overtaken(
@@ -616,19 +650,23 @@ class MessageLog:
         if len(self._versions) > _RUNS_REMEMBERED:
             self._versions = {run: at for run, at in self._versions.items() if run in self._gates}
         reached: dict[str, int] = {}
+        expect: dict[str, int] = {}
         records: list[NewRecord] = []
         for page in pages:
             before = reached.get(page.run)
             if before is None:
                 before = self._versions.get(page.run)
-            if before is None:
-                before = self._versions[page.run] = self._head(page.run)
+                if before is None:
+                    before = self._versions[page.run] = self._head(page.run)
+                # one that shares messages with another begins with none of its own
+                is_new = before == self._bases.get(page.run, 0)
+                expect[stream_of(page.run)] = 0 if is_new else before
             # a page's version counts messages: it is that of the last one of the page
             reached[page.run] = before + page.size
             records.append(
                 NewRecord(stream_of(page.run), PAGE, page.payload, before + page.size, page.time_ns)
             )
-        return _Try(pages, records, reached)
+        return _Try(pages, records, expect, reached)
 
     def _head(self, run: str) -> int:
         return self._engine.head(stream_of(run)) or self._bases.get(run, 0)
@@ -649,7 +687,7 @@ class MessageLog:
         return False
 
     def _give_up(self, count: int, error: AtlasError) -> AtlasError:
-        with self._noted(f"{count:,} messages could not be written", count):
+        with self._told(f"{count:,} messages could not be written", count):
             raise error
         return error
 
@@ -698,8 +736,8 @@ def _by_run(entries: list[_Entry]) -> tuple[dict[str, list[_Kept]], list[_Mark]]
     return runs, marks
 
 
-def _packed(run: str, kept: list[_Kept], text: bytes) -> _Page:
-    return _Page(run, pressed(text), len(kept), kept[-1].message.meta.time_ns)
+def _page(run: str, kept: list[_Kept], payload: bytes) -> _Page:
+    return _Page(run, payload, len(kept), kept[-1].message.meta.time_ns)
 
 
 def _messages_on(pages: list[_Page]) -> int:

@@ -6,7 +6,8 @@ as differences, keeps many messages of one name by columns, and is compressed as
 times, causes, headers. Only secrets do not go in: a field marked `SECRET` is replaced by a marker, and
 known secrets are, see `PageRedactor`.
 
-The text inside is JSON, so that a page can be read without Atlas: see `page_text` for its keys.
+The text inside is JSON, so that a page can be read without Atlas: see `page_text` for its keys. Pages
+that were written at once, one after the other, become one with a line of text for each, see `joined`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 from atlas.core.messages import (
     FrozenDict,
@@ -49,11 +50,14 @@ __all__ = [
     "OUTSIDE",
     "PAGE",
     "PageRedactor",
+    "ends_with",
+    "joined",
     "lines_as_they_come",
     "logical_lines",
     "may_tell_of",
     "pack",
     "page_text",
+    "plain",
     "pressed",
     "unpack",
 ]
@@ -176,8 +180,32 @@ def page_text(
 def pressed(text: bytes) -> bytes:
     """Return a page with this text."""
     if len(text) < _WORTH_COMPRESSING:
-        return _PLAIN + text
+        return plain(text)
     return _BARE + _compressed(text)
+
+
+def plain(text: bytes) -> bytes:
+    """Return the page with this text that is made quickest."""
+    return _PLAIN + text
+
+
+def joined(pages: Sequence[bytes]) -> bytes:
+    """Return one page with the messages of several, which follow one another.
+
+    Raises:
+        LogFormatError: One is no page.
+    """
+    return pressed(b"\n".join([_raw_text(page) for page in pages]))
+
+
+def ends_with(page: bytes, other: bytes) -> bool:
+    """Return whether a page is another one, or what that was joined to.
+
+    Raises:
+        LogFormatError: One is no page.
+    """
+    text, end = _raw_text(page), _raw_text(other)
+    return text == end or text.endswith(b"\n" + end)
 
 
 def _more(source: str | None, headers: Mapping[str, str], redactor: PageRedactor) -> str:
@@ -403,7 +431,10 @@ def unpack(data: bytes) -> list[Message]:
         ValidationError: A message is not what its class allows.
         MigrationError: No chain of upcasters leads to today's version.
     """
-    page = _opened(data)
+    return [each for page in _opened(data) for each in _messages_on(page)]
+
+
+def _messages_on(page: Mapping[str, Any]) -> list[Message]:
     run, names, buses = page["run"], page["names"], page["buses"]
     began = page.get("time", 0)  # pages without it are older, and told the time from 0 on
     ids: list[Origin] = [
@@ -474,19 +505,27 @@ def _holds_marker(fields: Any) -> bool:  # Any: JSON of any shape
     return MARKER in text or REDACTED in text
 
 
-def _opened(data: bytes) -> dict[str, Any]:
+def _opened(data: bytes) -> list[dict[str, Any]]:
+    lines = _text_of(data).split("\n")
     try:
-        page = json.loads(_text_of(data))
+        pages = [json.loads(line) for line in lines]
     except ValueError as error:
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {error}.") from error
-    if not isinstance(page, dict) or data[:1] not in _KINDS:
+    if data[:1] not in _KINDS or not all(isinstance(page, dict) for page in pages):
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {data[:40]!r}.")
-    return cast("dict[str, Any]", page)
+    return pages
 
 
 def _text_of(data: bytes) -> str:
     try:
-        return _expanded(data[:1], data[1:]).decode()
+        return _raw_text(data).decode()
+    except ValueError as error:
+        raise LogFormatError(f"A record called {PAGE} is no page of messages: {error}.") from error
+
+
+def _raw_text(data: bytes) -> bytes:
+    try:
+        return _expanded(data[:1], data[1:])
     except (zlib.error, ValueError) as error:
         raise LogFormatError(f"A record called {PAGE} is no page of messages: {error}.") from error
 

@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 
 from atlas import Event, EventBus, message
-from atlas.core.log.engine import Append, Engine
+from atlas.core.log.engine import Append, Engine, Join
 from atlas.core.log.memory import MemoryEngine
 from atlas.core.log.records import NewRecord
 from atlas.core.log.sqlite import SqliteEngine
@@ -291,8 +291,9 @@ def test_what_a_server_stored_before_it_was_lost_is_not_stored_twice(is_watched:
         assert numbers(engine, "r") == [1, 2, 3]
 
 
+@pytest.mark.parametrize("count", [1, 5])  # also where it has written more than the other
 async def test_a_run_that_another_writes_to_is_not_kept_any_more_and_others_are(
-    engine: FullEngine, bus: EventBus
+    engine: FullEngine, bus: EventBus, count: int
 ) -> None:
     log, other_bus = MessageLog(engine, session="s", interval=0.001), EventBus()
     log.attach(bus)
@@ -306,7 +307,8 @@ async def test_a_run_that_another_writes_to_is_not_kept_any_more_and_others_are(
     other_bus.publish(Counted(10), run="lost")
     other.flush()
     bus.publish(Counted(2), run="ours")
-    bus.publish(Counted(2), run="lost")
+    for _ in range(count):
+        bus.publish(Counted(2), run="lost")
     with pytest.raises(VersionConflictError, match="Another process has gone on with run lost"):
         log.flush()
     log.watch("lost", None)
@@ -316,7 +318,7 @@ async def test_a_run_that_another_writes_to_is_not_kept_any_more_and_others_are(
         *map(log.commit, ("ours", "lost", None)), return_exceptions=True
     )
     assert [type(each) for each in committed] == [type(None), *[VersionConflictError] * 2]
-    with pytest.raises(LogUnavailableError, match=r"2 lost.*gone on with run lost"):
+    with pytest.raises(LogUnavailableError, match=rf"{count + 1} lost.*gone on with run lost"):
         log.close()
     other_bus.publish(Counted(11), run="lost")
     other.close()
@@ -342,6 +344,60 @@ def test_who_goes_on_from_what_was_read_too_early_is_refused(
         late.close()
 
     assert numbers(engine, "r") == [1, 2]
+
+
+async def test_what_was_committed_bit_by_bit_is_read_at_once_and_kept_together(
+    bus: EventBus, tmp_path: Path
+) -> None:
+    with closing(SqliteEngine(tmp_path / "runs.db", durability="process")) as engine:
+        log = MessageLog(engine, interval=60)
+        await watched(log, bus, "r")
+        for number in range(1, 1_001):
+            bus.publish(Counted(number), run="r")
+            engine._commits.took = 0.0  # however slow the disk is
+            await log.commit("r")
+            if number % 333 == 0:
+                assert numbers(engine, "r") == [*range(number + 1)]
+        log.close()
+
+        assert numbers(engine, "r") == [*range(1_001)]
+        assert len(engine.read(stream_of("r"))) < 100
+
+
+async def test_two_who_go_on_with_a_run_are_never_both_told_that_it_is_kept(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "runs.db"
+    with (
+        closing(SqliteEngine(path, durability="process")) as first,
+        closing(SqliteEngine(path, durability="process")) as second,
+        EventBus() as bus,
+        EventBus() as other_bus,
+    ):
+        log, other = MessageLog(first, interval=60), MessageLog(second, interval=60)
+        await watched(log, bus, "r")
+        for number in (1, 2, 3):
+            bus.publish(Counted(number), run="r")
+            first._commits.took = 0.0
+            await log.commit("r")
+        other.attach(other_bus)
+        other.watch("r", lambda _: "keep", seen=second.head(stream_of("r")))
+        other_bus.publish(Counted(4), run="r")
+        await other.commit("r")
+        for number in (5, 6):
+            other_bus.publish(Counted(number), run="r")
+            second._commits.took = 0.0
+            await other.commit("r")
+        for _ in range(10):
+            bus.publish(Counted(99), run="r")
+        first._commits.took = 0.0
+        with pytest.raises(VersionConflictError, match="gone on with run r"):
+            await log.commit("r")
+        other.close()
+        with pytest.raises(LogUnavailableError, match="10 lost"):
+            log.close()
+
+        assert numbers(first, "r") == [*range(7)]
 
 
 # -- in the thread of the loop --
@@ -386,7 +442,7 @@ async def test_an_interrupt_at_any_moment_of_a_commit_loses_nothing_and_stores_n
             await log.commit("r")
             number += 1
             bus.publish(Counted(number), run="r")
-            engine._commits._took = 0.0  # however slow the disk is
+            engine._commits.took = 0.0  # however slow the disk is
             try:
                 with Interrupt(at):
                     stored_already = log.commit("r").done()
@@ -413,13 +469,13 @@ class Balking(MemoryEngine):
 
     how: Literal["well", "not", "fails", "breaks", "is lost"] = "well"
 
-    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
+    def note(self, records: Sequence[NewRecord], join: Join | None = None) -> bool:
         if self.how in ("well", "is lost"):
-            done = self.append(records)
+            self.append(records).wait()
             if self.how == "well":
-                return done
+                return True
         if self.how == "not":
-            return None
+            return False
         if self.how == "breaks":
             raise ZeroDivisionError
         raise LogUnavailableError("The disk is full. Make room.")

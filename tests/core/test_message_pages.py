@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas import Event, EventBus, message, value
-from atlas.core.message_pages import MARKER, OUTSIDE, logical_lines, pack, unpack
+from atlas.core.message_pages import (
+    MARKER,
+    OUTSIDE,
+    ends_with,
+    joined,
+    logical_lines,
+    may_tell_of,
+    pack,
+    page_text,
+    plain,
+    unpack,
+)
 from atlas.core.messages import Message
 from atlas.core.page_words import WORDS
 from atlas.core.schema.codec import UnknownMessage
@@ -100,6 +111,36 @@ def test_many_of_one_name_come_out_as_they_were(
 
     assert read == messages
     check_meta(read, messages)
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.text(), st.integers(-5, 5)), min_size=1, max_size=6),
+        min_size=1,
+        max_size=6,
+    ),
+    st.booleans(),
+)
+def test_pages_that_are_joined_hold_the_messages_of_all_of_them_in_their_order(
+    told: list[list[tuple[str, int]]], is_plain: bool
+) -> None:
+    parts = [published(*(Noted(text, number) for text, number in part)) for part in told]
+    pages = [plain(page_text("r1", part)) if is_plain else pack("r1", part) for part in parts]
+    page = joined(pages)
+
+    check_meta(unpack(page), [each for part in parts for each in part])
+    assert unpack(page) == [each for part in parts for each in part]
+    assert may_tell_of(page, "pages.noted")
+    assert not may_tell_of(page, "pages.asked")
+    assert ends_with(page, pages[-1])
+    assert ends_with(joined([page, pages[0]]), pages[0])
+    assert not ends_with(page, pack("r1", published(Noted("other", 7))))
+
+
+@pytest.mark.parametrize("damaged", [b'j{"run":"r"}\n', b"j[]\n{}", b"j\n", b"d\0"])
+def test_joined_bytes_that_are_no_pages_are_refused(damaged: bytes) -> None:
+    with pytest.raises(LogFormatError):
+        unpack(damaged)
 
 
 def test_a_packed_page_can_be_packed_again_as_it_is() -> None:

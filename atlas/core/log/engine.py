@@ -13,6 +13,7 @@ __all__ = [
     "Append",
     "Durability",
     "Engine",
+    "Join",
     "Progress",
     "Repair",
     "Verification",
@@ -34,6 +35,10 @@ def check_durability(durability: object) -> None:
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Told (done, all) now and then during long work."""
+
+
+Join: TypeAlias = Callable[[Sequence[bytes]], bytes]
+"""Makes one payload of several, of records that follow one another."""
 
 
 class Append(Protocol):
@@ -127,18 +132,27 @@ class Engine(Protocol):
                 from, stored in the same transaction; one that is stored already is refused.
         """
 
-    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
-        """Append records in this thread, if it has to wait for nobody and the last commit was quick.
+    def note(self, records: Sequence[NewRecord], join: Join | None = None) -> bool:
+        """Keep records in this thread, as safely as an append does, if that is quick.
 
-        For an event loop, which must not stand still: a commit that costs less than to have another
-        thread do it.
+        For an event loop, which must not stand still: a note costs a fraction of an append, and less
+        than to have another thread do anything. It has no position yet. It gets one, in its place in its
+        stream, before anything else is appended here, before anybody reads here, by `flush` and
+        `close`; after a crash when the log is opened next, whichever is first.
+
+        Args:
+            records: Each says its version, above the last one of its stream, noted or not, and when it
+                happened.
+            join: Makes one payload of those of several notes of a stream that follow one another and
+                have the same name; None: each becomes a record of its own.
 
         Returns:
-            The append, which is done; None: nothing of it is stored, and `append` has to do it.
+            Whether they are kept. False: none of them is, and `append` has to do it: somebody has to
+            be waited for, a stream or a name is new to this engine, a version is taken, the disk is slow.
         """
 
     def flush(self, timeout: float | None = None) -> None:
-        """Block until everything appended so far is stored; raise what failed unnoticed."""
+        """Block until everything appended or noted so far is stored; raise what failed unnoticed."""
 
     # -- reading --
 

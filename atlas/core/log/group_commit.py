@@ -8,8 +8,6 @@ appends queue, and one of those who wait takes the whole queue and commits it fo
   leader is done, one of those whose appends are still queued leads next.
 - A **writer** thread, started on first use, leads for appends that are awaited on an event loop, and
   a little later (``grace``) for those nobody waits for.
-- Whoever may not wait, as an event loop, may lead for one append **at once**, if nobody else commits
-  or waits for that, and the last commit was quick.
 
 A leader whose group before was larger than the queue is now waits a little for the others to come
 back, never longer than the commit before took: they were just acknowledged and often go on at once.
@@ -29,7 +27,7 @@ from atlas.core.log.planning import Request
 from atlas.core.log.records import Record
 from atlas.errors import LogClosedError
 
-__all__ = ["Commit", "CommitAtOnce", "GroupCommit", "PendingAppend"]
+__all__ = ["Commit", "GroupCommit", "PendingAppend"]
 
 
 class PendingAppend:
@@ -109,10 +107,6 @@ Commit: TypeAlias = Callable[[Sequence[PendingAppend]], None]
 """Stores appends in one transaction and tells each what became of it by `PendingAppend.succeed` or
 `PendingAppend.fail`. Raises nothing but interrupts; those it told nothing then are tried again."""
 
-CommitAtOnce: TypeAlias = Callable[[PendingAppend], bool]
-"""Stores one append in the same way if it has to wait for nobody; returns whether it could see to it.
-If not, nothing of it is stored."""
-
 
 class GroupCommit:
     """A queue of appends and those who commit it. Any thread may call any method.
@@ -122,12 +116,15 @@ class GroupCommit:
         grace: Seconds after which appends are committed that nobody waits for; None: each append is
             committed at once, by the thread that makes it.
         address: The log, for error texts.
+
+    Attributes:
+        took: Seconds that the last commit took.
     """
 
     # A queue as long as this is not left to the grace period.
     _LONG_QUEUE: Final = 1_000
     _PATIENCE: Final = 0.002
-    # Seconds of a commit that one who may not wait can afford.
+    # Seconds that an event loop may be held up.
     _QUICK: Final = 0.001
 
     def __init__(self, commit: Commit, *, grace: float | None, address: str) -> None:
@@ -141,7 +138,7 @@ class GroupCommit:
         self._leading = False
         self._closed = False
         self._siblings = 1
-        self._took = 0.0
+        self.took: float = 0.0
         self._wanted = 0
         self._crowd = threading.Event()
         self._armed = False
@@ -179,45 +176,10 @@ class GroupCommit:
             self._hurry.set()
         return append
 
-    def at_once(self, request: Request, commit: CommitAtOnce) -> PendingAppend | None:
-        """Commit an append in this thread, alone, if that takes no waiting; never queue it.
-
-        Args:
-            request: What to append.
-            commit: Does it, unless there is somebody to wait for.
-
-        Returns:
-            The append, which is done; None: nothing of it is stored.
-        """
-        append = PendingAppend(self, request)
-        append.claimed = True
-        leads = False
-        is_taken = True
-        try:
-            with self._mutex:
-                if self._closed or self._leading or self._queue or self._took > self._QUICK:
-                    return None
-                # One step: an interrupt must not find the one without the other.
-                leads = self._leading = True
-                self._group = [append]
-            started = perf_counter()
-            is_taken = commit(append)
-            self._took = perf_counter() - started
-        finally:
-            # No call is in this, as an interrupt may be raised where one begins or has ended.
-            if leads:
-                with self._mutex:
-                    self._leading = False
-                    self._group = []
-                    if is_taken and not append.done:
-                        self._queue[:0] = (append,)
-            if leads and self._queue:
-                try:
-                    self._abdicate()
-                except BaseException:
-                    self._abdicate()
-                    raise
-        return append if is_taken else None
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for a commit or does one, and the last one was quick."""
+        return not (self._leading or self._queue or self._closed) and self.took <= self._QUICK
 
     def settle(self, append: PendingAppend, timeout: float | None) -> bool:
         """Block until an append is stored or has failed; return False when the time is up."""
@@ -336,7 +298,7 @@ class GroupCommit:
             if self._group:
                 started = perf_counter()
                 self._commit_group(self._group)
-                self._took = perf_counter() - started
+                self.took = perf_counter() - started
         finally:
             self._hand_over()
 
@@ -354,7 +316,7 @@ class GroupCommit:
             with self._mutex:
                 self._wanted = self._siblings
                 self._crowd.clear()
-            self._crowd.wait(min(self._took, self._PATIENCE))
+            self._crowd.wait(min(self.took, self._PATIENCE))
         with self._mutex:
             self._wanted = 0
             self._group, self._queue = self._queue, []

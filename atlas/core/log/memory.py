@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from atlas.core.clock import SystemClock
 from atlas.core.log.chain import GENESIS
-from atlas.core.log.engine import Append, Progress, Repair, Verification
+from atlas.core.log.engine import Append, Join, Progress, Repair, Verification
 from atlas.core.log.group_commit import GroupCommit, PendingAppend
 from atlas.core.log.planning import START, Planner, Request, Tip
 from atlas.core.log.records import NewRecord, Record, Snapshot
@@ -66,9 +66,15 @@ class MemoryEngine:
         request = Request.checked(records, expect, tracking, self._clock.time_ns())
         return self._commits.submit(request)
 
-    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
-        """Append records, as always in this thread."""
-        return self.append(records)
+    def note(self, records: Sequence[NewRecord], join: Join | None = None) -> bool:
+        """Append records, which is as quick."""
+        if any(record.version is None for record in records):
+            return False
+        try:
+            self.append(records).wait()
+        except VersionConflictError:
+            return False
+        return True
 
     def flush(self, timeout: float | None = None) -> None:
         """Raise what failed unnoticed; everything is stored already."""

@@ -238,9 +238,7 @@ class Planner:
 
     def _check_expected(self, expect: Mapping[str, int]) -> None:
         for stream, expected in expect.items():
-            actual = self._heads.get(stream)
-            if actual is None:
-                actual = self._look_up(stream)
+            actual = self.head(stream)
             if actual != expected:
                 raise VersionConflictError(
                     f"Stream {stream!r} was expected at version {expected} and is at version "
@@ -248,6 +246,15 @@ class Planner:
                     expected=expected,
                     actual=actual,
                 )
+
+    def known_head(self, stream: str) -> int | None:
+        """Return the last version of a stream, without asking for it; None: it was not asked for yet."""
+        return self._heads.get(stream)
+
+    def head(self, stream: str) -> int:
+        """Return the last version of a stream, 0 for none."""
+        head = self._heads.get(stream)
+        return self._look_up(stream) if head is None else head
 
     def _look_up(self, stream: str) -> int:
         head = self._heads[stream] = self._head(stream)

@@ -222,91 +222,26 @@ def test_a_loop_that_is_gone_does_not_matter():
     group_commit.close()
 
 
-# -- at once --
+# -- who may not wait --
 
 
-def stored_by(store):
-    """Return how to commit one append in this way."""
-
-    def commit(append):
-        store.commit([append])
-        return True
-
-    return commit
-
-
-def test_who_may_not_wait_commits_at_once_in_its_own_thread():
-    store = Store()
-    group_commit = commits(store, grace=60)
-    append = group_commit.at_once(REQUEST, stored_by(store))
-
-    assert append.wait() == ()
-    assert store.threads == [threading.current_thread()]
-    group_commit.close()
-
-
-def test_nothing_is_committed_at_once_where_somebody_commits_or_waits():
+def test_nobody_is_idle_where_somebody_commits_or_waits_or_a_commit_was_slow():
     store = Store(held=True)
     group_commit = commits(store, grace=60)
+    assert group_commit.is_idle
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(lambda: group_commit.submit(REQUEST).wait())
         assert store.busy.wait(60)
-        while_one_commits = group_commit.at_once(REQUEST, stored_by(store))
+        while_one_commits = group_commit.is_idle
         store.go.set()
         first.result(60)
+    group_commit.took = 0.0
     group_commit.submit(REQUEST)
-    while_one_waits = group_commit.at_once(REQUEST, stored_by(store))
+    while_one_waits = group_commit.is_idle
+    group_commit.drain()
+    group_commit.took = 1.0
+    after_a_slow_one = group_commit.is_idle
     group_commit.close()
 
-    assert (while_one_commits, while_one_waits) == (None, None)
+    assert (while_one_commits, while_one_waits, after_a_slow_one) == (False, False, False)
     assert store.groups == [1, 1]
-
-
-def test_after_a_slow_commit_none_is_done_at_once_until_another_was_quick():
-    store = Store()
-    group_commit = commits(store, grace=60)
-    group_commit._took = 1.0
-
-    assert group_commit.at_once(REQUEST, stored_by(store)) is None
-    group_commit.submit(REQUEST).wait()
-    assert group_commit.at_once(REQUEST, stored_by(store)).done
-    group_commit.close()
-
-
-def test_what_cannot_be_committed_at_once_is_not_queued():
-    store = Store()
-    group_commit = commits(store, grace=60)
-
-    assert group_commit.at_once(REQUEST, lambda _: False) is None
-    group_commit.close()
-    assert store.groups == []
-
-
-def test_an_interrupted_commit_at_once_is_made_good_by_the_writer():
-    store = Store()
-    group_commit = commits(store, grace=60)
-    store.interrupt = True
-    with pytest.raises(KeyboardInterrupt):
-        group_commit.at_once(REQUEST, stored_by(store))
-    group_commit.close()
-
-    assert store.groups == [1]
-
-
-def test_who_waits_since_a_commit_at_once_began_is_served_after_it():
-    store = Store()
-    group_commit = commits(store, grace=60)
-    late = []
-
-    def commit(append):
-        pool = ThreadPoolExecutor(1)
-        late.append(pool.submit(lambda: group_commit.submit(REQUEST).wait(60)))
-        pool.shutdown(wait=False)
-        queued(group_commit, 1)
-        append.succeed(())
-        return True
-
-    group_commit.at_once(REQUEST, commit)
-
-    assert late[0].result(60) == ()
-    group_commit.close()

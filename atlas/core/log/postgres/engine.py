@@ -15,6 +15,7 @@ from atlas.core.log.chain import GENESIS, digest_of, link
 from atlas.core.log.engine import (
     Append,
     Durability,
+    Join,
     Progress,
     Repair,
     Verification,
@@ -207,10 +208,10 @@ class PostgresEngine:
             _check_length(record.stream)
         return self._commits.submit(request)
 
-    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
-        """Return None: a server has to be waited for."""
+    def note(self, records: Sequence[NewRecord], join: Join | None = None) -> bool:
+        """Return False: a server has to be waited for."""
         self._check_writable()
-        return None
+        return False
 
     def flush(self, timeout: float | None = None) -> None:
         """Block until everything appended so far is stored; raise what failed unnoticed."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Final
 
 from atlas.core.clock import SystemClock
 from atlas.core.log.engine import (
     Append,
     Durability,
+    Join,
     Progress,
     Repair,
     Verification,
@@ -31,7 +32,13 @@ from atlas.core.log.sqlite.rows import whole
 from atlas.core.log.sqlite.statements import DROP_SNAPSHOTS, ERASABLE, ERASE, SAVE_SNAPSHOT, TRACK
 from atlas.core.log.sqlite.writing import Writer
 from atlas.core.log.verification import Erasure
-from atlas.errors import LogClosedError, LogError, LogUnavailableError, VersionConflictError
+from atlas.errors import (
+    LogClosedError,
+    LogCorruptedError,
+    LogError,
+    LogUnavailableError,
+    VersionConflictError,
+)
 from atlas.typing import Clock
 
 __all__ = ["SqliteEngine"]
@@ -89,7 +96,7 @@ class SqliteEngine(Reading):
         self._grown = threading.Condition(self._growing)
         self._last_seen = 0
         self._disowned = False
-        self._writer = Writer(file, self._streams, self._has_grown)
+        self._writer = Writer(file, self._streams, self._has_grown, self._clock)
         self._commits = GroupCommit(self._commit, grace=grace, address=self.address)
 
     # -- writing --
@@ -106,16 +113,23 @@ class SqliteEngine(Reading):
         request = Request.checked(records, expect, tracking, self._clock.time_ns())
         return self._commits.submit(request)
 
-    def append_at_once(self, records: Sequence[NewRecord]) -> Append | None:
-        """Append records in this thread; see `atlas.core.log.engine.Engine.append_at_once`."""
+    def note(self, records: Sequence[NewRecord], join: Join | None = None) -> bool:
+        """Keep records, to be entered into the log later; see `atlas.core.log.engine.Engine.note`."""
         self._check_writable()
-        request = Request.checked(records, None, None, self._clock.time_ns())
-        return self._commits.at_once(request, self._commit_at_once)
+        commits = self._commits
+        if not commits.is_idle:
+            return False
+        started = perf_counter()
+        is_kept = self._writer.note(records, join)
+        commits.took = perf_counter() - started  # the next one waits if this was slow
+        return is_kept
 
     def flush(self, timeout: float | None = None) -> None:
-        """Block until everything appended so far is stored; raise what failed unnoticed."""
+        """Block until everything appended or noted so far is stored; raise what failed unnoticed."""
         self._check_open()
         self._commits.flush(timeout)
+        with self._writer.held():
+            self._writer.enter_notes()
 
     def _commit(self, group: Sequence[PendingAppend]) -> None:
         with self._writer.held():
@@ -128,25 +142,6 @@ class SqliteEngine(Reading):
                     return
                 for append in group:
                     append.fail(self._writer.translated(error))
-
-    def _commit_at_once(self, append: PendingAppend) -> bool:
-        records: tuple[Record, ...] = ()
-
-        def write(connection: sqlite3.Connection, planner: Planner) -> None:
-            nonlocal records
-            records = planner.plan(append.request, self._clock.time_ns())
-            self._writer.insert(connection, records)
-
-        def acknowledge() -> None:
-            append.succeed(records)
-
-        try:
-            return self._writer.transact_at_once(write, acknowledge)
-        except VersionConflictError as error:
-            append.fail(error)
-        except (sqlite3.Error, LogError) as error:
-            append.fail(self._writer.translated(error))
-        return True
 
     def _store(self, group: Sequence[PendingAppend]) -> None:
         planned: list[tuple[PendingAppend, tuple[Record, ...]]] = []
@@ -179,6 +174,17 @@ class SqliteEngine(Reading):
         with self._growing:  # not the condition, whose own code an interrupt can break off
             self._last_seen = position
             self._grown.notify_all()
+
+    def _enter_notes(self) -> bool:
+        if self._file.read_only:
+            return False
+        try:
+            with self._writer.held():
+                self._writer.enter_all_notes(hurried=True)
+        except LogUnavailableError:
+            # Whoever writes next is told why. To read must be possible, also where there is no room.
+            return False
+        return True
 
     # -- following --
 
@@ -256,7 +262,7 @@ class SqliteEngine(Reading):
             if count:
                 connection.execute(ERASE, (stream_id, first, last))
                 erasure = Erasure(stream, whole(found[1]) - 1, whole(found[2]), count)
-                self._writer.note(connection, planner, erasure.note(), self._clock.time_ns())
+                self._writer.remark(connection, planner, erasure.note())
             return count
 
         with self._writer.held():
@@ -267,9 +273,12 @@ class SqliteEngine(Reading):
     def verify(self, progress: Progress | None = None) -> Verification:
         """Read everything and compare it with its hashes; see `atlas.core.log.engine.Engine.verify`.
 
-        Takes about 5 µs per record, and does not hinder writers.
+        Takes about 5 µs per record, and does not hinder writers. Notes are no records yet, and not
+        counted; where this log may be written, there are none left.
         """
         self._check_open()
+        with suppress(LogCorruptedError):  # which is what is looked for
+            self._enter_notes()
         with self._looking_through():
             return examine(self._file, progress)
 
@@ -324,6 +333,9 @@ class SqliteEngine(Reading):
             self._grown.notify_all()
         try:
             self._commits.close()
+            # What cannot be entered now is safe, and whoever opens the log next does it.
+            with suppress(LogUnavailableError), self._writer.held():
+                self._writer.enter_notes()
         finally:
             self._writer.close()
             self._disconnect_readers()

@@ -2,8 +2,9 @@
 
 Layout, format 1: ``events`` holds the records, numbered by position; the texts of streams and names
 stand once in ``streams`` and ``names``. ``tip`` has one row: the last position ever given out, with
-its time and link, so that rows lost from the end are missed. ``snapshots`` and ``tracking`` are not
-part of the chain.
+its time and link, so that rows lost from the end are missed. ``notes`` holds what is to be entered
+into ``events`` next, see `atlas.core.log.sqlite.notes`. ``snapshots`` and ``tracking`` are not part of
+the chain.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ CREATE TABLE snapshots (
     UNIQUE (stream, label, version)
 )"""
 _STATEMENTS: Final = [statement.strip() for statement in _SCHEMA.split(";")]
+# Younger than the rest: a file that was written before gets it when it is opened for writing.
+_NOTES: Final = (
+    "CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, "
+    f"{_columns('version', 'name_id', 'wall_ns', 'digest', 'payload')})"
+)
 
 _CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -134,6 +140,9 @@ class LogFile:
         busy_timeout: Seconds to wait for the lock of another process.
         read_only: Never write, and do not create the file.
 
+    Attributes:
+        has_notes: Whether it has a table for notes, which a log that an older Atlas wrote has not.
+
     Raises:
         LogFormatError: It is a file of something else, or of a newer Atlas.
         LogUnavailableError: It is not there, or cannot be opened.
@@ -146,6 +155,7 @@ class LogFile:
         self.path: Path = path.absolute()
         self.address: str = str(path)
         self.read_only = read_only
+        self.has_notes: bool = True
         self._mode = "ro" if read_only else "rwc"
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
@@ -373,6 +383,10 @@ class LogFile:
                 f"{self.address!r} is a log of format {version}; this Atlas knows format "
                 f"{FORMAT}. Open it with the version that wrote it, or a newer Atlas."
             )
+        self.has_notes = bool(one(connection, "SELECT 1 FROM sqlite_master WHERE name = 'notes'"))
+        if not self.has_notes and not self.read_only:
+            connection.execute(_NOTES)
+            self.has_notes = True
 
     def _create(self, connection: sqlite3.Connection) -> None:
         if one(connection, "SELECT 1 FROM sqlite_master"):
@@ -384,7 +398,7 @@ class LogFile:
         connection.execute("BEGIN IMMEDIATE")
         # Another process may have been faster.
         if not one(connection, "SELECT 1 FROM sqlite_master"):
-            for statement in _STATEMENTS:
+            for statement in (*_STATEMENTS, _NOTES):
                 connection.execute(statement)
             tip = (START.position, START.time_ns, START.chain)
             connection.execute("INSERT INTO tip VALUES (1, ?, ?, ?)", tip)

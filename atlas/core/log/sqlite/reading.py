@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -10,8 +11,10 @@ from typing import Final
 
 from atlas.core.log.records import Record, Snapshot
 from atlas.core.log.sqlite.file import LogFile, one, translated
+from atlas.core.log.sqlite.notes import overlaid
 from atlas.core.log.sqlite.rows import Names, Streams, whole
 from atlas.core.log.sqlite.statements import (
+    ANY_NOTE,
     AT_OR_BEFORE,
     FIELDS,
     LAST_WITH_PREFIX,
@@ -28,7 +31,7 @@ __all__ = ["LARGEST", "Reading", "snapshot_digest", "tracked"]
 LARGEST: Final = 2**63 - 1
 
 
-class Reading:
+class Reading(ABC):
     """The half of `SqliteEngine` that reads: any number of threads, each with a connection of its own.
 
     Connections are kept for whoever reads next.
@@ -164,6 +167,10 @@ class Reading:
             return None
         return Snapshot(stream, version, label, payload)
 
+    @abstractmethod
+    def _enter_notes(self) -> bool:
+        """Give what somebody noted its place in the log, so that it is read too; False: not now."""
+
     # -- connections --
 
     def _check_open(self) -> None:
@@ -180,7 +187,11 @@ class Reading:
                 connection = self._file.reader()
             generation = self._generation
             try:
-                yield connection
+                if not self._file.has_notes or not one(connection, ANY_NOTE) or self._enter_notes():
+                    yield connection
+                else:
+                    with overlaid(connection, self._streams):
+                        yield connection
             finally:
                 if generation == self._generation:
                     self._readers.append(connection)

@@ -16,7 +16,9 @@ from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.records import NewRecord
 from atlas.core.log.sqlite.examination import erasure_notes, judged
 from atlas.core.log.sqlite.file import LogFile, one
+from atlas.core.log.sqlite.notes import note_id, note_row, read_notes
 from atlas.core.log.verification import LOG_STREAM, StoredRow, Verifier, repaired_note
+from atlas.errors import LogCorruptedError
 
 __all__ = ["Salvage", "exchange", "salvage"]
 
@@ -33,7 +35,7 @@ class Salvage:
     Attributes:
         path: The new file.
         kept: Records.
-        left: Records that are only in the damaged file.
+        left: Records that are only in the damaged file, and notes that do not follow what is kept.
     """
 
     path: Path
@@ -42,11 +44,11 @@ class Salvage:
 
 
 def salvage(damaged: LogFile, aside: Path, now_ns: int, progress: Progress | None) -> Salvage:
-    """Write the records before the first bad one into a new file, with a note about the others.
+    """Write the records before the first bad one into a new file, with a remark about the others.
 
     Args:
         damaged: The file.
-        aside: Where it is going to be; the note says so.
+        aside: Where it is going to be; the remark says so.
         now_ns: The time now.
         progress: Told (done, all) now and then.
     """
@@ -66,12 +68,13 @@ def salvage(damaged: LogFile, aside: Path, now_ns: int, progress: Progress | Non
         _copy_tracking(source, target)
         # Its position is not below any that the damaged file gave out.
         tip = Tip(max(verifier.position, highest), verifier.time_ns, verifier.chain)
-        copy.insert_note(
+        copy.insert_remark(
             repaired_note(verifier.position + 1, tip.position, str(aside)), tip, now_ns
         )
+        lost_notes = copy.insert_notes(source) if damaged.has_notes else 0
         target.execute("COMMIT")
         target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        left = _count(source, highest) - verifier.records
+        left = _count(source, highest) - verifier.records + lost_notes
     return Salvage(path, verifier.records, max(0, left))
 
 
@@ -100,7 +103,8 @@ class _Copy:
     def __init__(self, target: sqlite3.Connection) -> None:
         self._target = target
         self._ids: dict[tuple[str, object], int] = {}
-        self._notes = 0
+        self._heads: dict[object, object] = {}
+        self._remarks = 0
 
     def insert(self, row: StoredRow) -> None:
         self._target.execute(
@@ -118,14 +122,39 @@ class _Copy:
                 row.payload,
             ),
         )
+        self._heads[row.stream] = row.version
         if row.stream == _LOG_STREAM and isinstance(row.version, int):
-            self._notes = row.version
+            self._remarks = row.version
 
-    def insert_note(self, note: NewRecord, tip: Tip, now_ns: int) -> None:
-        planner = Planner(tip, lambda _: self._notes, lambda _: 0)
-        (record,) = planner.plan(Request((note,), {}, None, now_ns), now_ns)
+    def insert_remark(self, remark: NewRecord, tip: Tip, now_ns: int) -> None:
+        planner = Planner(tip, lambda _: self._remarks, lambda _: 0)
+        (record,) = planner.plan(Request((remark,), {}, None, now_ns), now_ns)
         self.insert(StoredRow.of(record))
         self._target.execute("UPDATE tip SET position = ?, time_ns = ?, chain = ?", planner.tip)
+
+    def insert_notes(self, source: sqlite3.Connection) -> int:
+        """Copy the notes that follow what was copied; return how many do not."""
+        try:
+            notes = read_notes(source)
+        except (sqlite3.DatabaseError, LogCorruptedError):
+            return 0  # nobody can say how many
+        lost = 0
+        for note in notes:
+            stream = one(source, "SELECT stream FROM streams WHERE id = ?", note.stream_id)
+            name = one(source, "SELECT name FROM names WHERE id = ?", note.name_id)
+            if not (stream and name and note.follows(self._heads.get(stream[0]))):
+                lost += 1
+                continue
+            self._heads[stream[0]] = note.version
+            row_id = note_id(self._id("streams (stream)", stream[0]), note.after)
+            assert row_id is not None
+            name_id = self._id("names (name)", name[0])
+            self._target.execute(
+                "INSERT INTO notes (id, version, name_id, wall_ns, digest, payload) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                note_row(row_id, note.version, name_id, note.wall_ns, note.payload),
+            )
+        return lost
 
     def _id(self, table: str, text: object) -> int:
         found = self._ids.get((table, text))

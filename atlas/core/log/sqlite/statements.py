@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "ANY_NOTE",
     "AT_OR_BEFORE",
+    "DROP_NOTES",
     "DROP_SNAPSHOTS",
     "ERASABLE",
     "ERASE",
+    "EVENT_COLUMNS",
     "FIELDS",
     "INSERT",
     "INSERT_ROWS",
     "LAST_WITH_PREFIX",
     "MOVE_TIP",
+    "NOTE",
+    "NOTES",
     "READ",
     "READ_NEWEST",
     "ROWS_AT_ONCE",
@@ -25,14 +30,22 @@ __all__ = [
 ]
 
 FIELDS: Final = "position, version, name_id, time_ns, wall_ns, payload, digest, chain"
-INSERT: Final = (
-    "INSERT INTO events (position, stream_id, version, name_id, time_ns, wall_ns, digest, chain, "
-    "payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+EVENT_COLUMNS: Final = (
+    "position, stream_id, version, name_id, time_ns, wall_ns, digest, chain, payload"
 )
+INSERT: Final = f"INSERT INTO events ({EVENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 # One step of SQLite for many rows: each step lets go of Python's lock and asks for it again.
 ROWS_AT_ONCE: Final = 16
 INSERT_ROWS: Final = INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?, ?)" * (ROWS_AT_ONCE - 1)
 MOVE_TIP: Final = "UPDATE tip SET position = ?, time_ns = ?, chain = ? WHERE id = 1"
+# Nothing, unless the last record of its stream is still the one that it was made after.
+NOTE: Final = (
+    "INSERT INTO notes (id, version, name_id, wall_ns, digest, payload) SELECT ?, ?, ?, ?, ?, ? "
+    "WHERE (SELECT max(version) FROM events WHERE stream_id = ?) IS ?"
+)
+NOTES: Final = "SELECT id, version, name_id, wall_ns, digest, payload FROM notes ORDER BY id"
+ANY_NOTE: Final = "SELECT 1 FROM notes LIMIT 1"
+DROP_NOTES: Final = "DELETE FROM notes"
 TRACK: Final = (
     "INSERT INTO tracking (reader, position) VALUES (?, ?) "
     "ON CONFLICT (reader) DO UPDATE SET position = excluded.position"

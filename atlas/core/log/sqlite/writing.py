@@ -9,14 +9,24 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import TypeVar
 
+from atlas.core.log.engine import Join
 from atlas.core.log.planning import Planner, Request, Tip
 from atlas.core.log.records import NewRecord, Record
 from atlas.core.log.sqlite.file import JOURNAL_PAGES, LogFile, is_busy, one, translated
 from atlas.core.log.sqlite.header import PAGE_SIZE
+from atlas.core.log.sqlite.notes import MOST_VERSIONS, as_records, note_id, note_row
 from atlas.core.log.sqlite.reading import tracked
 from atlas.core.log.sqlite.rows import Streams, blob, whole
-from atlas.core.log.sqlite.statements import INSERT, INSERT_ROWS, MOVE_TIP, ROWS_AT_ONCE
+from atlas.core.log.sqlite.statements import (
+    DROP_NOTES,
+    INSERT,
+    INSERT_ROWS,
+    MOVE_TIP,
+    NOTE,
+    ROWS_AT_ONCE,
+)
 from atlas.errors import LogClosedError, LogCorruptedError, LogError, LogUnavailableError
+from atlas.typing import Clock
 
 __all__ = ["Writer"]
 
@@ -30,13 +40,17 @@ class Writer:
         file: The file.
         streams: The numbers of streams; told of new ones.
         grown: Told the last position that is stored.
+        clock: Tells the time at which notes are entered.
     """
 
-    def __init__(self, file: LogFile, streams: Streams, grown: Callable[[int], None]) -> None:
+    def __init__(
+        self, file: LogFile, streams: Streams, grown: Callable[[int], None], clock: Clock
+    ) -> None:
         self._address = file.address
         self._file = file
         self._streams = streams
         self._grown = grown
+        self._clock = clock
         self._lock = threading.RLock()
         self._closed = False
         self._connection: sqlite3.Connection | None = None
@@ -50,6 +64,10 @@ class Writer:
         # None: an interrupt came while this was changed.
         self._is_hurried: bool | None = False
         self._pages_left = 0
+        # The last version noted of each stream that has notes of this process, and how to join them.
+        self._noted: dict[str, int] = {}
+        self._joins: dict[str, Join] = {}
+        self._may_hold_notes = True
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -87,6 +105,7 @@ class Writer:
     def forget_file(self) -> None:
         """Let go of a file that another one takes the place of."""
         self._planner = None
+        self._noted.clear()
         self._disconnect()
 
     def close(self) -> None:
@@ -113,13 +132,11 @@ class Writer:
     ) -> T:
         """Do something in one transaction; acknowledge it exactly when it is stored.
 
-        A hurried one waits for no lock: it fails if another process has it; see `transact_at_once`.
+        Notes are entered first, so that nothing overtakes them. A hurried one fails if another process
+        is writing.
         """
         connection = self._opened()
-        if hurried is not self._is_hurried:
-            self._is_hurried = None
-            self._file.hurried(connection, hurried=hurried)
-            self._is_hurried = hurried
+        self._hurry(connection, hurried=hurried)
         if self._in_doubt:
             self._settle(connection)
         if not hurried:
@@ -127,7 +144,10 @@ class Writer:
         committing = False
         try:
             connection.execute("BEGIN IMMEDIATE")
-            result = write(connection, self._current_planner(connection))
+            planner = self._current_planner(connection)
+            if self._may_hold_notes:
+                self._enter_notes(connection, planner)
+            result = write(connection, planner)
             committing = True
             connection.execute("COMMIT")
             self._announce()
@@ -151,29 +171,78 @@ class Writer:
             raise
         return result
 
-    def transact_at_once(
-        self,
-        write: Callable[[sqlite3.Connection, Planner], object],
-        acknowledge: Callable[[], None],
-    ) -> bool:
-        """Do the same if nobody has to be waited for; return whether it was done. Needs no holding.
+    def note(self, records: Sequence[NewRecord], join: Join | None) -> bool:
+        """Keep records as notes, if nobody has to be waited for; needs no holding.
 
-        It leaves what it writes in the journal. Now and then, when there is much, it does nothing: one
-        that takes its time has to bring it all into the file.
+        It leaves what it writes in the journal. Now and then, when there is much, it does nothing: a
+        transaction that takes its time has to bring it all into the file.
         """
         if self._holders or self._in_doubt or self._connection is None or self._pages_left <= 0:
             return False
         with self._lock:  # not `held`, whose generator an interrupt can leave with the lock in it
             self._holders += 1
             try:
-                self.transact(write, acknowledge, hurried=True)
-            except sqlite3.Error as error:
-                if not is_busy(error):
-                    raise
-                return False
+                return self._note(self._opened(), records, join)
             finally:
                 self._holders -= 1
-        return True
+
+    def _note(
+        self, connection: sqlite3.Connection, records: Sequence[NewRecord], join: Join | None
+    ) -> bool:
+        rows: list[tuple[object, ...]] = []
+        noted: dict[str, int] = {}
+        for stream, name, payload, version, wall_ns, _ in records:
+            # What is none of these `append` refuses, and says why.
+            if type(version) is not int or type(wall_ns) is not int or type(payload) is not bytes:
+                return False
+            stream_id, name_id = self._streams.known.get(stream), self._name_ids.get(name)
+            head = None if self._planner is None else self._planner.known_head(stream)
+            if stream_id is None or name_id is None or head is None:
+                return False
+            after = noted.get(stream) or self._noted.get(stream, head)
+            row_id = note_id(stream_id, after)
+            if row_id is None or not after < version < MOST_VERSIONS:
+                return False
+            noted[stream] = version
+            rows.append((*note_row(row_id, version, name_id, wall_ns, payload), stream_id, head))
+            self._pages_left -= 2 + len(payload) // PAGE_SIZE
+            if join is not None:
+                self._joins[name] = join
+        self._may_hold_notes = True  # now: an interrupt may come when it is written already
+        try:
+            self._hurry(connection, hurried=True)
+            is_kept = _all_inserted(connection, rows)
+        except sqlite3.Error as error:
+            # Nothing was written if another process is writing, or has noted something else.
+            if not (is_busy(error) or isinstance(error, sqlite3.IntegrityError)):
+                self._settle(connection)
+            return False
+        if is_kept:
+            self._noted.update(noted)
+        return is_kept
+
+    def enter_notes(self) -> None:
+        """Give what was noted here its place in the log. For whoever holds it."""
+        if self._noted:
+            self.enter_all_notes()
+
+    def enter_all_notes(self, *, hurried: bool = False) -> None:
+        """The same, whoever noted it."""
+        self.transact(lambda connection, planner: None, hurried=hurried)
+
+    def _enter_notes(self, connection: sqlite3.Connection, planner: Planner) -> None:
+        now_ns = self._clock.time_ns()
+        records = as_records(connection, self._joins, planner.head)
+        if records:
+            self.insert(connection, planner.plan(Request((*records,), {}, None, now_ns), now_ns))
+            connection.execute(DROP_NOTES)
+
+    def _hurry(self, connection: sqlite3.Connection, *, hurried: bool) -> None:
+        """Let what comes wait for no lock, and fail if another process has it; or not."""
+        if hurried is not self._is_hurried:
+            self._is_hurried = None
+            self._file.hurried(connection, hurried=hurried)
+            self._is_hurried = hurried
 
     def _settle(self, connection: sqlite3.Connection) -> None:
         """Write over what a failed commit may have left in the journal.
@@ -225,6 +294,7 @@ class Writer:
             )
             self._name_ids.clear()
             self._fresh_ids.clear()
+            self._may_hold_notes = True  # of whoever has written
             self._data_version = version
         return self._planner
 
@@ -304,13 +374,14 @@ class Writer:
         for stream, stream_id in self._fresh_ids.items():
             self._streams.remember(stream, stream_id)
         self._fresh_ids.clear()
+        self._noted.clear()
+        self._may_hold_notes = False
         self._grown(self._planner.tip.position)
 
-    def note(
-        self, connection: sqlite3.Connection, planner: Planner, note: NewRecord, now_ns: int
-    ) -> None:
-        """Store a note of the log about itself."""
-        self.insert(connection, planner.plan(Request((note,), {}, None, now_ns), now_ns))
+    def remark(self, connection: sqlite3.Connection, planner: Planner, remark: NewRecord) -> None:
+        """Store a remark of the log about itself."""
+        now_ns = self._clock.time_ns()
+        self.insert(connection, planner.plan(Request((remark,), {}, None, now_ns), now_ns))
 
     def empty_journal(self) -> None:
         """Bring everything into the file, and leave nothing in the journal.
@@ -332,6 +403,21 @@ class Writer:
                 f"The payloads are erased from the log {self._address}, but the disk did not confirm "
                 f"that its journal is empty: {error}. Look at the disk, then erase again."
             ) from error
+
+
+def _all_inserted(connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> bool:
+    if len(rows) == 1:  # a transaction of its own
+        return connection.execute(NOTE, rows[0]).rowcount == 1
+    is_done = False
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if all(connection.execute(NOTE, row).rowcount == 1 for row in rows):
+            connection.execute("COMMIT")
+            is_done = True
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return is_done
 
 
 def _is_read_only(error: BaseException) -> bool:
