@@ -33,7 +33,7 @@ from atlas.core.message_pages import (
     plain,
     pressed,
 )
-from atlas.core.messages import Event, FrozenDict, Message, message
+from atlas.core.messages import Event, FrozenDict, Message, message, time_of
 from atlas.core.redaction import Secrets
 from atlas.errors import (
     AtlasError,
@@ -121,24 +121,21 @@ class _Page(NamedTuple):
     time_ns: int | None
 
 
-class _Kept(NamedTuple):
-    run: str
-    message: Message
-    is_outside: bool
-
+_Kept: TypeAlias = "tuple[str, Message, bool]"
+"""A run, a message of it, and whether that is outside. A plain tuple: there is one for each message."""
 
 _Entry: TypeAlias = "_Kept | _Mark"
 
 
 class _Try(NamedTuple):
-    """Records that the engine was given, or will be, and where their streams are before and after them.
+    """Records that the engine was given, or will be, and where their runs are before and after them.
 
     Tried again, they are refused if they are stored already, as they say their versions.
     """
 
     pages: list[_Page]
     records: list[NewRecord]
-    expect: dict[str, int]
+    before: dict[str, int]
     reached: dict[str, int]
 
     def pressed(self) -> _Try:
@@ -226,6 +223,7 @@ class MessageLog:
         self._stop = threading.Event()
         self._room_lock = threading.RLock()
         self._room = threading.Condition(self._room_lock)
+        self._is_crowded = False  # whether somebody may wait for room
         self._failing: BaseException | None = None
         self._closing = False
         self._is_over = False
@@ -316,7 +314,7 @@ class MessageLog:
             if type(each) is HandlerFailed:
                 return  # most likely it says that there is no room, and must not wait for it
             self._wait_for_room()
-        queue.append(_Kept(run, each, fate == "outside"))
+        queue.append((run, each, fate == "outside"))
         if not self._has_rung:  # once per burst is enough
             self._has_rung = True
             self._bell.put(False)
@@ -327,6 +325,7 @@ class MessageLog:
         self._bell.put(True)
         until = time.monotonic() + self._patience
         with self._room:
+            self._is_crowded = True
             while len(self._queue) >= self._capacity:
                 left = until - time.monotonic()
                 if left <= 0 or self._closing:
@@ -348,11 +347,18 @@ class MessageLog:
             run: Whose messages count; None: those of all. That another process has gone on with a run
                 is no error of the others.
         """
+        stored = self.begin_commit(run)
+        if stored is None:
+            stored = asyncio.get_running_loop().create_future()
+            stored.set_result(None)
+        return stored
+
+    def begin_commit(self, run: str | None = None) -> asyncio.Future[None] | None:
+        """Do as `commit`; None: it is done."""
+        if self._is_alone(run) and self._write_at_once():
+            return None
         loop = asyncio.get_running_loop()
         stored: asyncio.Future[None] = loop.create_future()
-        if self._is_alone(run) and self._write_at_once():
-            stored.set_result(None)
-            return stored
 
         def settle() -> None:
             if stored.done():
@@ -513,8 +519,11 @@ class MessageLog:
         return taken, tried
 
     def _tell_of_room(self) -> None:
+        if not self._is_crowded:  # as nearly always
+            return
         with self._room_lock:  # not the condition, whose own code an interrupt can break off
             self._room.notify_all()
+            self._is_crowded = len(self._queue) >= self._capacity
 
     def _write(self, entries: list[_Entry], tried: _Try | None) -> list[_Mark]:
         """Store messages, and return the marks among them, to be told what became of that."""
@@ -550,14 +559,14 @@ class MessageLog:
                         yield _page(run, [each], pressed(self._text(run, [each])))
 
     def _text(self, run: str, kept: list[_Kept]) -> bytes:
-        outside = {place for place, each in enumerate(kept) if each.is_outside}
+        outside = {place for place, each in enumerate(kept) if each[2]}
         redactor = self._redactors.get(run)
         if redactor is None:
             if len(self._redactors) > _RUNS_REMEMBERED:
                 self._redactors.clear()
             redactor = self._redactors[run] = PageRedactor(self._secrets)
         aliases = self._aliases.get(run, _NO_ALIASES)
-        return page_text(run, [each.message for each in kept], outside, aliases, redactor)
+        return page_text(run, [each[1] for each in kept], outside, aliases, redactor)
 
     @contextlib.contextmanager
     def _told(self, what: str, count: int = 1) -> Iterator[None]:
@@ -582,7 +591,7 @@ class MessageLog:
                 tried = self._prepared(pages)
             records, reached = tried.records, tried.reached
             try:
-                self._engine.append(records, expect=tried.expect).wait()
+                self._engine.append(records, expect=self._expected(tried.before)).wait()
             except LogUnavailableError as error:
                 if self._is_given_up(attempt, error, pages, marks):
                     return error
@@ -649,24 +658,29 @@ class MessageLog:
     def _prepared(self, pages: list[_Page]) -> _Try:
         if len(self._versions) > _RUNS_REMEMBERED:
             self._versions = {run: at for run, at in self._versions.items() if run in self._gates}
+        before: dict[str, int] = {}
         reached: dict[str, int] = {}
-        expect: dict[str, int] = {}
         records: list[NewRecord] = []
         for page in pages:
-            before = reached.get(page.run)
-            if before is None:
-                before = self._versions.get(page.run)
-                if before is None:
-                    before = self._versions[page.run] = self._head(page.run)
-                # one that shares messages with another begins with none of its own
-                is_new = before == self._bases.get(page.run, 0)
-                expect[stream_of(page.run)] = 0 if is_new else before
+            run, payload, size, time_ns = page
+            at = reached.get(run)
+            if at is None:
+                at = self._versions.get(run)
+                if at is None:
+                    at = self._versions[run] = self._head(run)
+                before[run] = at
             # a page's version counts messages: it is that of the last one of the page
-            reached[page.run] = before + page.size
-            records.append(
-                NewRecord(stream_of(page.run), PAGE, page.payload, before + page.size, page.time_ns)
-            )
-        return _Try(pages, records, expect, reached)
+            at += size
+            reached[run] = at
+            records.append(NewRecord(stream_of(run), PAGE, payload, at, time_ns))
+        return _Try(pages, records, before, reached)
+
+    def _expected(self, before: Mapping[str, int]) -> dict[str, int]:
+        """Return where streams must be, if nobody else has written to them."""
+        # One that shares messages with another begins with none of its own.
+        return {
+            stream_of(run): 0 if at == self._bases.get(run, 0) else at for run, at in before.items()
+        }
 
     def _head(self, run: str) -> int:
         return self._engine.head(stream_of(run)) or self._bases.get(run, 0)
@@ -729,15 +743,15 @@ def _by_run(entries: list[_Entry]) -> tuple[dict[str, list[_Kept]], list[_Mark]]
     runs: dict[str, list[_Kept]] = {}
     marks: list[_Mark] = []
     for entry in entries:
-        if isinstance(entry, _Mark):
-            marks.append(entry)
+        if isinstance(entry, tuple):
+            runs.setdefault(entry[0], []).append(entry)
         else:
-            runs.setdefault(entry.run, []).append(entry)
+            marks.append(entry)
     return runs, marks
 
 
 def _page(run: str, kept: list[_Kept], payload: bytes) -> _Page:
-    return _Page(run, payload, len(kept), kept[-1].message.meta.time_ns)
+    return _Page(run, payload, len(kept), time_of(kept[-1][1]))
 
 
 def _messages_on(pages: list[_Page]) -> int:

@@ -67,6 +67,7 @@ __all__ = [
     "spelled_out",
     "stamp",
     "stamped_copy",
+    "time_of",
     "value",
 ]
 
@@ -164,6 +165,14 @@ def origin_in(known: Stamp | Place) -> Origin:
 def causation_in(known: Stamp | Place) -> Origin | None:
     """Return the origin of what caused the message that carries this."""
     return known[1] if len(known) == 7 else None
+
+
+def time_of(each: Message) -> int | None:
+    """Return when a message was stamped, in ns since 1970, as its metadata tell it; None: unknown."""
+    if each._stamp is None:
+        return None
+    origin = origin_in(each._stamp)
+    return None if isinstance(origin, str) else origin[2]
 
 
 class Metadata:

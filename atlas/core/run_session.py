@@ -328,7 +328,7 @@ class _BusJournal:
 
     def commit(self) -> Awaitable[object] | None:
         """Return what is awaited until all that was published is stored; None: nobody has to wait."""
-        return self._log.commit(self._run) if self._is_durable else None
+        return self._log.begin_commit(self._run) if self._is_durable else None
 
 
 def _is_done_again(event: Message) -> bool:
