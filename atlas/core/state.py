@@ -233,7 +233,11 @@ class State(Generic[S]):
             with self._lock:
                 self._expect(None)
                 for event in events:
-                    self._step(event)
+                    if self._subscriptions:
+                        self._step(event)
+                    else:  # to make a change that nobody is told of would be half of the work
+                        after = self._after(event)
+                        self._enter(self._current[0] + 1, after)
         finally:
             self._calls.run()
 
@@ -268,18 +272,22 @@ class State(Generic[S]):
 
     def _step(self, event: object) -> Change[S]:
         version, before = self._current
+        change = Change(version + 1, before, self._after(event), event)
+        self._commit(change)
+        return change
+
+    def _after(self, event: object) -> S:
+        """Return the value that an event leads to."""
         self._applying = True
         try:
-            after = self._transition(before, event)
+            after = self._transition(self._current[1], event)
         except Exception as error:
             raise self._failure(event, f"raised {error!r}") from error
         finally:
             self._applying = False
         if after is None:
             raise self._failure(event, "returned None, so its `return` may be missing")
-        change = Change(version + 1, before, after, event)
-        self._commit(change)
-        return change
+        return after
 
     def _expect(self, expected: int | None) -> None:
         if self._applying:
@@ -306,7 +314,10 @@ class State(Generic[S]):
         )
 
     def _commit(self, change: Change[S]) -> None:
-        self._past.append(self._current)
-        self._current = (change.version, change.after)
+        self._enter(change.version, change.after)
         for subscription in self._subscriptions:
             self._calls.add(partial(subscription._tell, change))
+
+    def _enter(self, version: int, value: S) -> None:
+        self._past.append(self._current)
+        self._current = (version, value)

@@ -268,9 +268,11 @@ def _finished(
         event.timing,
     )
     replies = state.replies | {event.reply: now}
-    finished = state.finished + (not before.is_finished)
+    finished = state.finished + (before.timing is None)
     if finished > FINISHED_KEPT:
-        oldest = next(name for name, one in replies.items() if one.timing is not None)
-        del replies[oldest]
+        for oldest, one in replies.items():  # mostly the first
+            if one.timing is not None:
+                del replies[oldest]
+                break
         finished -= 1
     return _chat_state(replies, finished)
