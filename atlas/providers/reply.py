@@ -494,14 +494,10 @@ class Stopwatch:
         """Return what was measured so far."""
         total = self._clock() - self._started
         if not self._pieces:
-            return Timing(total=total, attempts=self.attempts)
+            return Timing(total, None, None, self.attempts)
         seconds = self._last - self._first
-        return Timing(
-            total=total,
-            first_token=self._first - self._started,
-            tokens_per_second=(self._pieces - 1) / seconds if seconds else None,
-            attempts=self.attempts,
-        )
+        rate = (self._pieces - 1) / seconds if seconds else None
+        return Timing(total, self._first - self._started, rate, self.attempts)
 
 
 class SyncReply:

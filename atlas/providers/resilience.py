@@ -328,7 +328,9 @@ class _Call:
                                 finished = finished or isinstance(delta, Finished)
                                 is_content = not isinstance(delta, _PREAMBLE)
                             if is_content:
-                                watch.saw_content()
+                                watch.waited = 0.0
+                                if not watch.content:
+                                    watch.saw_content()
                             elif watch.content:
                                 watch.saw_nothing()
                             else:
@@ -481,8 +483,8 @@ class _Watch:
         "_stage",
         "_task",
         "_timer",
-        "_waited",
         "content",
+        "waited",
         "waiting",
     )
 
@@ -493,7 +495,7 @@ class _Watch:
         self._clock = clock or time.monotonic
         self._loop: asyncio.AbstractEventLoop | None = None  # known once the call begins
         self._ends = self._limit = math.inf
-        self._since = self._waited = 0.0
+        self._since = self.waited = 0.0
         self._stage: DeadlineName = "total"
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
@@ -519,7 +521,7 @@ class _Watch:
         if self._reason is not None:
             raise _Interrupted
         if self.content:
-            self._since = self._clock() - self._waited
+            self._since = self._clock() - self.waited
         task = self._task = asyncio.current_task(self._loop)
         assert task is not None
         self._cancelling = task.cancelling()
@@ -527,13 +529,11 @@ class _Watch:
 
     def saw_nothing(self) -> None:
         """What came is no content: the wait goes on where it stood, the reader's time left out."""
-        self._waited = self._clock() - self._since
+        self.waited = self._clock() - self._since
 
     def saw_content(self) -> None:
-        self._waited = 0.0
-        if not self.content:
-            self.content = True
-            self._enter("gap", self._deadlines.gap)
+        self.content = True
+        self._enter("gap", self._deadlines.gap)
 
     def end(self, reason: _Reason) -> None:
         self._reason = reason
