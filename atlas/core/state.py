@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from types import TracebackType
 
@@ -240,6 +240,39 @@ class State(Generic[S]):
                         self._enter(self._current[0] + 1, after)
         finally:
             self._calls.run()
+
+    def leap(self, events: Sequence[object], fold: Callable[[S, Sequence[object]], S]) -> bool:
+        """Apply ``events`` at once, leaving out the versions between; those before are forgotten, too.
+
+        For many events, when only the last versions will be asked for.
+
+        Args:
+            events: What the transition takes.
+            fold: Pure function that returns the state after all events, the same that the transition
+                leads to one by one.
+
+        Returns:
+            Whether they were applied. Nothing was done if ``fold`` raised (apply them one by one to see
+            which event it was), or if there are subscribers, who are told of each version.
+
+        Raises:
+            StateError: If a transition tries to change the state.
+        """
+        with self._lock:
+            self._expect(None)
+            if self._subscriptions:
+                return False
+            version, before = self._current
+            self._applying = True
+            try:
+                after = fold(before, events)
+            except Exception:  # noqa: BLE001  whatever it is comes again, one by one
+                return False
+            finally:
+                self._applying = False
+            self._past.clear()
+            self._current = (version + len(events), after)
+            return True
 
     def compare_and_set(self, expected: int, value: S) -> Change[S]:
         """Set the value outright, provided that the state is still at version ``expected``.
