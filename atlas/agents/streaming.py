@@ -39,7 +39,7 @@ class Streaming:
         self._reply = reply
         self._assembler = Assembler(provider=provider.name, model=request.model, reply=reply)
         self._held_back = HeldBack()
-        self._watch = Stopwatch()
+        self._watch = Stopwatch(desk.clock)
 
     async def complete(self, said: object) -> Completion:
         """Return the whole answer; it is told how it ended, whatever happens."""
@@ -83,8 +83,7 @@ class Streaming:
                 event = feed(delta)
                 if event is None:
                     continue
-                tick()
-                desk.touch()
+                desk.alive = tick()
                 receipt: Receipt[Any] = publish(event)
                 if not receipt.done:
                     await self._handled(receipt)

@@ -35,7 +35,6 @@ from atlas.providers.resilience import (
     ResilientStream,
     Retry,
     RetryPolicy,
-    resilient_stream,
 )
 
 __all__ = ["CONTEXT", "MODEL_CALL", "Deferred", "HeldBack", "find_context", "model_stream"]
@@ -63,6 +62,7 @@ _DELTAS: Final = {
     )
 }
 
+_USAGE: Final = UsageDelta.__name__
 _COUNTS: Final = tuple(spec.name for spec in dataclasses.fields(Usage))
 
 
@@ -168,7 +168,7 @@ def model_stream(
     async def outside() -> AsyncIterator[list[Any]]:
         told: list[Retry] = []
         held: list[list[Any]] = []
-        answer = resilient_stream(
+        answer = ResilientStream(
             provider, request, deadlines=deadlines, retries=retries, on_retry=told.append
         )
         deltas = redacted_deltas(answer, secrets) if secrets else answer
@@ -201,13 +201,13 @@ def model_stream(
 def _written(delta: Delta) -> list[Any]:
     if type(delta) is UsageDelta:
         usage = {key: count for key in _COUNTS if (count := getattr(delta.usage, key)) is not None}
-        return [UsageDelta.__name__, usage]
+        return [_USAGE, usage]
     return [type(delta).__name__, *delta]
 
 
 # Any: see above
 def _read(name: str, parts: list[Any]) -> Delta:
-    if name == UsageDelta.__name__:
+    if name == _USAGE:
         (usage,) = parts
         return UsageDelta(usage if isinstance(usage, Usage) else Usage(**usage))
     return _DELTAS[name](*parts)
