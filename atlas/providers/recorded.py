@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Final, cast
 
-from atlas.core.effects import Effect, current_run, perform, stream
+from atlas.core.effects import Effect, current_run, perform
 from atlas.core.effects.codec import error_from, error_text
+from atlas.core.effects.perform import stream_as
 from atlas.core.redaction import Secrets
 from atlas.errors import ProviderError, ReplayDiverged
 from atlas.providers.base import (
@@ -44,6 +45,9 @@ MODEL_CALL: Final = "model"
 
 CONTEXT: Final = "context"
 """The kind of the effect that finds passages."""
+
+_ASK: Final = Effect(MODEL_CALL, declared="idempotent")
+"""Idempotent: asked twice, a model costs twice, but nothing else happens."""
 
 _RETRIED: Final = "Retried"
 _SEVERAL: Final = "Several"
@@ -192,9 +196,7 @@ def model_stream(
         if held:  # and what comes last is one with the end
             yield held[0] if len(held) == 1 else [_SEVERAL, *held]
 
-    # Idempotent: asked twice, a model costs twice, but nothing else happens.
-    pieces = stream(Effect(MODEL_CALL, asked, declared="idempotent"), outside)
-    return _inside(pieces, on_retry)
+    return _inside(stream_as(_ASK, asked, outside), on_retry)
 
 
 # Any: see above
