@@ -277,6 +277,17 @@ def test_what_another_engine_reads_or_writes_includes_the_notes_of_this_one(
         assert [(each.version) for each in other.read("a")] == [1, 2, 3, 4]
 
 
+def test_who_only_looks_at_a_stream_does_not_disturb_who_writes_it(
+    path: Path, log: SqliteEngine
+) -> None:
+    with closing(SqliteEngine(path, durability="process")) as other:
+        for version in (2, 3, 4):
+            assert note(log, new("a", version, b"%d" % version), join=joined)
+            assert [each.version for each in other.read("a")] == [*range(1, version + 1)]
+            assert other.head("a") == version
+        assert [each.version for each in log.read("a")] == [1, 4]
+
+
 def test_of_two_who_go_on_with_a_stream_only_one_can(path: Path, log: SqliteEngine) -> None:
     with closing(SqliteEngine(path, durability="process")) as other:
         other.append([new("c", 1)]).wait()

@@ -182,6 +182,10 @@ class SqliteEngine(Reading):
         if self._file.read_only:
             # Nobody can say yet which position they are going to have.
             return by == "position"
+        if by == "stream" and not self._writer.has_noted:
+            return (
+                False  # whoever noted it enters it together with more, and is not to be disturbed
+            )
         try:
             with self._writer.held():
                 self._writer.enter_all_notes(hurried=by == "stream")
@@ -195,13 +199,17 @@ class SqliteEngine(Reading):
     def wait_beyond(self, position: int, timeout: float | None = None) -> bool:
         """Block until there is a record after this position; False: time is up, or it was closed."""
         deadline = None if timeout is None else monotonic() + timeout
+        is_first = True
         while not self._closed:
             if self._last_seen > position:
                 return True
             try:
-                last = self.last_position() or 0
+                # What another process notes it enters soon, unless it has died: one look for that will do.
+                is_looking = is_first or self._writer.has_noted
+                last = (self.last_position() or 0) if is_looking else self._end()
             except LogClosedError:
                 break
+            is_first = False
             patience = self._poll
             if deadline is not None:
                 patience = min(patience, deadline - monotonic())

@@ -123,6 +123,11 @@ class Reading(ABC):
             found = one(connection, LAST_WITH_PREFIX, *prefix_values(prefix))
             return whole(found[0]) if found else None
 
+    def _end(self) -> int:
+        """Return the last position there is, whatever is noted; 0 when there is no record."""
+        with self._lent() as connection:
+            return _last_position(connection)
+
     def position_at(self, time_ns: int) -> int:
         """Return the last position appended at this time or before; 0 when there is none."""
         with self._lent("position") as connection:

@@ -224,6 +224,11 @@ class Writer:
             self._noted.update(noted)
         return is_kept
 
+    @property
+    def has_noted(self) -> bool:
+        """Whether there are notes of this process, as far as it knows."""
+        return bool(self._noted)
+
     def enter_notes(self) -> None:
         """Give what was noted here its place in the log. For whoever holds it."""
         if self._noted:
