@@ -398,7 +398,7 @@ class Controller:
             if desk.handed_over is None:
                 return self._done(trip, agent, answer)
             to, reason = desk.handed_over
-            loops.note(agent.name, "Handing over to", agent.name)
+            loops.note("Hand-overs", agent.name)
             self.bus.publish(TaskHandedOver(trip.task.id, agent.name, to, reason))
             self._named(to)
             trip.to, before = to, own.messages

@@ -100,7 +100,8 @@ class Limits:
         depth: How deep tasks may delegate.
         repeats: How often the same tool call may come in a row, with the same result: who polls
             makes progress when something else comes.
-        alternations: How often two things may take turns: tool calls, or agents that hand over.
+        alternations: How often two things, or up to eight, may come one after the other in the same
+            order: tool calls with the same results, or agents that hand over.
         tokens: Tokens in and out; an estimate is reserved before each call.
         cost: Money, in the currency of the agents' prices; an estimate is reserved before each call.
         seconds: Time for the task.

@@ -337,7 +337,9 @@ class Work:
             self._join(ChatMessage("assistant", parts), ChatMessage("tool", results))
             self._end_turn(len(calls))
         for call, result in zip(calls, results, strict=True):
-            self._loops.note((call.name, call.arguments, result.content), "Tool", call.name)
+            self._loops.note(
+                "Calls with the same result", call.name, call.arguments, result.content
+            )
         return results
 
     def _told_apart(self, given: Completion) -> tuple[Any, ...]:
