@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
 from atlas.agents.messages import Limits, Spent
-from atlas.errors import ConfigurationError, LimitReachedError
+from atlas.agents.settings import check, is_number
+from atlas.errors import LimitReachedError
 from atlas.providers.messages import Completion
 
 __all__ = ["Account", "Loops", "Price", "Reservation", "estimated_tokens"]
@@ -30,8 +30,7 @@ class Price:
     def __post_init__(self) -> None:
         for name in ("input", "output"):
             given = getattr(self, name)
-            if not isinstance(given, int | float) or not 0 <= given < math.inf:
-                raise ConfigurationError(f"The price of {name} is {given!r}. Give 0 or more.")
+            check(f"The price of {name}", given, is_number(given, 0), "a number, 0 or more")
 
     def of(self, input_tokens: int, output_tokens: int) -> float:
         """Return what so many tokens cost."""

@@ -170,6 +170,8 @@ class Task:
             raise ValidationError("task", "text", self.text, "words that say what to do")
         if self.deadline is not None and self.deadline <= 0:
             raise ValidationError("task", "deadline", self.deadline, "seconds above 0")
+        if "" in self.needs:
+            raise ValidationError("task", "needs", self.needs, "names that are not empty")
         for name, grade in self.grades.items():
             if not 0 <= grade <= 1:
                 raise ValidationError("task", f"grades.{name}", grade, "a grade from 0 to 1")
