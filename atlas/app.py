@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from atlas.agents.approval import answer_in, approve, keep_answer
 from atlas.agents.messages import ApprovalGiven
-from atlas.container import Container, check
+from atlas.container import Container, check, check_parts
 from atlas.core.effects import current_run, effect
 from atlas.core.event_bus import EventBus
 from atlas.core.log.controller import LOGS
@@ -131,7 +131,8 @@ class Atlas(Recorder):
         self.secrets: Secrets = Secrets(secrets)
         self.profile: ChatProfile = chat_profile(profile)
         self._profile_options = self.profile.chat_options()
-        self.container = container or Container()
+        self.container = Container() if container is None else container
+        check_parts(self.container)
         self.bus: EventBus = bus or self.container.bus()
         self._owns_bus = bus is None and not self.container.bus.overridden
         self._registry: Registry[Provider] = self.container.model_providers()
