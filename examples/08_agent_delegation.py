@@ -80,10 +80,22 @@ def watch(event: Event) -> None:
 async def decide(app: Atlas, asked: ApprovalAsked) -> None:
     """Ask whoever sits at the terminal. The run waits, also across a restart."""
     print(f"  May {asked.agent} call {asked.tool}? [Y/n] ", end="", flush=True)
-    typed = asyncio.Event()  # input() in a thread would not let itself be interrupted
-    asyncio.get_running_loop().add_reader(sys.stdin, typed.set)
-    await typed.wait()
-    await app.approve(asked.approval, approved=sys.stdin.readline() in ("\n", "y\n"), by="you")
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[str | None] = loop.create_future()
+
+    def settle(line: str | None) -> None:
+        loop.remove_reader(sys.stdin)  # what is typed when nobody asks any more is no answer
+        if not answer.done():
+            answer.set_result(line)
+
+    # input() in a thread would not let itself be interrupted
+    loop.add_reader(sys.stdin, lambda: settle(sys.stdin.readline()))
+    with app.bus.subscribe(
+        ToolFinished, lambda _: settle(None), where=lambda event: event.call == asked.call
+    ):
+        line = await answer
+    if line is not None:
+        await app.approve(asked.approval, approved=line in ("\n", "y\n"), by="you")
 
 
 async def live(db: str, options: argparse.Namespace) -> None:
