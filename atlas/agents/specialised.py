@@ -147,6 +147,9 @@ def scripted_agent(
 ) -> Agent:
     """Return an agent whose model plays given replies: for tests.
 
+    The script is no part of the log: a run that is resumed in a new process asks it from its first reply
+    on. To go on there, give functions of the request, which see how far the conversation is.
+
     Args:
         name: The agent's name.
         replies: What its model says, turn by turn; see `ScriptedProvider`.
