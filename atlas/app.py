@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,16 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from typing_extensions import Unpack
 
-from atlas.agents.approval import answer_in, approve, keep_answer
-from atlas.agents.messages import ApprovalGiven
-from atlas.container import Container, check
+from atlas.agents.approval import answer_in, approvals_in, approve, keep_answer, refuse_unasked
+from atlas.agents.messages import ApprovalAsked, ApprovalGiven
+from atlas.container import Container, check, check_parts
 from atlas.core.effects import current_run, effect
 from atlas.core.event_bus import EventBus
 from atlas.core.log.controller import LOGS
 from atlas.core.log.engine import Durability, Engine
 from atlas.core.loop_thread import LoopThread
 from atlas.core.message_log import MessageLog
+from atlas.core.messages import Message
 from atlas.core.redaction import SHORTEST, Secrets, secrets_among
 from atlas.core.registry import FallbackTaken, Registry
 from atlas.core.run_session import RunSession
@@ -42,6 +44,8 @@ from atlas.providers.timing import ProviderTimer
 from atlas.recording import Recorder
 
 __all__ = ["Atlas"]
+
+_log = logging.getLogger("atlas.app")
 
 T = TypeVar("T")
 
@@ -131,7 +135,8 @@ class Atlas(Recorder):
         self.secrets: Secrets = Secrets(secrets)
         self.profile: ChatProfile = chat_profile(profile)
         self._profile_options = self.profile.chat_options()
-        self.container = container or Container()
+        self.container = Container() if container is None else container
+        check_parts(self.container)
         self.bus: EventBus = bus or self.container.bus()
         self._owns_bus = bus is None and not self.container.bus.overridden
         self._registry: Registry[Provider] = self.container.model_providers()
@@ -153,6 +158,7 @@ class Atlas(Recorder):
         self._engine: Engine | None = None
         self._log: MessageLog | None = None
         self._sessions: dict[str, RunSession] = {}
+        self.questions: dict[str, Message] = {}  # see `ModelHost`
         self._default: Provider | None = None
         self._choice: Choice | None = None
         self._timer: ProviderTimer | None = None
@@ -382,6 +388,10 @@ class Atlas(Recorder):
         The run that waits goes on, in this process or in another one on the same log, or when it is
         resumed. The first decision on an approval holds.
 
+        What waits nowhere is refused, since the decision would be lost: a mistyped id, or a call that was
+        given up meanwhile. Where nobody in this process waits for it, the runs in the log that have not
+        ended are read to find out.
+
         Args:
             approval: Id of the approval.
             approved: Whether the tool may run.
@@ -390,9 +400,34 @@ class Atlas(Recorder):
 
         Returns:
             The decision that holds.
+
+        Raises:
+            UnknownApprovalError: Nothing waits for it, here or in the log.
         """
         self._running()
+        ApprovalGiven(
+            approval, approved, by, reason
+        )  # refuses what is no id, before it is looked for
+        if approval not in self.questions and await self.stored_answer(approval) is None:
+            waiting = (asked.approval for asked in await self.approvals())
+            refuse_unasked(approval, waiting, "`await app.approvals()` lists what does.")
         return await approve(self.bus, self, approval, approved=approved, by=by, reason=reason)
+
+    async def approvals(self) -> list[ApprovalAsked]:
+        """Return what waits for a person, oldest first: in this process, and in the log's other runs.
+
+        Those of the log are of runs that go on in other processes, or whose process died. A run that is
+        damaged is left out, and a warning is logged.
+        """
+        self._running()
+        asked_for, damaged = await asyncio.to_thread(approvals_in, self.runs)
+        for name, error in damaged.items():
+            _log.warning("%s is damaged, so nobody knows what waits in it: %s", name, error)
+        waiting = {asked.approval: asked for _, asked in asked_for}
+        for key, asked in list(self.questions.items()):
+            if isinstance(asked, ApprovalAsked):
+                waiting.setdefault(key, asked)
+        return [each for key, each in waiting.items() if await self.stored_answer(key) is None]
 
     # -- for those who ask models on its bus, such as teams of agents; see `ModelHost` --
 

@@ -9,17 +9,20 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from dependency_injector import containers, providers
 
 from atlas.core.clock import SystemClock
 from atlas.core.effects import uuid
 from atlas.core.event_bus import EventBus
 from atlas.core.registry import Registry
+from atlas.errors import ConfigurationError
 from atlas.providers.base import Provider
 from atlas.providers.selection import provider_registry
 from atlas.typing import Clock
 
-__all__ = ["Container", "check", "new_id"]
+__all__ = ["Container", "check", "check_parts", "new_id"]
 
 
 def new_id() -> str:
@@ -44,6 +47,45 @@ class Container(containers.DeclarativeContainer):
     bus: providers.Provider[EventBus] = providers.Singleton(EventBus, clock=clock)
     model_providers: providers.Provider[Registry[Provider]] = providers.Singleton(provider_registry)
     identify: providers.Provider[str] = providers.Factory(new_id)
+
+
+def check_parts(given: object) -> None:
+    """Check that what was overridden can take its part, before an application uses it.
+
+    Raises:
+        ConfigurationError: It is no container, or one of its parts is something else.
+    """
+    is_container = isinstance(given, containers.DynamicContainer) and hasattr(given, "identify")
+    if not is_container and given is not Container:
+        raise ConfigurationError(
+            f"container is {given!r}. Give Container(), with parts of it overridden."
+        )
+    container = cast("Container", given)
+    clock, identify = container.clock(), container.identify.last_overriding
+    for what, part, holds, wanted in (
+        ("clock", clock, _is_clock(clock), "an object with a method `time_ns()`"),
+        ("bus", bus := container.bus(), isinstance(bus, EventBus), "an EventBus"),
+        (
+            "model_providers",
+            registry := container.model_providers(),
+            isinstance(registry, Registry),
+            "a Registry of providers",
+        ),
+        (
+            "identify",
+            identify() if isinstance(identify, providers.Object) else None,
+            not isinstance(identify, providers.Object),  # which would be one id for all
+            "a factory of texts: providers.Factory(function), of dependency_injector",
+        ),
+    ):
+        if not holds:
+            raise ConfigurationError(
+                f"The container's {what} is {part!r}. Override it with {wanted}."
+            )
+
+
+def _is_clock(given: object) -> bool:
+    return callable(getattr(given, "time_ns", None)) and not isinstance(given, type)
 
 
 def check(container: Container) -> None:

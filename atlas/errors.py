@@ -50,6 +50,7 @@ and, say, ``except TimeoutError`` do what they say. Facts are attributes, not on
     │   ├── LimitReachedError                    a limit of the task tree is reached
     │   ├── AnswerInvalidError (ValueError)      the answer does not fit, repairs included
     │   ├── IllegalTransitionError (ValueError)  a task cannot go from this status to that
+    │   ├── UnknownApprovalError (LookupError)   nothing waits for a decision of this id
     │   └── UndeliverableError (LookupError)     a letter between agents cannot be delivered
     ├── MergeConflictError (ValueError)          two sides changed the same thing differently
     ├── ConfigurationError (ValueError)          a setting is missing or makes no sense
@@ -155,6 +156,7 @@ __all__ = [
     "UndeclaredEffectError",
     "UndeclaredEffectWarning",
     "UndeliverableError",
+    "UnknownApprovalError",
     "UnknownMessageError",
     "UnknownNameError",
     "UnknownProviderError",
@@ -497,6 +499,14 @@ class IllegalTransitionError(AgentError, ValueError):
         super().__init__(text)
         self.before = before
         self.after = after
+
+
+class UnknownApprovalError(AgentError, LookupError):
+    """Nothing waits for a decision on ``approval``, so that one would be lost."""
+
+    def __init__(self, text: str, *, approval: str) -> None:
+        super().__init__(text)
+        self.approval = approval
 
 
 class UndeliverableError(AgentError, LookupError):

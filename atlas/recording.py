@@ -22,6 +22,7 @@ from atlas.core.effects import Decision, Effect, EffectNoted, InDoubt, Skip, per
 from atlas.core.event_bus import EventBus
 from atlas.core.log.engine import Engine
 from atlas.core.message_log import MessageLog
+from atlas.core.messages import Message
 from atlas.core.patches import plain
 from atlas.core.programs import check_arguments, program_of
 from atlas.core.redaction import Secrets
@@ -43,6 +44,7 @@ class Recorder(ABC):
     bus: EventBus
     container: Container
     secrets: Secrets
+    questions: dict[str, Message]
     _engine: Engine | None
     _log: MessageLog | None
     _sessions: dict[str, RunSession]
@@ -224,10 +226,15 @@ class Recorder(ABC):
         """Ask about an effect that is in doubt, once for each time that it was performed."""
         before = await asyncio.to_thread(_decisions_on, call.id, run)
         approval = f"{call.run}/{call.id}" + (f"/{before + 1}" if before else "")
-        self.bus.publish(ApprovalAsked(approval, "", "", call.kind, call.request), run=call.run)
-        assert self._log is not None
-        await self._log.commit()  # so that other processes see at once what waits
-        given = await decision_on(self.bus, self.stored_answer, approval)
+        asked = ApprovalAsked(approval, "", "", call.kind, call.request)
+        self.questions[approval] = asked
+        try:
+            self.bus.publish(asked, run=call.run)
+            assert self._log is not None
+            await self._log.commit()  # so that other processes see at once what waits
+            given = await decision_on(self.bus, self.stored_answer, approval)
+        finally:
+            self.questions.pop(approval, None)
         self.bus.publish(given, run=call.run)
         return "retry" if given.approved else Skip()
 

@@ -12,12 +12,12 @@ what is decided by code. A large model needs no such crutches. In a terminal you
 
 import argparse
 import asyncio
-import os
 import sys
 import tempfile
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from signal import raise_signal
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -27,7 +27,6 @@ from atlas.agents.messages import ApprovalAsked, ToolCalled, ToolFinished
 
 FOLDER = Path(tempfile.mkdtemp(prefix="atlas-"))
 SUM = {"first": 3, "operator": "times", "second": 17}
-ME = os.getpid()
 ASK = sys.stdin.isatty() and not {"--crash", "--die"} & set(sys.argv)
 
 
@@ -78,7 +77,7 @@ def watch(event: Event) -> None:
 
 
 async def decide(app: Atlas, asked: ApprovalAsked) -> None:
-    """Ask whoever sits at the terminal. The run waits, also across a restart."""
+    """Ask whoever sits at the terminal, until the run ends. It waits, also across a restart."""
     print(f"  May {asked.agent} call {asked.tool}? [Y/n] ", end="", flush=True)
     typed = asyncio.Event()  # input() in a thread would not let itself be interrupted
     asyncio.get_running_loop().add_reader(sys.stdin, typed.set)
@@ -91,8 +90,9 @@ async def live(db: str, options: argparse.Namespace) -> None:
     async with Atlas(db, provider=options.provider, model=options.model) as app:
         app.bus.subscribe("tool.*", watch)
         app.bus.subscribe(ApprovalAsked, partial(decide, app))
+        app.bus.subscribe("run.*", lambda _: asyncio.get_running_loop().remove_reader(sys.stdin))
         if options.die:  # as in a power cut, when it is known what time it is
-            app.bus.subscribe(ToolFinished, lambda e: "Tokyo" in e.content and os.kill(ME, 9))
+            app.bus.subscribe(ToolFinished, lambda e: "Tokyo" in e.content and raise_signal(9))
         session = app.resume(options.resume) if options.resume else app.recording("morning")
         async with session as run:
             options.resume = run.id  # should somebody interrupt it

@@ -32,6 +32,7 @@ from atlas.providers.messages import (
     Usage,
 )
 from atlas.providers.resilience import RetryPolicy
+from atlas.testing import ManualClock
 
 from support.providers import GatedProvider, ListProvider
 from support.skipped_time import skipping_time
@@ -655,6 +656,29 @@ async def test_parts_can_be_overridden_through_the_container() -> None:
         await reply
 
     assert (reply.conversation, reply.id) == ("talk", "reply")
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("clock", ManualClock),
+        ("bus", 5),
+        ("bus", EventBus),
+        ("model_providers", {}),
+        ("identify", 5),
+        ("identify", lambda: "an id"),
+    ],
+)
+def test_what_cannot_take_a_part_is_refused_before_it_is_used(part: str, other: object) -> None:
+    container = Container()
+    getattr(container, part).override(other)
+    with pytest.raises(ConfigurationError, match=f"The container's {part} is .*Override it with"):
+        Atlas(container=container)
+
+
+def test_what_is_no_container_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="container is 5"):
+        Atlas(container=5)  # type: ignore[arg-type]  # on purpose
 
 
 async def test_an_application_that_does_not_run_says_so() -> None:

@@ -914,3 +914,30 @@ async def test_a_run_begun_on_another_loop_is_told_by_the_name_of_what_was_calle
 
         with pytest.raises(AppNotRunningError, match=r"recording\(\) was called outside the event"):
             await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+async def test_what_others_do_late_because_of_a_run_does_not_open_it_again(tmp_path: Path) -> None:
+    late = asyncio.Event()
+    async with Atlas(tmp_path / "runs.db", provider="scripted") as app:
+
+        @app.bus.on(Said)
+        async def fail(event: Said) -> None:
+            await late.wait()
+            raise ValueError("Too late.")
+
+        failed = asyncio.ensure_future(app.bus.wait_for("bus.handler_failed", timeout=10))
+        await asyncio.sleep(0)
+        async with app.recording("said") as run:
+            app.bus.publish(Said("Hi."))
+        await app.flush()
+        late.set()
+        await failed
+    async with Atlas(tmp_path / "runs.db", provider="scripted") as app:
+        stored = app.runs[run.id]
+
+        assert stored.events[-1].meta.name == "bus.handler_failed"
+        assert stored.status == "completed"
+        with pytest.raises(ConfigurationError, match="completed"):
+            app.resume(run.id)
+        async with app.replaying(run.id):
+            app.bus.publish(Said("Hi."))

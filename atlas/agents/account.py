@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
+from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
 from atlas.agents.messages import Limits, Spent
-from atlas.errors import ConfigurationError, LimitReachedError
+from atlas.agents.settings import check, is_number
+from atlas.errors import LimitReachedError
 from atlas.providers.messages import Completion
 
 __all__ = ["Account", "Loops", "Price", "Reservation", "estimated_tokens"]
 
 _ANSWER = 1_024
 """Tokens of an answer to reserve when the agent does not limit it."""
+
+LONGEST_CIRCLE: Final = 8
+"""How many things that come one after the other, again and again, are noticed as a circle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +30,7 @@ class Price:
     def __post_init__(self) -> None:
         for name in ("input", "output"):
             given = getattr(self, name)
-            if not isinstance(given, int | float) or not 0 <= given < math.inf:
-                raise ConfigurationError(f"The price of {name} is {given!r}. Give 0 or more.")
+            check(f"The price of {name}", given, is_number(given, 0), "a number, 0 or more")
 
     def of(self, input_tokens: int, output_tokens: int) -> float:
         """Return what so many tokens cost."""
@@ -175,43 +179,59 @@ class Account:
 
 
 class Loops:
-    """Notices that the same thing comes again and again, or two things take turns."""
+    """Notices that the same thing comes again and again, or that a few go round in a circle."""
 
-    __slots__ = ("_again", "_agent", "_before", "_last", "_limits", "_turns")
+    __slots__ = ("_agent", "_latest", "_limits", "_matches")
 
     def __init__(self, limits: Limits, agent: str = "") -> None:
         self._limits = limits
         self._agent = agent
-        self._last: object = None
-        self._before: object = None
-        self._again = 0
-        self._turns = 0
+        self._latest: deque[tuple[str, ...]] = deque(maxlen=LONGEST_CIRCLE)
+        # By the length of a circle: how many things in a row were what came so long before.
+        self._matches: list[int] = []
 
-    def note(self, what: object, kind: str, name: str) -> None:
-        """Take note of the next thing; its kind and name are for the error.
+    def note(self, kind: str, *what: str) -> None:
+        """Take note of the next thing.
+
+        Args:
+            kind: What such things are called, in the plural; for the error.
+            what: Its name, then what else tells it apart.
 
         Raises:
-            LimitReachedError: It came too often.
+            LimitReachedError: It came too often, or is part of a circle that did.
         """
-        if what == self._last:
-            self._again += 1
-            self._turns = 0
-        else:
-            self._turns = self._turns + 1 if what == self._before else 0
-            self._again = 1
-        self._before, self._last = self._last, what
-        repeats, alternations = self._limits.repeats, self._limits.alternations
-        if repeats is not None and self._again > repeats:
+        latest = self._latest
+        if what in latest:  # looked for in C: who makes progress pays for no more than this
+            self._count(kind, what)
+        elif self._matches:
+            self._matches = []
+        latest.appendleft(what)
+
+    def _count(self, kind: str, what: tuple[str, ...]) -> None:
+        latest = self._latest
+        before = self._matches or [0] * LONGEST_CIRCLE
+        self._matches = [
+            count + 1 if what == other else 0 for count, other in zip(before, latest, strict=False)
+        ] + before[len(latest) :]
+        same = self._matches[0]
+        repeats, rounds = self._limits.repeats, self._limits.alternations
+        if repeats is not None and same >= repeats:
             raise LimitReachedError(
-                f"{kind} {name!r} came {self._again} times in a row with the same result: no progress is "
-                f"made. Change the instructions, or give the task Limits(repeats=...).",
+                f"{kind} repeat: {what[0]} came {same + 1} times in a row, so no progress is made. Change "
+                f"the instructions, or give the task Limits(repeats=...).",
                 limit="repeats",
                 agent=self._agent,
             )
-        if alternations is not None and self._turns > 2 * alternations - 2:
-            raise LimitReachedError(
-                f"{kind} {name!r} and the one before it take turns for the {alternations}th time: no "
-                f"progress is made. Change the instructions, or give Limits(alternations=...).",
-                limit="alternations",
-                agent=self._agent,
-            )
+        if rounds is None:
+            return
+        for length, count in enumerate(self._matches[1:], 2):
+            # Where all of a circle is one thing, that is for the limit of repeats.
+            if count > length * (rounds - 1) and same < length - 1:
+                circle = [latest[place][0] for place in reversed(range(length))]
+                raise LimitReachedError(
+                    f"{kind} go in a circle: {' → '.join([*circle, what[0]])}, {rounds} times, so no "
+                    f"progress is made. Change the instructions, or give the task "
+                    f"Limits(alternations=...).",
+                    limit="alternations",
+                    agent=self._agent,
+                )

@@ -6,6 +6,7 @@ One `Agent` serves any number of tasks at once, in any number of teams.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from atlas.errors import ConfigurationError
 from atlas.providers.base import Provider
 from atlas.providers.messages import ChatMessage
 
-__all__ = ["Agent", "History", "Memory", "ModelOf"]
+__all__ = ["Agent", "History", "Memory", "ModelOf", "is_model_name"]
 
 ModelOf: TypeAlias = "str | Provider | Callable[[Task], str | Provider | None] | None"
 """Whom an agent asks: ``"provider"`` or ``"provider/model"``, a provider of your own, a function that
@@ -75,7 +76,14 @@ class History:
         return tuple(self._joined)
 
     def join(self, *messages: ChatMessage) -> None:
-        """Let messages that belong together join."""
+        """Let messages that belong together join.
+
+        Raises:
+            ConfigurationError: One of them is no `ChatMessage`.
+        """
+        for each in messages:
+            if not isinstance(each, ChatMessage):
+                check("A message of the history", each, False, "a ChatMessage")
         self._messages.extend(messages)
         self._joined.extend(messages)
 
@@ -167,7 +175,7 @@ class Agent:
             raise ConfigurationError(
                 f"capabilities is {capabilities!r}. Give a set: {{{capabilities!r}}}."
             )
-        is_model = model is None or (model != "" and is_text_or_function(model))
+        is_model = model is None or is_model_name(model) or _gives_model(model)
         is_shape = isinstance(output, type) and dataclasses.is_dataclass(output)
         for holds, what, given, wanted in (
             (
@@ -177,10 +185,10 @@ class Agent:
                 "text, or a function of the task",
             ),
             (
-                is_model or hasattr(model, "stream"),
+                is_model,
                 "model",
                 model,
-                "a name, a provider or a function",
+                "'provider' or 'provider/model', a provider (no class), a function of the task or None",
             ),
             (output is None or is_shape, "output", output, "a frozen dataclass, or None for text"),
             (isinstance(role, str), "role", role, "a text"),
@@ -218,6 +226,12 @@ class Agent:
         ):
             check(f"Agent {name!r}: {what}", given, holds, wanted)
         several = listed(f"Agent {name!r}: tools", tools, "a list of tools")
+        for what, given, is_idle in (
+            ("tool_choice", tool_choice, tool_choice == "auto"),
+            ("finish", finish, finish == "model"),
+        ):
+            wanted = "it tools, tools=[...], of which it has none, or leave this out"
+            check(f"Agent {name!r}: {what}", given, several or is_idle, wanted)
         made = tuple(each if isinstance(each, Tool) else Tool(each) for each in several)
         settle = object.__setattr__
         settle(self, "name", name)
@@ -291,9 +305,20 @@ class Agent:
         return least
 
     def told(self, task: Task) -> str:
-        """Return the instructions for a task."""
+        """Return the instructions for a task.
+
+        Raises:
+            ConfigurationError: They are a function, and what it gave is no text.
+        """
         given = self.instructions
-        return given if isinstance(given, str) else given(task)
+        if isinstance(given, str):
+            return given
+        told = given(task)
+        if inspect.iscoroutine(told):
+            told.close()  # which nobody awaits
+        holds = isinstance(told, str)
+        check(f"Agent {self.name!r}: what instructions(task) gave", told, holds, "a text")
+        return told
 
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -312,6 +337,16 @@ def _by_name(name: str, tools: Sequence[Tool[..., Any]]) -> dict[str, Tool[..., 
             f"Agent {name!r} has two tools called {twice!r}. Give one of them name=."
         )
     return made
+
+
+def is_model_name(given: object) -> bool:
+    """Return whether something names a provider, and maybe a model of it."""
+    return isinstance(given, str) and given.partition("/")[0].strip() != ""
+
+
+def _gives_model(given: object) -> bool:
+    is_provider = hasattr(given, "stream") or callable(given)
+    return is_provider and not isinstance(given, str | type)
 
 
 def _is_name(given: object) -> bool:

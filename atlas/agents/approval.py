@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from atlas.agents.messages import ApprovalAsked, ApprovalGiven, ToolFinished
 from atlas.core.effects import Effect, current_run, perform
@@ -19,16 +19,25 @@ from atlas.core.event_bus import EventBus
 from atlas.core.log.engine import Engine
 from atlas.core.log.records import NewRecord
 from atlas.core.messages import Message
+from atlas.core.runs import UNREADABLE, Runs
 from atlas.core.schema import dump, load
-from atlas.errors import VersionConflictError
+from atlas.errors import (
+    AtlasError,
+    ErasedError,
+    UnknownApprovalError,
+    VersionConflictError,
+    nearest_name,
+)
 from atlas.providers.hosting import ModelHost
 
 __all__ = [
     "answer_in",
+    "approvals_in",
     "approve",
     "decision_on",
     "keep_answer",
     "pending_approvals",
+    "refuse_unasked",
     "wait_for_approval",
 ]
 
@@ -39,10 +48,14 @@ _LOOK_EVERY: Final = 0.5
 
 async def wait_for_approval(bus: EventBus, host: ModelHost, asked: ApprovalAsked) -> ApprovalGiven:
     """Publish that an approval is wanted, and return the decision. In a run, as an effect of it."""
-    bus.publish(asked)
-    # Idempotent: whoever is asked twice answers once.
-    effect = Effect("approval", dump(asked), "idempotent")
-    given = await perform(effect, _told, bus, host.stored_answer, asked.approval)
+    host.questions[asked.approval] = asked  # before anybody hears of it, who may answer at once
+    try:
+        bus.publish(asked)
+        # Idempotent: whoever is asked twice answers once.
+        effect = Effect("approval", dump(asked), "idempotent")
+        given = await perform(effect, _told, bus, host.stored_answer, asked.approval)
+    finally:
+        host.questions.pop(asked.approval, None)
     decision: ApprovalGiven = load(ApprovalGiven, given)
     if current_run() is not None:  # so that it is part of the run, whoever told it outside
         bus.publish(decision)
@@ -146,3 +159,42 @@ def pending_approvals(events: Iterable[Message]) -> list[ApprovalAsked]:
         elif isinstance(event, ToolFinished):
             asked.pop(event.call, None)
     return list(asked.values())
+
+
+def approvals_in(
+    runs: Runs[Any],
+) -> tuple[list[tuple[str, ApprovalAsked]], dict[str, AtlasError]]:
+    """Return what was asked in each run that has not ended, and what is wrong with those that cannot be read.
+
+    Decisions that the log keeps and no run has heard yet are not looked at. Blocks.
+    """
+    asked_for: list[tuple[str, ApprovalAsked]] = []
+    damaged: dict[str, AtlasError] = {}
+    for name in runs:
+        try:
+            if runs[name].status != "completed":
+                asked_for += ((name, asked) for asked in pending_approvals(runs[name].read()))
+        except ErasedError:
+            continue  # nothing waits in what is gone on purpose
+        except UNREADABLE as error:
+            damaged[name] = error
+    return asked_for, damaged
+
+
+def refuse_unasked(approval: str, waiting: Iterable[str], mend: str) -> None:
+    """Refuse to decide what nobody asked: it is a slip of the pen, and the decision would be lost.
+
+    Args:
+        approval: Id of the approval.
+        waiting: The ids of those that wait.
+        mend: What to do, in words.
+
+    Raises:
+        UnknownApprovalError: The id is not among them.
+    """
+    known = list(waiting)
+    if approval not in known:
+        raise UnknownApprovalError(
+            f"Nothing waits for {approval!r}{nearest_name(approval, known)}. {mend}",
+            approval=approval,
+        )

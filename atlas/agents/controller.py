@@ -88,6 +88,7 @@ class ErrorPolicy:
         boss, undo = self.escalate_to, self.compensate
         check("elsewhere", self.elsewhere, is_count(self.elsewhere, 0), "a whole number from 0")
         check("escalate_to", boss, isinstance(boss, str | None), "an agent's name, or None")
+        check("escalate_to", boss, boss != "", "an agent's name, or None")
         check("compensate", undo, undo is None or callable(undo), "a function, or None")
         check("down_after", self.down_after, is_count(self.down_after), "a whole number from 1")
 
@@ -221,6 +222,7 @@ class Controller:
         return self._seat(self._named(name)).load
 
     def _named(self, name: str) -> Agent:
+        check("name", name, isinstance(name, str), "an agent's name")
         found = self._agents.get(name)
         if found is None:
             raise NoAgentError(
@@ -398,7 +400,7 @@ class Controller:
             if desk.handed_over is None:
                 return self._done(trip, agent, answer)
             to, reason = desk.handed_over
-            loops.note(agent.name, "Handing over to", agent.name)
+            loops.note("Hand-overs", agent.name)
             self.bus.publish(TaskHandedOver(trip.task.id, agent.name, to, reason))
             self._named(to)
             trip.to, before = to, own.messages
@@ -463,6 +465,7 @@ class Controller:
         Returns:
             Whether it was going on.
         """
+        check("task", task, isinstance(task, str), "the id of a task")
         floor = self._floor()
         found = floor.tasks.get(task)
         if found is None:
@@ -658,6 +661,8 @@ class Controller:
             each: Returns the task for an item.
             reduce: Returns the last task, given what came of the others.
         """
+        check("each", each, callable(each), "a function of an item that returns a task")
+        check("reduce", reduce, callable(reduce), "a function of the outcomes that returns a task")
         outcomes = await self.parallel(map(each, listed("items", items, "a list")))
         return await self.delegate(reduce(outcomes))
 

@@ -22,6 +22,7 @@ from atlas.agents.messages import (
     ToolFinished,
     TurnStarted,
 )
+from atlas.agents.settings import check
 from atlas.core.effects import EffectDelivered, EffectStarted
 from atlas.core.messages import Message
 from atlas.core.runs import RunEnded, RunStarted
@@ -44,10 +45,16 @@ def sequence_diagram(events: Iterable[Message]) -> str:
     Args:
         events: The events of a run, in their order.
     """
+    _check_events(events)
     drawing = _Drawing()
     for event in events:
         drawing.take(event)
     return drawing.text
+
+
+def _check_events(given: object) -> None:
+    holds = hasattr(given, "__iter__") and not isinstance(given, str)
+    check("events", given, holds, "the events of a run, such as app.runs[run_id].events")
 
 
 class _Drawing:
@@ -195,6 +202,7 @@ def task_tree(events: Iterable[Message]) -> list[str]:
     Args:
         events: The events of a run, in their order, up to any of them.
     """
+    _check_events(events)
     tasks: dict[str, _Branch] = {}
     roots: list[str] = []
     calls: dict[str, tuple[_Branch, int, str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from atlas.core.messages import Message
 from atlas.errors import ConfigurationError
 from atlas.providers.base import ModelCatalogue, Provider
 from atlas.providers.reply import StreamOptions
@@ -15,6 +16,7 @@ class BareHost:
     def __init__(self) -> None:
         self._options = StreamOptions()
         self._answers: dict[str, str] = {}
+        self.questions: dict[str, Message] = {}
 
     @property
     def stream_options(self) -> StreamOptions:

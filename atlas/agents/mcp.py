@@ -368,6 +368,7 @@ def mcp_server(*tools: Tool[..., Any] | Callable[..., Any], name: str = "atlas")
         tools: The tools: made by `tool`, or plain annotated functions.
         name: What the server is called.
     """
+    check("name", name, name and isinstance(name, str), "what the server is called")
     made = [each if isinstance(each, Tool) else Tool(each) for each in tools]
     offered = {each.name: each for each in made if not each.needs_approval}
     names = [each.name for each in made]

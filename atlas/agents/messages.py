@@ -100,7 +100,8 @@ class Limits:
         depth: How deep tasks may delegate.
         repeats: How often the same tool call may come in a row, with the same result: who polls
             makes progress when something else comes.
-        alternations: How often two things may take turns: tool calls, or agents that hand over.
+        alternations: How often two things, or up to eight, may come one after the other in the same
+            order: tool calls with the same results, or agents that hand over.
         tokens: Tokens in and out; an estimate is reserved before each call.
         cost: Money, in the currency of the agents' prices; an estimate is reserved before each call.
         seconds: Time for the task.
@@ -169,6 +170,8 @@ class Task:
             raise ValidationError("task", "text", self.text, "words that say what to do")
         if self.deadline is not None and self.deadline <= 0:
             raise ValidationError("task", "deadline", self.deadline, "seconds above 0")
+        if "" in self.needs:
+            raise ValidationError("task", "needs", self.needs, "names that are not empty")
         for name, grade in self.grades.items():
             if not 0 <= grade <= 1:
                 raise ValidationError("task", f"grades.{name}", grade, "a grade from 0 to 1")

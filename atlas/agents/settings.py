@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -33,14 +34,14 @@ def is_count(given: object, least: int = 1) -> bool:
     return type(given) is int and given >= least
 
 
-def is_number(given: object, least: float, most: float = float("inf")) -> bool:
-    """Return whether something is a number within bounds."""
+def is_number(given: object, least: float, most: float = sys.float_info.max) -> bool:
+    """Return whether something is a number, not infinite, within bounds."""
     return isinstance(given, int | float) and type(given) is not bool and least <= given <= most
 
 
 def is_text_or_function(given: object) -> bool:
-    """Return whether something is a text or can be called."""
-    return isinstance(given, str) or callable(given)
+    """Return whether something is a text or can be called; a class, given as it is, is a slip."""
+    return isinstance(given, str) or (callable(given) and not isinstance(given, type))
 
 
 def listed(what: str, given: Iterable[T], wanted: str) -> list[T]:

@@ -132,6 +132,10 @@ def task_aware(prompts: Mapping[str, str], *, otherwise: str = "") -> Callable[[
         otherwise: For other kinds.
     """
     check("prompts", prompts, isinstance(prompts, Mapping), "instructions by the kind of task")
+    for kind, told in prompts.items():
+        check("A kind of task", kind, isinstance(kind, str), "its name")
+        check(f"The instructions for {kind!r}", told, isinstance(told, str), "a text")
+    check("otherwise", otherwise, isinstance(otherwise, str), "a text")
     return lambda task: prompts.get(task.kind, otherwise)
 
 
@@ -143,13 +147,14 @@ def scripted_agent(
 ) -> Agent:
     """Return an agent whose model plays given replies: for tests.
 
+    The script is no part of the log: a run that is resumed in a new process asks it from its first reply
+    on. To go on there, give functions of the request, which see how far the conversation is.
+
     Args:
         name: The agent's name.
         replies: What its model says, turn by turn; see `ScriptedProvider`.
         **options: As for `Agent`.
     """
-    if replies is not None:
-        replies = listed("replies", replies, "a list: what the model says, turn by turn")
     provider = ScriptedProvider(replies, name=f"scripted-{name}")
     return Agent(name, **{"model": provider, **options})
 
@@ -186,15 +191,17 @@ def knowledge_agent(
         model: Whom to ask.
         **options: As for `Agent`.
     """
-    check("retriever", retriever, hasattr(retriever, "search"), "something with a `search`")
+    has_search = callable(getattr(retriever, "search", None))
+    check("retriever", retriever, has_search, "something with a `search`")
     check("k", k, is_count(k), "a whole number from 1")
 
     async def search(query: str) -> str:
         hits = await retriever.search(query, k=k)
+        hits = listed("What the retriever found", hits, "a list of hits")
         return "\n\n".join(map(_passage, hits)) or "Nothing was found."
 
     found = Tool(search, description="Search the knowledge base.")
-    more = options.pop("tools", ())
+    more = listed(f"Agent {name!r}: tools", options.pop("tools", ()), "a list of tools")
     return Agent(name, instructions=instructions, tools=[found, *more], model=model, **options)
 
 

@@ -37,6 +37,7 @@ from atlas.agents.messages import (
     TurnStarted,
 )
 from atlas.agents.outcome import checked_transition
+from atlas.agents.settings import check
 from atlas.core.messages import Message, value
 from atlas.core.patches import Patch, diff
 from atlas.core.persistent import PMap, pmap
@@ -388,6 +389,7 @@ def events_at(run: StoredRun, number: int | None = None) -> list[Message]:
     Raises:
         UnknownVersionError: The run has no such event.
     """
+    check("run", run, hasattr(run, "read"), "a stored run, such as app.runs[run_id]")
     count = len(run)
     asked = count if number is None else number
     wanted = asked + count + 1 if asked < 0 else asked

@@ -310,7 +310,7 @@ class Tool(Generic[P, T]):
         of = function.func if isinstance(function, functools.partial) else function
         own = str(getattr(of, "__name__", type(of).__name__))
         self.name: str = _checked_name(own if name is None else name)
-        if permission not in _DECLARED:
+        if permission not in tuple(_DECLARED):
             raise ConfigurationError(
                 f"Tool {self.name!r} has permission {permission!r}. Give one of "
                 f"{', '.join(_DECLARED)}."

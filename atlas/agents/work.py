@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from atlas.agents.account import Loops, estimated_tokens
-from atlas.agents.agent import Agent, History
+from atlas.agents.agent import Agent, History, is_model_name
 from atlas.agents.approval import wait_for_approval
 from atlas.agents.desk import Desk
 from atlas.agents.dialect import Ask, Dialect, dialect_for, misfit, without_fence
@@ -30,6 +30,7 @@ from atlas.agents.messages import (
     TurnEnded,
     TurnStarted,
 )
+from atlas.agents.settings import check
 from atlas.agents.streaming import Streaming
 from atlas.agents.together import gathered
 from atlas.agents.tools import Tool
@@ -338,7 +339,9 @@ class Work:
             self._join(ChatMessage("assistant", parts), ChatMessage("tool", results))
             self._end_turn(len(calls))
         for call, result in zip(calls, results, strict=True):
-            self._loops.note((call.name, call.arguments, result.content), "Tool", call.name)
+            self._loops.note(
+                "Calls with the same result", call.name, call.arguments, result.content
+            )
         return results
 
     def _told_apart(self, given: Completion) -> tuple[tuple[Part, ...], list[ToolCallPart]]:
@@ -492,7 +495,15 @@ def _source(agent: Agent, task: Task) -> str | Provider | None:
     named = agent.model
     if isinstance(named, str | None) or hasattr(named, "stream"):
         return cast("str | Provider | None", named)
-    return named(task)
+    chosen = named(task)
+    is_provider = hasattr(chosen, "stream") and not isinstance(chosen, type)
+    check(
+        f"Agent {agent.name!r}: what model(task) gave",
+        chosen,
+        chosen is None or is_provider or is_model_name(chosen),
+        "'provider' or 'provider/model', a provider (no class), or None for the default",
+    )
+    return chosen
 
 
 def _split(source: str | Provider | None) -> tuple[str | Provider | None, str | None]:

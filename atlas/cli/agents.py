@@ -8,22 +8,24 @@ from collections.abc import Iterator, Mapping
 
 import click
 
-from atlas.agents.approval import answer_in, keep_answer, pending_approvals
+from atlas.agents.approval import answer_in, approvals_in, keep_answer, refuse_unasked
 from atlas.agents.diagram import sequence_diagram, task_tree
 from atlas.agents.messages import ApprovalAsked, ApprovalGiven
 from atlas.agents.state import agents_at, events_at
 from atlas.cli.options import db_option, json_option
-from atlas.cli.runs import UNREADABLE, opened, told
+from atlas.cli.runs import opened, told
 from atlas.cli.trees import tree_lines
 from atlas.core.log.engine import Engine
 from atlas.core.messages import Message
 from atlas.core.runs import Run, RunEnded, Runs
 from atlas.core.schema.codec import dump, encode
-from atlas.errors import AtlasError, ErasedError, nearest_name
+from atlas.errors import AtlasError, UnknownApprovalError
 from atlas.providers.chat_state import ChatState
 from atlas.typing import JSON
 
 _PATIENCE = 0.5
+_LONGEST = 160
+"""So many characters of what an event says are shown."""
 
 
 @click.group()
@@ -35,7 +37,15 @@ def _found(known: Runs[ChatState], run: str | None) -> Run[ChatState]:
     return known.latest() if run is None else known[run]
 
 
-@agents.command("list")
+def _head(run: Run[ChatState], moment: str = "") -> str:
+    """Say which run it is, and how it is with it: agents of a dead process look busy for ever."""
+    status: str = run.status
+    if status == "unfinished":
+        status += f": it goes on, or its process died and `atlas resume {run.id}` goes on with it"
+    return f"{click.style(run.id, bold=True)}  {status}{moment}"
+
+
+@agents.command("list", short_help="List the agents of a run.")
 @click.argument("run", required=False)
 @db_option
 @json_option
@@ -43,7 +53,7 @@ def list_(*, run: str | None, db: str, as_json: bool) -> None:
     """List the agents of RUN (default: the latest): health, tasks, turns."""
     with opened(db) as (_, known):
         found = _found(known, run)
-        state = agents_at(found)
+        state, head = agents_at(found), _head(found)
     listed = [dump(each) for each in state.agents.values()]
     if as_json:
         told({"run": found.id, "agents": listed})
@@ -51,6 +61,7 @@ def list_(*, run: str | None, db: str, as_json: bool) -> None:
     if not listed:
         click.echo(f"No agent works in {found.id}.")
         return
+    click.echo(head)
     width = max(len(name) for name in state.agents)
     for name, agent in sorted(state.agents.items()):
         click.echo(
@@ -59,7 +70,7 @@ def list_(*, run: str | None, db: str, as_json: bool) -> None:
         )
 
 
-@agents.command()
+@agents.command(short_help="Show the tasks of a run as a tree.")
 @click.argument("run", required=False)
 @db_option
 @click.option("--at", "number", type=int, help="As it was after this event; -1: the last.")
@@ -70,16 +81,17 @@ def tree(*, run: str | None, db: str, number: int | None, as_json: bool) -> None
         found = _found(known, run)
         events = events_at(found, number)
         state = agents_at(found, number)
+        head = _head(found, "" if number is None else f", here after event {number}")
     if as_json:
         tasks = [dump(task) for task in state.tasks.values()]
         told({"run": found.id, "at": number, "tasks": tasks})
         return
-    click.secho(found.id, bold=True)
+    click.echo(head)
     for line in task_tree(events) or ["No task was given to an agent."]:
         click.echo(line)
 
 
-@agents.command()
+@agents.command(short_help="Print what happens in a run.")
 @click.argument("run", required=False)
 @db_option
 @json_option
@@ -97,6 +109,7 @@ def tail(*, run: str | None, db: str, as_json: bool) -> None:
 def _followed(engine: Engine, run: Run[ChatState]) -> Iterator[Message]:
     """Yield the events of a run, those to come too, up to its end."""
     seen = 0
+    is_told = False
     while True:
         position = engine.last_position() or 0
         for event in run.read(seen):
@@ -104,11 +117,15 @@ def _followed(engine: Engine, run: Run[ChatState]) -> Iterator[Message]:
             yield event
             if isinstance(event, RunEnded):
                 return
+        if not is_told:
+            click.echo("(It has not ended. Waiting for more; Ctrl-C stops.)", err=True)
+            is_told = True
         engine.wait_beyond(position, _PATIENCE)
 
 
 def _facts(event: Message) -> str:
-    return f"  {json.dumps(_said(dump(event)), ensure_ascii=False)}"[:160]
+    told = json.dumps(_said(dump(event)), ensure_ascii=False)
+    return f"  {told if len(told) <= _LONGEST else told[: _LONGEST - 1] + '…'}"
 
 
 def _said(facts: JSON) -> JSON:
@@ -119,7 +136,7 @@ def _said(facts: JSON) -> JSON:
     return {name: fact for name, fact in said.items() if fact not in (None, "", {}, [])}
 
 
-@agents.command()
+@agents.command(short_help="Draw a run in Mermaid.")
 @click.argument("run", required=False)
 @db_option
 @json_option
@@ -134,7 +151,7 @@ def diagram(*, run: str | None, db: str, as_json: bool) -> None:
         click.echo(text, nl=False)
 
 
-@agents.command()
+@agents.command(short_help="List what waits for a person.")
 @db_option
 @json_option
 def approvals(*, db: str, as_json: bool) -> None:
@@ -143,7 +160,7 @@ def approvals(*, db: str, as_json: bool) -> None:
     Exits with 1 when a run is damaged, so that nobody knows what waits in it.
     """
     with opened(db) as (engine, known):
-        asked_for, damaged = _asked_in(known)
+        asked_for, damaged = approvals_in(known)
         waiting = [
             (name, asked) for name, asked in asked_for if answer_in(engine, asked.approval) is None
         ]
@@ -163,29 +180,12 @@ def _list(waiting: list[tuple[str, ApprovalAsked]]) -> None:
         click.echo("Nothing waits for a person.")
 
 
-def _asked_in(
-    known: Runs[ChatState],
-) -> tuple[list[tuple[str, ApprovalAsked]], dict[str, AtlasError]]:
-    """Return what waits in each run that can be read, and what is wrong with the others."""
-    waiting: list[tuple[str, ApprovalAsked]] = []
-    damaged: dict[str, AtlasError] = {}
-    for name in known:
-        try:
-            if known[name].status != "completed":
-                waiting += ((name, asked) for asked in pending_approvals(known[name].read()))
-        except ErasedError:
-            continue  # nothing waits in what is gone on purpose
-        except UNREADABLE as error:
-            damaged[name] = error
-    return waiting, damaged
-
-
 def _tell_damaged(damaged: Mapping[str, AtlasError]) -> None:
     for name, error in damaged.items():
         click.secho(f"{name} is damaged: {error}", fg="red", err=True)
 
 
-@agents.command()
+@agents.command(short_help="Let a tool call run, or refuse it.")
 @click.argument("approval")
 @db_option
 @click.option("--refuse", is_flag=True, help="Say no.")
@@ -211,11 +211,13 @@ def approve(
 
 def _expect_asked(known: Runs[ChatState], approval: str) -> None:
     """Refuse to decide what no run that goes on has asked: it is a slip of the pen."""
-    asked_for, damaged = _asked_in(known)
-    waiting = [asked.approval for _, asked in asked_for]
-    if approval not in waiting:
-        _tell_damaged(damaged)
-        raise click.UsageError(
-            f"Nothing waits for {approval!r}{nearest_name(approval, waiting)}. "
-            f"`atlas agents approvals` lists what does."
+    asked_for, damaged = approvals_in(known)
+    try:
+        refuse_unasked(
+            approval,
+            (asked.approval for _, asked in asked_for),
+            "`atlas agents approvals` lists what does.",
         )
+    except UnknownApprovalError as error:
+        _tell_damaged(damaged)
+        raise click.UsageError(str(error)) from error

@@ -21,7 +21,7 @@ def profile() -> None:
     """Look at profiles, the settings of an assistant; every command takes --json."""
 
 
-@profile.command()
+@profile.command(short_help="Check a profile, and show its values.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
 @json_option
@@ -38,7 +38,7 @@ def show(*, file: Path, origin: bool, as_json: bool) -> None:
     click.echo(json.dumps(told, ensure_ascii=False, indent=2))
 
 
-@profile.command()
+@profile.command(short_help="Take over what changed in a template.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("mine", type=click.Path(path_type=Path))
 @click.argument("theirs", type=click.Path(path_type=Path))
@@ -76,13 +76,22 @@ def merge(
         click.get_current_context().exit(1)
     merged = cast("Mapping[str, Any]", plan.apply(edited))  # Any: whatever a file may say
     text = toml_text(merged)
+    taken = [str(operation) for operation in plan.ours]
     if output is not None:
-        output.write_text(text, encoding="utf-8", newline="\n")
+        _write(output, text)
     if as_json:
-        taken = [str(operation) for operation in plan.ours]
         click.echo(json.dumps({"merged": merged, "taken": taken}, ensure_ascii=False, default=str))
     elif output is None:
         click.echo(text, nl=False)
+    else:
+        click.echo(f"{output} is written, with {len(taken)} change{'s' * (len(taken) != 1)} taken.")
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise click.FileError(str(output), error.strerror or str(error)) from error
 
 
 def tell_conflicts(plan: SyncPlan, *, as_json: bool) -> None:

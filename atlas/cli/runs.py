@@ -23,15 +23,9 @@ from atlas.core.log.engine import Engine, Progress
 from atlas.core.message_pages import OUTSIDE
 from atlas.core.messages import Message
 from atlas.core.patches import plain
-from atlas.core.runs import Comparison, Run, Runs, is_doing, read_export
+from atlas.core.runs import UNREADABLE, Comparison, Run, Runs, is_doing, read_export
 from atlas.core.schema.codec import encode
-from atlas.errors import (
-    ErasedError,
-    LogCorruptedError,
-    LogFormatError,
-    MigrationError,
-    ValidationError,
-)
+from atlas.errors import ErasedError
 from atlas.providers.chat_state import ChatState, transitions
 
 T = TypeVar("T")
@@ -40,9 +34,6 @@ _SHOWN = 20
 _AT_ONCE = 200
 _LONG = 5_000
 """Events; reading more takes long enough to show a bar."""
-
-UNREADABLE = (LogCorruptedError, LogFormatError, MigrationError, ValidationError)
-"""What is raised when a run cannot be read, though its log can."""
 
 _DASH: Final = "-"
 

@@ -46,10 +46,13 @@ from atlas.errors import (
     AtlasError,
     ConfigurationError,
     ErasedError,
+    LogCorruptedError,
     LogFormatError,
     LogUnavailableError,
+    MigrationError,
     UnknownRunError,
     UnknownVersionError,
+    ValidationError,
     VersionConflictError,
     nearest_name,
 )
@@ -57,6 +60,7 @@ from atlas.typing import JSON
 
 __all__ = [
     "ENTRIES",
+    "UNREADABLE",
     "Comparison",
     "ExportedRun",
     "Run",
@@ -73,6 +77,9 @@ S = TypeVar("S")
 
 RunStatus: TypeAlias = Literal["completed", "failed", "cancelled", "unfinished"]
 """How a run ended; one that is still going on, or whose process died, is unfinished."""
+
+UNREADABLE: Final = (LogCorruptedError, LogFormatError, MigrationError, ValidationError)
+"""What is raised when a run cannot be read, though its log can."""
 
 _PREFIX: Final = stream_of("")
 _STATES_EVERY: Final = 1_000
@@ -151,10 +158,12 @@ def holding(events: Iterable[Message]) -> list[tuple[int, Message]]:
     """Return the events of a run that hold, with their numbers.
 
     A run that was broken off in the middle of a stream of pieces and then resumed began that stream
-    anew; what had been made of its first pieces holds no more. Of any other run all events hold.
+    anew; what had been made of its first pieces holds no more. What others did because of a run after it
+    had ended, such as a handler that failed late, is no part of what it did. All else holds.
     """
     kept: list[tuple[int, Message]] = []
     entries: list[int] = []
+    is_over = False
     for number, event in enumerate(events, 1):
         if isinstance(event, RunContinued):
             del entries[event.kept :]
@@ -162,6 +171,10 @@ def holding(events: Iterable[Message]) -> list[tuple[int, Message]]:
             kept[cut:] = [each for each in kept[cut:] if _stays(each[1])]
         if isinstance(event, ENTRIES):
             entries.append(len(kept))
+        if is_lifecycle(event) or isinstance(event, ENTRIES):
+            is_over = isinstance(event, RunEnded)
+        elif is_over:
+            continue
         kept.append((number, event))
     return kept
 
@@ -260,16 +273,16 @@ class Run(Generic[S]):
     @property
     def ended(self) -> RunEnded | None:
         """The event with which it ended last; None while it is unfinished."""
-        last = self._engine.read(stream_of(self.id), newest_first=True, limit=1)
-        return next(
-            (
-                event
-                for record in last
-                for event in reversed(_messages(record))
-                if isinstance(event, RunEnded)
-            ),
-            None,
-        )
+        for count in (1, _PAGES_AT_ONCE, None):  # mostly it is in the last page
+            pages = self._engine.read(stream_of(self.id), newest_first=True, limit=count)
+            for messages in map(_messages, pages):
+                for event in reversed(messages):
+                    if isinstance(event, RunEnded):
+                        return event
+                # What others do because of it, such as a handler that fails late, may come after the end.
+                if any(isinstance(event, (RunStarted, *ENTRIES)) for event in messages):
+                    return None
+        return None
 
     @property
     def status(self) -> RunStatus:

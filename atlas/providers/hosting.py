@@ -7,9 +7,11 @@ given ``app.bus`` and nothing else, and never knows the application.
 from __future__ import annotations
 
 import weakref
+from collections.abc import MutableMapping
 from typing import Protocol, runtime_checkable
 
 from atlas.core.event_bus import EventBus
+from atlas.core.messages import Message
 from atlas.providers.base import Provider
 from atlas.providers.reply import StreamOptions
 
@@ -23,6 +25,11 @@ class ModelHost(Protocol):
     @property
     def stream_options(self) -> StreamOptions:
         """How answers are streamed: deadlines and retries."""
+        ...
+
+    @property
+    def questions(self) -> MutableMapping[str, Message]:
+        """What people are asked at this moment, by the id of the approval; kept by who asks."""
         ...
 
     def choose_model(

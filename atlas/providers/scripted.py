@@ -14,11 +14,12 @@ step by step what the stream does, failures and waits included::
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 from atlas.errors import BadRequestError, ConfigurationError
 from atlas.providers.base import (
@@ -43,6 +44,9 @@ class Pause:
     """Wait so many seconds before the next step."""
 
     seconds: float
+
+    def __post_init__(self) -> None:
+        _check_seconds("Pause.seconds", self.seconds)
 
 
 Step: TypeAlias = (
@@ -84,6 +88,17 @@ _DELTAS = (
     UsageDelta,
     Finished,
 )
+_STEPS = (
+    str,
+    *_DELTAS,
+    TextPart,
+    ThinkingPart,
+    ToolCallPart,
+    RefusalPart,
+    Pause,
+    asyncio.Event,
+    Exception,
+)
 
 
 class ScriptedProvider:
@@ -100,6 +115,9 @@ class ScriptedProvider:
         delay: Seconds to wait before each piece.
         capabilities: What to claim; default: everything.
         sleep: How to wait; default: ``asyncio.sleep``. Replace it to take no time in tests.
+
+    Raises:
+        ConfigurationError: Something makes no sense, such as a reply that no stream can play.
 
     Attributes:
         requests: Every request, in the order of arrival.
@@ -118,8 +136,12 @@ class ScriptedProvider:
         capabilities: Capabilities | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        if delay < 0:
-            raise ConfigurationError(f"delay is {delay!r}; give seconds, 0 or more.")
+        _check_seconds("delay", delay)
+        named: object = name
+        if not isinstance(named, str) or not named:
+            raise ConfigurationError(f"name is {name!r}. Give a text that is not empty.")
+        if replies is not None and not _are_several(replies):
+            raise ConfigurationError(f"replies is {replies!r}. Give a list of them, turn by turn.")
         self.requests: list[ChatRequest] = []
         self.open_streams: int = 0
         self._name = name
@@ -131,6 +153,9 @@ class ScriptedProvider:
         )
         self._endless = replies is None
         self._replies: deque[Reply] = deque(DEFAULT_REPLIES if replies is None else replies)
+        for each in self._replies:
+            if not callable(each):
+                _check_reply(each)
 
     @property
     def name(self) -> str:
@@ -208,7 +233,40 @@ class ScriptedProvider:
             self._replies.append(reply)
         while callable(reply) and not isinstance(reply, Exception):
             reply = reply(request)
+        _check_reply(reply)
         return reply
+
+
+# Any: whatever was given
+def _check_seconds(what: str, given: Any) -> None:
+    is_number = isinstance(given, int | float) and type(given) is not bool
+    if not is_number or not 0 <= given < math.inf:
+        raise ConfigurationError(f"{what} is {given!r}. Give seconds, 0 or more.")
+
+
+def _are_several(given: object) -> bool:
+    return hasattr(given, "__iter__") and not isinstance(given, str | bytes | Mapping)
+
+
+def _check_reply(reply: object) -> None:
+    """Refuse what no stream can play, before anybody waits for it.
+
+    Raises:
+        ConfigurationError: The reply, or one of its steps, is nothing of the kind.
+    """
+    if isinstance(reply, (str, Exception, *_DELTAS)):
+        return
+    if not _are_several(reply):
+        raise ConfigurationError(
+            f"{reply!r} is no scripted reply. Give text, an exception, a list of steps, or a function "
+            f"of the request that returns one of these."
+        )
+    for step in cast("Sequence[object]", reply):
+        if not isinstance(step, _STEPS):
+            raise ConfigurationError(
+                f"{step!r} is no step of a scripted reply. Give text, a delta, a part, a Pause, an "
+                f"asyncio.Event or an exception."
+            )
 
 
 def _expanded(reply: Reply) -> list[Delta | Pause | asyncio.Event | Exception]:
@@ -249,9 +307,5 @@ def _play_step(step: Step) -> Delta | Pause | asyncio.Event | Exception:
         return ThinkingDelta(step.text, 0, step.signature, step.redacted)
     if isinstance(step, RefusalPart):
         return RefusalDelta(step.text)
-    if isinstance(step, (*_DELTAS, Pause, asyncio.Event, Exception)):
-        return step
-    return ConfigurationError(
-        f"{step!r} is no step of a scripted reply; give text, a delta, a part, a Pause, an "
-        f"asyncio.Event or an exception."
-    )
+    assert not isinstance(step, ToolCallPart)  # which is several deltas
+    return step

@@ -781,15 +781,17 @@ async def test_a_task_is_handed_over_with_what_was_said() -> None:
     assert "hand_over" in str(shown)
 
 
-async def test_agents_that_hand_over_to_each_other_for_ever_are_stopped() -> None:
+@pytest.mark.parametrize("names", ["ab", "abc", "abcde"])
+async def test_agents_that_hand_over_in_a_circle_for_ever_are_stopped(names: str) -> None:
     agents = [
         scripted_agent(one, [[call("hand_over", to=other)]] * 50, tools=[hand_over_to(other)])
-        for one, other in (("a", "b"), ("b", "a"))
+        for one, other in zip(names, names[1:] + names[:1], strict=True)
     ]
     outcome = await Team(*agents).controller.delegate("Go.")
 
     assert isinstance(outcome.error, LimitReachedError)
     assert outcome.error.limit == "alternations"
+    assert f"{' → '.join(names + 'a')}, 6 times" in str(outcome.error)
 
 
 # -- patterns -----------------------------------------------------------------------------------

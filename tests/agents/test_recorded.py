@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from atlas.agents.messages import ApprovalAsked, ToolCalled, ToolFinished, TurnE
 from atlas.cli.runs import opened
 from atlas.core.effects import Skip
 from atlas.core.messages import Message
-from atlas.errors import InDoubtError
+from atlas.errors import InDoubtError, UnknownApprovalError
 from atlas.providers.messages import StreamStarted, ToolCallPart
 from atlas.providers.scripted import ScriptedProvider, Step
 
@@ -245,6 +246,7 @@ asyncio.run(main())
 
     async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
         assert [each.approval for each in pending_approvals(app.runs[run].events)] == [approval]
+        assert [each.approval for each in await app.approvals()] == [approval]
         await app.approve(approval, by="Ann")
         late = await app.approve(approval, approved=False, by="Bob")
     async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
@@ -254,6 +256,46 @@ asyncio.run(main())
     assert (late.approved, late.by) == (True, "Ann")
     assert outcome == "Erased."
     assert performed == ["x"]
+
+
+async def test_a_decision_that_nobody_waits_for_is_refused_and_what_waits_can_be_listed() -> None:
+    asked: list[ApprovalAsked] = []
+    listed: list[list[ApprovalAsked]] = []
+    async with Atlas(provider="scripted") as app:
+
+        @app.bus.on(ApprovalAsked)
+        async def decide(event: ApprovalAsked) -> None:
+            asked.append(event)
+            listed.append(await app.approvals())
+            with pytest.raises(UnknownApprovalError, match=f"the nearest is {event.approval!r}"):
+                await app.approve(f"{event.approval[:-1]}x")
+            await app.approve(event.approval)
+
+        async with app.recording("erase"):
+            recorded = await asking(app)
+        alone = await asking(app)
+        with pytest.raises(UnknownApprovalError) as refused:
+            await app.approve("typo")
+        again = await app.approve(asked[0].approval, approved=False)
+        left = await app.approvals()
+
+    assert (recorded, alone) == ("Erased.", "Erased.")
+    assert listed == [[each] for each in asked]
+    assert refused.value.approval == "typo"
+    assert again.approved  # what was decided holds, and is told
+    assert left == []
+
+
+async def test_a_call_that_was_given_up_waits_no_more() -> None:
+    async with Atlas(provider="scripted") as app:
+        going = asyncio.create_task(asking(app))
+        asked = await app.bus.wait_for(ApprovalAsked, timeout=10)
+        going.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await going
+
+        with pytest.raises(UnknownApprovalError):
+            await app.approve(asked.approval)
 
 
 def stored(db: Path, run: str) -> None:

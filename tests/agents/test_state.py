@@ -170,6 +170,7 @@ async def test_the_command_line_shows_agents(stored: tuple[Path, str]) -> None:
     db, name = str(stored[0]), stored[1]
 
     assert "low" in invoke("agents", "list", "--db", db)
+    assert f"{name}  completed" in invoke("agents", "list", "--db", db)
     assert "boss — Both." in invoke("agents", "tree", name, "--db", db)
     assert "running" in invoke("agents", "tree", "--at", "10", "--db", db)
     assert "task.completed" in invoke("agents", "tail", "--db", db)

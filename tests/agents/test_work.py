@@ -265,6 +265,50 @@ async def test_two_calls_that_take_turns_are_noticed() -> None:
     assert outcome.error.limit == "alternations"
 
 
+@pytest.mark.parametrize("several", range(2, 9))
+async def test_calls_that_go_round_are_noticed_when_they_begin_anew_too_often(several: int) -> None:
+    bench = Bench([[call("double", x=each)] for each in range(several)] * 9, double)
+    outcome = await bench.team.delegate("Go.")
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert (outcome.error.limit, len(bench.provider.requests)) == ("alternations", 6 * several + 1)
+    assert " → ".join(["double"] * (several + 1)) in str(outcome.error)
+
+
+async def test_a_circle_in_which_one_call_comes_twice_is_noticed_and_named_from_its_first() -> None:
+    bench = Bench(
+        [[call("double", x=1)], [call("double", x=1)], [call("broken", x=2)]] * 9, double, broken
+    )
+    limits = Limits(alternations=3)
+    outcome = await bench.team.delegate(Task("Go.", budget=limits))
+
+    assert isinstance(outcome.error, LimitReachedError)
+    assert len(bench.provider.requests) == 10
+    assert "double → double → broken → double, 3 times" in str(outcome.error)
+
+
+async def test_a_circle_that_brings_something_new_each_time_is_none() -> None:
+    counted = itertools.count()
+
+    @tool
+    async def look() -> int:
+        "Look how far it is."
+        return next(counted)
+
+    around = [[call("double", x=1)], [call("double", x=2)], [call("look")]]
+    bench = Bench([*around * 9, "Done."], double, look)
+    outcome = await bench.team.delegate("Go.")
+
+    assert outcome.text == "Done."
+
+
+async def test_the_same_again_and_again_is_left_to_the_limit_of_repeats() -> None:
+    bench = Bench([*[[call("double", x=1)]] * 60, "Done."], double)
+    outcome = await bench.team.delegate(Task("Go.", budget=Limits(repeats=None)))
+
+    assert outcome.text == "Done."
+
+
 @pytest.mark.parametrize(
     ("limits", "named", "asked"),
     [

@@ -179,3 +179,15 @@ def test_written_toml_reads_back_equal(table) -> None:
 def test_what_toml_cannot_say_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no way to write None"):
         toml_text({"a": None})
+
+
+def test_a_merge_that_cannot_be_written_says_so(atlas, templates, tmp_path: Path) -> None:
+    written = atlas(
+        "profile", "merge", *templates, "--prefer", "mine", "-o", str(tmp_path / "to.toml")
+    )
+    refused = atlas("profile", "merge", *templates, "--prefer", "mine", "-o", str(tmp_path))
+
+    assert written.out.startswith(f"{tmp_path / 'to.toml'} is written, with ")
+    assert refused.code == 1
+    assert "Is a directory" in refused.err
+    assert "Traceback" not in refused.err

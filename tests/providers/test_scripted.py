@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,34 @@ async def test_without_replies_it_says_what_it_is_for_ever() -> None:
 
 async def test_what_is_no_step_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="42 is no step"):
-        await ask(ScriptedProvider([["a", 42]]))
+        ScriptedProvider([["a", 42]])  # type: ignore[list-item]  # on purpose
+    with pytest.raises(ConfigurationError, match="42 is no step"):
+        await ask(ScriptedProvider([lambda request: ["a", 42]]))  # type: ignore[list-item]  # too
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: ScriptedProvider([5]), "5 is no scripted reply"),
+        (lambda: ScriptedProvider([None]), "None is no scripted reply"),
+        (lambda: ScriptedProvider([b"x"]), "b'x' is no scripted reply"),
+        (lambda: ScriptedProvider([{"a": "b"}]), "{'a': 'b'} is no scripted reply"),
+        (lambda: ScriptedProvider("Hello."), "replies is 'Hello.'"),
+        (lambda: ScriptedProvider(5), "replies is 5"),
+        (lambda: ScriptedProvider({"a": "b"}), "replies is {'a': 'b'}"),
+        (lambda: ScriptedProvider([], name=5), "name is 5"),
+        (lambda: ScriptedProvider([], delay="1"), "delay is '1'"),
+        (lambda: ScriptedProvider([], delay=float("nan")), "delay is nan"),
+        (lambda: ScriptedProvider([], delay=True), "delay is True"),
+        (lambda: Pause(-1), "Pause.seconds is -1"),
+        (lambda: Pause("1"), "Pause.seconds is '1'"),
+    ],
+)
+def test_what_it_cannot_play_is_refused_when_it_is_made(made: Any, told: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        made()
+
+    assert str(refused.value).startswith(told)
 
 
 def test_it_is_a_provider() -> None:
