@@ -214,7 +214,7 @@ class MessageLog:
         self._overtaken: Mapping[str, VersionConflictError] = {}
         self._buses: list[EventBus] = []
         self._unheard: list[EventBus] = []
-        self._listening = threading.Lock()
+        self._listening = threading.RLock()
         self._subscriptions: list[Subscription[Message]] = []
         self._problems: list[str] = []
         # What wakes the thread: whether somebody waits. Half the price of an event, at each commit.
@@ -281,19 +281,23 @@ class MessageLog:
                 they were published with. Looked at when messages are written, so it may grow.
             seen: How many messages of it were stored when it was read to go on from there.
         """
-        if gate is not None:
-            self._overtaken = {known: of for known, of in self._overtaken.items() if known != run}
-            if seen is not None:  # what was written here since is no news
-                self._versions[run] = max(seen, self._versions.get(run, 0))
-        self._aliases = {**self._aliases, run: aliases}
-        gates = {known: of for known, of in self._gates.items() if known != run}
-        self._gates = gates if gate is None else {**gates, run: gate}
-        if self._gates:
-            self._listen()
+        with self._listening:  # or of two that begin in two threads, one is not kept
+            if gate is not None:
+                self._overtaken = {
+                    known: of for known, of in self._overtaken.items() if known != run
+                }
+                if seen is not None:  # what was written here since is no news
+                    self._versions[run] = max(seen, self._versions.get(run, 0))
+            self._aliases = {**self._aliases, run: aliases}
+            gates = {known: of for known, of in self._gates.items() if known != run}
+            self._gates = gates if gate is None else {**gates, run: gate}
+            if self._gates:
+                self._listen()
 
     def begin(self, run: str, after: int) -> None:
         """Number the messages of a run from ``after`` + 1 on: it shares that many with another."""
-        self._bases = {**self._bases, run: after}
+        with self._listening:
+            self._bases = {**self._bases, run: after}
 
     def _keep(self, each: Message) -> None:
         known = each._stamp
