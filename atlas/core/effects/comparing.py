@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from atlas.core.effects.entries import (
+    SILENT,
     EffectCancelled,
     EffectDelivered,
-    EffectNoted,
     EffectRead,
     EffectStarted,
     Entry,
@@ -18,9 +18,11 @@ from atlas.core.effects.entries import (
     RunSeeded,
     cut_at,
     effective,
+    is_dropped,
     left_by,
     rebuild_requests,
     resume_point,
+    tells_drop,
 )
 from atlas.errors import ReplayDiverged
 
@@ -28,8 +30,6 @@ __all__ = ["Asked", "Recording"]
 
 Asked: TypeAlias = EffectStarted | EffectRead | EffectCancelled
 """What a run does itself, so that it is compared."""
-
-_SILENT = frozenset({EffectNoted, RunContinued, RunSeeded})
 
 
 class Recording:
@@ -74,14 +74,11 @@ class Recording:
     def next_is_silent(self) -> bool:
         """Return whether what comes next means nothing to a replay, so that it is passed over."""
         entry = self.entries[self.cursor]
-        return type(entry) in _SILENT and not _is_dropped(entry)
+        return type(entry) in SILENT and not tells_drop(entry)
 
     def next_is_dropped(self) -> bool:
         """Return whether the delivery that comes next came too late when it was recorded."""
-        after = self.cursor + 1
-        if after >= len(self.entries) or not _is_dropped(entry := self.entries[after]):
-            return False
-        return _effect_of(entry) == _effect_of(self.entries[self.cursor])
+        return is_dropped(self.entries, self.cursor)
 
     def has_next(self, cls: type[Entry], effect: str, kind: str, digest: str | None = None) -> bool:
         """Return whether this very effect comes next; any request will do if no digest is given."""
@@ -165,10 +162,6 @@ class Recording:
         if isinstance(entry, EffectStarted):
             return rebuild_requests(self.entries, entry.effect)
         return entry.request if isinstance(entry, EffectRead) else ""
-
-
-def _is_dropped(entry: Entry) -> bool:
-    return isinstance(entry, EffectNoted) and entry.what == "dropped"
 
 
 def _effect_of(entry: Entry) -> str:
