@@ -77,6 +77,7 @@ class Streaming:
             held_back=self._held_back,
             secrets=options.secrets,
             said=said,
+            alike=None if said is None else _is_same_talk,
         )
         try:
             async for delta in deltas:
@@ -122,6 +123,20 @@ class Streaming:
             self._watch.timing(),
         )
         self._desk.bus.publish(failed)
+
+
+# Any: JSON values, as `Work` makes them
+def _is_same_talk(recorded: Any, asked: Any) -> bool:
+    """Return whether the same was said; instructions, tools and the model may be others."""
+    return bool(_talk(recorded) == _talk(asked))
+
+
+# Any: see above
+def _talk(asked: Any) -> Any:
+    request = asked["request"]
+    said = request["said"]
+    is_told = request["after"] == 0 and said and said[0][0] == "system"
+    return said[1:] if is_told else said
 
 
 # Any: whatever was published

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 from atlas.core.effects import Effect, current_run, perform, stream
 from atlas.core.effects.codec import error_from, error_text
+from atlas.core.effects.comparing import Alike
 from atlas.core.redaction import Secrets
 from atlas.errors import ProviderError, ReplayDiverged
 from atlas.providers.base import (
@@ -136,6 +137,7 @@ def model_stream(
     held_back: HeldBack,
     secrets: Secrets | None = None,
     said: object = None,
+    alike: Alike | None = None,
 ) -> ResilientStream | AsyncGenerator[Delta, None]:
     """Return the deltas of an answer; inside a run, as an effect of it.
 
@@ -152,6 +154,7 @@ def model_stream(
         said: What stands for the request in the recording; default: the request. For callers that
             go on with one conversation and name what is new in it, so that a long one is not written,
             and compared, whole at each call.
+        alike: Whether a fork may repeat the answer to another request instead; see `Effect`.
     """
     if current_run() is None:
         answer = ResilientStream(
@@ -193,7 +196,7 @@ def model_stream(
             yield held[0] if len(held) == 1 else [_SEVERAL, *held]
 
     # Idempotent: asked twice, a model costs twice, but nothing else happens.
-    pieces = stream(Effect(MODEL_CALL, asked, declared="idempotent"), outside)
+    pieces = stream(Effect(MODEL_CALL, asked, declared="idempotent", alike=alike), outside)
     return _inside(pieces, on_retry)
 
 

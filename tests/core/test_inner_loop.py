@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import gc
+import itertools
 import os
 import random
 import signal
@@ -494,6 +495,10 @@ class CancellingJournal(MemoryJournal):
 Log = list[object]
 
 
+def breaks_off(entry: object) -> bool:
+    return isinstance(entry, EffectDelivered) and (entry.effect, entry.what) == ("0", "cancel")
+
+
 async def two(name: str) -> list[str]:
     return [await write(f"{name}{at}") for at in range(2)]
 
@@ -596,6 +601,8 @@ async def test_a_run_cancelled_at_any_moment_of_any_commit_is_replayed_as_it_was
             return log[-1] != "cancelled"
         return True
 
+    whole: Log = []
+    await run(whole)
     commit, moments = 1, 0
     while True:
         for turn in range(-1, CancellingJournal.TURNS):
@@ -610,6 +617,11 @@ async def test_a_run_cancelled_at_any_moment_of_any_commit_is_replayed_as_it_was
             options = {"mode": "replay", "recorded": journal.entries, "journal": copied}
             assert await asyncio.create_task(run(again, **options)) == done
             assert (again, copied.entries) == (log, journal.entries), (commit, turn)
+            kept = list(itertools.takewhile(lambda entry: not breaks_off(entry), journal.entries))
+            resumed: Log = []
+            options = {"mode": "resume", "recorded": kept, "in_doubt": "retry"}
+            assert await asyncio.create_task(run(resumed, **options))
+            assert resumed == whole, (commit, turn)
             moments += 1
         else:
             commit += 1

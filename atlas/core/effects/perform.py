@@ -34,6 +34,7 @@ from atlas.core.effect_layers import (
     checked_names,
 )
 from atlas.core.effects.codec import Redactor
+from atlas.core.effects.comparing import Alike
 from atlas.core.effects.entries import Declared
 from atlas.core.effects.pending import Pending, PendingStream
 from atlas.core.effects.run import RunContext
@@ -75,6 +76,8 @@ class Effect:
         redact: Names of fields, at any depth of the request or of what it gives, that are not
             written down. In what it gives, the run too finds `REDACTED` in their place.
         layers: Around it, the outermost first.
+        alike: Whether a fork may repeat what came of another request instead, up to where it goes on
+            live: a function of the recorded request and this one, as JSON values. None: it may not.
 
     Raises:
         EffectError: The kind is no text, or it is declared to be something else.
@@ -86,6 +89,7 @@ class Effect:
     declared: Declared = "external"
     redact: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
+    alike: Alike | None = None
 
     def __post_init__(self) -> None:
         _check_kind(self.kind)
@@ -194,7 +198,7 @@ async def perform_as(
         pending.give_result(result)
 
     pending = Pending(run, call, redactor, work)
-    run.start(pending)
+    run.start(pending, effect.alike)
     return cast("T", await pending.result())
 
 
@@ -267,7 +271,7 @@ class EffectStream(AsyncGenerator[T, None]):
             await pending.pump(pieces)
 
         pending = PendingStream(run, call, redactor, work)
-        run.start(pending)
+        run.start(pending, effect.alike)
         self._pending = pending
 
     # Any: the protocol of generators; nothing can be sent into an effect
@@ -354,6 +358,7 @@ def effect(
     retry: Retry | int | None = None,
     timeout: float | None = None,
     layers: Sequence[Layer] = (),
+    alike: Alike | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 # Any: either the function or its kind; the overloads above tell callers which
 def effect(
@@ -368,6 +373,7 @@ def effect(
     retry: Retry | int | None = None,
     timeout: float | None = None,
     layers: Sequence[Layer] = (),
+    alike: Alike | None = None,
 ) -> Any:
     """Make a function an effect: in a run, each call is recorded, or answered from the recording.
 
@@ -390,6 +396,7 @@ def effect(
         retry: Attempts in all, or the layer itself.
         timeout: Seconds; for a generator, for each piece.
         layers: Around it, the outermost first; ``timeout`` and ``retry`` are inside of these.
+        alike: Whether a fork may repeat what came of another request instead; see `Effect`.
 
     Raises:
         EffectError: Two of the declarations at once, or one that a plain function cannot keep.
@@ -421,7 +428,7 @@ def effect(
         declared = cast("Declared", said[0] if said else "idempotent" if is_plain else "external")
         request_of = _Request(function, left_out)
         name = kind or function.__name__
-        template = Effect(name, None, declared, tuple(sorted(hidden)), tuple(around))
+        template = Effect(name, None, declared, tuple(sorted(hidden)), tuple(around), alike)
         if inspect.isasyncgenfunction(function):
             return _stream_effect(function, template, request_of)
         return (_plain_effect if is_plain else _async_effect)(function, template, request_of)
@@ -468,7 +475,14 @@ class _Request:
 
 
 def _with_request(template: Effect, request: dict[str, Any]) -> Effect:
-    return Effect(template.kind, request, template.declared, template.redact, template.layers)
+    return Effect(
+        template.kind,
+        request,
+        template.declared,
+        template.redact,
+        template.layers,
+        template.alike,
+    )
 
 
 def _async_effect(
@@ -525,6 +539,7 @@ def _plain_effect(
             declared=template.declared,
             request=request,
             redactor=redactor,
+            alike=template.alike,
         )
 
     return do_it
