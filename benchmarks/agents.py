@@ -24,7 +24,7 @@ from typing import Final, Literal
 
 from _agents_peers import PEERS
 
-from atlas import Atlas, EventBus
+from atlas import Atlas, EventBus, effect
 from atlas.agents import Agent, Controller, Limits, Task, delegation, tool
 from atlas.providers.base import (
     Capabilities,
@@ -213,9 +213,9 @@ def bare(folder: Path, durability: str, *, rows: int = 400) -> float:
 async def durable(
     folder: Path, steps: int, durability: Literal["process", "power"]
 ) -> tuple[float, float, float]:
-    """Return ms of processor time, bytes on disk and bytes of payload per recorded step.
+    """Return ms of processor time, bytes on disk and bytes of payload per recorded turn.
 
-    The payload is what a model says and a tool gives, each of which has to be kept.
+    A turn is two steps: the payload is what a model says and a tool gives, each of which has to be kept.
     """
     path = folder / f"{durability}-{steps}.db"
     async with Atlas(str(path), durability=durability, provider=InstantModel(1)) as app:
@@ -238,6 +238,34 @@ async def durable(
         used = (time.process_time() - began) * 1000
     size = sum(each.stat().st_size for each in folder.glob(f"{path.name}*"))
     return used / steps, size / steps, len(arguments(steps)) + len(words(0))
+
+
+async def bare_steps(
+    folder: Path, durability: Literal["process", "power"], steps: int = 1_000
+) -> tuple[float, float, float]:
+    """Return ms of processor time of the first and the last hundred of steps, and bytes on disk a step.
+
+    A step is an effect that gives 199 bytes, which is what peers were measured with: one message, one commit.
+    """
+    said = [words(step).ljust(199, "=") for step in range(steps)]
+
+    @effect(idempotent=True)
+    async def step(number: int) -> str:
+        return said[number]
+
+    path = folder / f"steps-{durability}.db"
+    used: list[float] = []
+    async with (
+        Atlas(str(path), durability=durability, provider=InstantModel(1)) as app,
+        app.recording("steps"),
+    ):
+        for first in range(0, steps, 100):
+            began = time.process_time()
+            for number in range(first, first + 100):
+                await step(number)
+            used.append((time.process_time() - began) * 10)
+    size = sum(each.stat().st_size for each in folder.glob(f"{path.name}*"))
+    return used[0], used[-1], size / steps
 
 
 async def measure() -> None:
@@ -285,11 +313,16 @@ async def measure_durable(folder: Path, durability: Literal["process", "power"])
         short, long = await turns_in(app, 40, "a"), await turns_in(app, 200, "b")
         late = (long * 200 - short * 40) / 160
         print(f"  turns 40-200:           {late:.4f} ms, {late / short:.2f}x of the first 40")
+    first, last, size = await bare_steps(folder, durability)
+    print(
+        f"  an effect as a step:    {first:.3f} -> {last:.3f} ms, {last - floor:.3f} above a bare append; "
+        f"{size:,.0f} bytes on disk a step (199 of payload)"
+    )
     for steps in (100, 1_000, 10_000):
         ms, size, payload = await durable(folder, steps, durability)
         print(
-            f"  {steps:>6,} steps: {ms:.3f} ms, {ms - floor:.3f} above a bare append; {size:,.0f} bytes "
-            f"on disk a step ({payload:.0f} of payload, so {size - 2 * payload:,.0f} more than twice that)"
+            f"  {steps:>6,} turns: {ms:.3f} ms, {ms - floor:.3f} above a bare append; {size:,.0f} bytes "
+            f"on disk a turn ({payload:.0f} of payload, so {size - 2 * payload:,.0f} more than twice that)"
         )
 
 

@@ -39,7 +39,7 @@ class Streaming:
         self._reply = reply
         self._assembler = Assembler(provider=provider.name, model=request.model, reply=reply)
         self._held_back = HeldBack()
-        self._watch = Stopwatch()
+        self._watch = Stopwatch(desk.clock)
 
     async def complete(self, said: object) -> Completion:
         """Return the whole answer; it is told how it ended, whatever happens."""
@@ -77,15 +77,13 @@ class Streaming:
             held_back=self._held_back,
             secrets=options.secrets,
             said=said,
-            alike=None if said is None else _is_same_talk,
         )
         try:
             async for delta in deltas:
                 event = feed(delta)
                 if event is None:
                     continue
-                tick()
-                desk.touch()
+                desk.alive = tick()
                 receipt: Receipt[Any] = publish(event)
                 if not receipt.done:
                     await self._handled(receipt)
@@ -123,20 +121,6 @@ class Streaming:
             self._watch.timing(),
         )
         self._desk.bus.publish(failed)
-
-
-# Any: JSON values, as `Work` makes them
-def _is_same_talk(recorded: Any, asked: Any) -> bool:
-    """Return whether the same was said; instructions, tools and the model may be others."""
-    return bool(_talk(recorded) == _talk(asked))
-
-
-# Any: see above
-def _talk(asked: Any) -> Any:
-    request = asked["request"]
-    said = request["said"]
-    is_told = request["after"] == 0 and said and said[0][0] == "system"
-    return said[1:] if is_told else said
 
 
 # Any: whatever was published

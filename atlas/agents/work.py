@@ -54,6 +54,7 @@ from atlas.providers.base import ChatRequest, Provider, with_messages
 from atlas.providers.messages import (
     ChatMessage,
     Completion,
+    Part,
     TextPart,
     ToolCallPart,
     ToolResultPart,
@@ -157,7 +158,7 @@ class Work:
         self._join(ChatMessage("user", (TextPart(_question(self._task)),)))
         while True:
             given = await self._ask()
-            calls = given.tool_calls
+            parts, calls = self._told_apart(given)
             if not calls:
                 if given.finish_reason == "pause":
                     self._join(_assistant(given))
@@ -166,7 +167,7 @@ class Work:
                 if answer is not _NOT_YET:
                     return cast("JSON", answer)
                 continue
-            results = await self._tools(given)
+            results = await self._tools(parts, calls)
             if self._desk.handed_over is not None:
                 return None
             if self._agent.finish == "tool":
@@ -322,10 +323,10 @@ class Work:
 
     # -- tools ------------------------------------------------------------------------------------
 
-    async def _tools(self, given: Completion) -> Sequence[ToolResultPart]:
+    async def _tools(
+        self, parts: tuple[Part, ...], calls: Sequence[ToolCallPart]
+    ) -> Sequence[ToolResultPart]:
         """Call all tools that the model asked for, side by side; the turn joins the history whole."""
-        parts = self._told_apart(given)
-        calls = [each for each in parts if each.__class__ is ToolCallPart]
         came: list[ToolResultPart | None] = [None] * len(calls)
         results: tuple[ToolResultPart, ...] = ()
         try:
@@ -348,16 +349,18 @@ class Work:
             self._loops.note((call.name, call.arguments, result.content), "Tool", call.name)
         return results
 
-    def _told_apart(self, given: Completion) -> tuple[Any, ...]:
-        """Return the parts of an answer, no two of whose tool calls, ever, have one id."""
-        made: list[object] = []
+    def _told_apart(self, given: Completion) -> tuple[tuple[Part, ...], list[ToolCallPart]]:
+        """Return the parts of an answer, and the tool calls in it, no two of which, ever, have one id."""
+        made: list[Part] = []
+        calls: list[ToolCallPart] = []
         for part in given.parts:
             if isinstance(part, ToolCallPart):
                 if part.id in self._ids:
                     part = ToolCallPart(f"{part.id}-{len(self._ids)}", part.name, part.arguments)
                 self._ids.add(part.id)
+                calls.append(part)
             made.append(part)
-        return tuple(made)
+        return tuple(made), calls
 
     async def _call_tool(
         self, place: int, part: ToolCallPart, results: list[ToolResultPart | None]

@@ -58,8 +58,8 @@ _MOST_AT_ONCE: Final = 64
 _LARGEST_AT_ONCE: Final = 65_536
 """Messages, and bytes of a page, that are written in the thread of a loop."""
 
-_MOST_NOTES: Final = 128
-"""Notes that the engine may hold before it is asked to enter them."""
+_MOST_NOTED: Final = 24_000
+"""Bytes that the engine may hold as notes before it is asked to enter them: its file stays that much larger."""
 
 _MOST_CONFLICTS: Final = 16
 _RUNS_REMEMBERED: Final = 10_000
@@ -460,8 +460,9 @@ class MessageLog:
             return False
         self._versions.update(tried.reached)
         self._in_hand = None
-        self._noted += 1
-        if self._noted == _MOST_NOTES:
+        noted = self._noted
+        self._noted = noted + sum([len(page.payload) for page in pages])
+        if noted < _MOST_NOTED <= self._noted:
             self._bell.put(True)
         return True
 

@@ -56,11 +56,14 @@ class Secrets:
     Args:
         values: The texts, of at least four characters.
 
+    Attributes:
+        values: The spellings looked for, the longest first; another tuple when some were added.
+
     Raises:
         ConfigurationError: One is no text, or too short. It is not shown.
     """
 
-    __slots__ = ("_added", "_firsts", "_longest", "_values")
+    __slots__ = ("_added", "_firsts", "_longest", "values")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self._added = threading.Lock()
@@ -68,10 +71,10 @@ class Secrets:
         self.add(*values)
 
     def __bool__(self) -> bool:
-        return bool(self._values)
+        return bool(self.values)
 
     def __repr__(self) -> str:
-        return f"<Secrets {len(self._values)} spellings>"
+        return f"<Secrets {len(self.values)} spellings>"
 
     def add(self, *values: str) -> None:
         """Look for these too.
@@ -96,12 +99,12 @@ class Secrets:
     def with_spellings(self, found: Iterable[str]) -> Secrets:
         """Return these and others, in the very spellings given; what is too short is left out."""
         more = Secrets()
-        more._look_for((*self._values, *found))
+        more._look_for((*self.values, *found))
         return more
 
     def redacted(self, text: str) -> str:
         """Return a text with `REDACTED` in the place of every secret: the first, the longest first."""
-        if not self._values:
+        if not self.values:
             return text
         parts: list[str] = []
         end = 0
@@ -113,7 +116,7 @@ class Secrets:
     def first_in(self, text: str, start: int = 0) -> tuple[int, int] | None:
         """Return from where to where the first secret of a text goes; the longest that begins there."""
         found: tuple[int, int] | None = None
-        for value in self._values:  # the longest come first
+        for value in self.values:  # the longest come first
             end = len(text) if found is None else found[0] - 1 + len(value)
             at = text.find(value, start, end)
             if at >= 0:
@@ -126,7 +129,7 @@ class Secrets:
 
     def begun_in(self, text: str, start: int = 0) -> int:
         """Return where the end of a text that may be the beginning of a secret starts, else its length."""
-        firsts, values = self._firsts, self._values
+        firsts, values = self._firsts, self.values
         for at in range(max(start, len(text) - self._longest + 1), len(text)):
             if text[at] in firsts:
                 end = text[at:]
@@ -136,7 +139,7 @@ class Secrets:
 
     def is_much(self, beginning: str) -> bool:
         """Whether a beginning of a secret is half of it, or more."""
-        begun = (len(value) for value in self._values if value.startswith(beginning))
+        begun = (len(value) for value in self.values if value.startswith(beginning))
         return 2 * len(beginning) >= min(begun, default=2 * len(beginning) + 1)
 
     @property
@@ -144,20 +147,15 @@ class Secrets:
         """Characters of the longest spelling."""
         return self._longest
 
-    @property
-    def values(self) -> tuple[str, ...]:
-        """The spellings looked for, the longest first; another tuple when some were added."""
-        return self._values
-
     def _look_for(self, found: Iterable[str]) -> None:
         # One that is in what stands for it would show in any case.
         known = {each for each in found if len(each) >= SHORTEST and each not in REDACTED}
         with self._added:
-            known.update(self._values)
+            known.update(self.values)
             self._become(tuple(sorted(known, key=lambda each: (-len(each), each))))
 
     def _become(self, values: tuple[str, ...]) -> None:
-        self._values: tuple[str, ...] = values
+        self.values: tuple[str, ...] = values
         self._firsts = frozenset(value[0] for value in values)
         self._longest = max(map(len, values), default=0)
 

@@ -28,7 +28,7 @@ from atlas.core.effects import (
     RunSeeded,
 )
 from atlas.core.event_bus import EventBus
-from atlas.core.inner_loop import here
+from atlas.core.inner_loop import HERE, here
 from atlas.core.message_log import Fate, MessageLog
 from atlas.core.message_pages import OUTSIDE, PageRedactor, logical_lines
 from atlas.core.messages import Message
@@ -57,7 +57,8 @@ class SessionOptions(TypedDict, total=False):
     secrets: Secrets
 
 
-_ENTRIES: Final = frozenset(ENTRIES)
+_ITS_OWN: Final = frozenset({*ENTRIES, RunStarted, RunEnded})
+"""Messages that belong to a run, whoever publishes them."""
 
 
 class RunSession:
@@ -178,7 +179,9 @@ class RunSession:
         if self._on_begin is not None:
             self._on_begin(self)
         self._was_entered = True
-        self._log.watch(self.id, self._fate, self._aliases, seen=self._seen)
+        # a run that only records decides nothing else
+        gate = _fate_live if self._mode == "record" else self._fate
+        self._log.watch(self.id, gate, self._aliases, seen=self._seen)
         try:
             await self._begin()
         except BaseException as error:
@@ -233,21 +236,17 @@ class RunSession:
 
     def _fate(self, each: Message) -> Fate:
         """Decide what the log does with a message of this run; see `MessageLog.watch`."""
-        is_live = self._context.is_live
-        is_entry = type(each) in _ENTRIES
-        if is_entry and is_live:  # asked for every piece of every answer
-            return "keep"
-        if not is_entry and is_lifecycle(each):
+        if is_lifecycle(each):
             if self._mode == "resume" and isinstance(each, RunStarted):
                 self._alias(each, self._recorded[0])
                 return "drop"
             return "drop" if self._mode == "replay" else "keep"
-        inside = is_entry or _published_inside()
-        if is_live:
-            return "keep" if inside else "outside"
-        if inside and self._mode == "replay":
+        fate = _fate_live(each)
+        if self._context.is_live:
+            return fate
+        if fate == "keep" and self._mode == "replay":
             self._happened.append(each)
-        elif inside and type(each) is not EffectNoted:
+        elif fate == "keep" and type(each) is not EffectNoted:
             self._alias(each, next(self._repeated, None))
         return "drop"
 
@@ -317,26 +316,29 @@ class _BusJournal:
     def write(self, entry: Entry) -> None:
         """Publish an entry."""
         assert self._told is not None
-        if isinstance(entry, EffectStarted | EffectRead):
+        # Two for each effect: the classes are compared, which takes a fraction of `isinstance`.
+        if type(entry) is EffectStarted or type(entry) is EffectRead:
             # In the context of the code that asked for it, which tells the cause.
             cause = CURRENT.get()
             if type(cause) is tuple and len(cause) == 7 and cause[3] == self._run:
                 told = self._bus.publish(entry).message  # the same, at half the price
             else:
                 told = self._bus.publish(entry, run=self._run).message
-            if isinstance(entry, EffectStarted):
+            if type(entry) is EffectStarted:
                 self._effects[entry.effect] = told
             return
-        effect = "" if isinstance(entry, RunSeeded | RunContinued) else entry.effect
+        if type(entry) is EffectDelivered:  # as nearly all are
+            effect, is_over = entry.effect, entry.what != "chunk"
+        else:
+            effect = "" if isinstance(entry, RunSeeded | RunContinued) else entry.effect
+            is_over = isinstance(entry, EffectCancelled)
         # These come out of any context; so the cause is said, the same in each execution.
         token = CURRENT.set(self._effects.get(effect, self._told)._stamp)
         try:
             self._bus.publish(entry)
         finally:
             CURRENT.reset(token)
-        if isinstance(entry, EffectCancelled) or (
-            isinstance(entry, EffectDelivered) and entry.what != "chunk"
-        ):
+        if is_over:
             self._effects.pop(effect, None)
 
     def commit(self) -> Awaitable[object] | None:
@@ -351,11 +353,16 @@ def _is_done_again(event: Message) -> bool:
     )
 
 
-def _published_inside() -> bool:
-    place = here()
+def _fate_live(each: Message) -> Fate:
+    """Decide what the log does with a message of a run that is not repeated: did the run publish it?"""
+    # Asked of each message, while its publisher waits: nothing is called here that need not be.
+    if type(each) in _ITS_OWN:
+        return "keep"
+    place = HERE.get()
     if place is None:
-        return False
-    return place.inner.inside and place.inner.thread == threading.get_ident()
+        return "outside"
+    inner = place.inner  # of a run that is over nothing is inside any more
+    return "keep" if inner.inside and inner.thread == threading.get_ident() else "outside"
 
 
 def in_words(error: BaseException) -> str:

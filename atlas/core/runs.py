@@ -315,7 +315,7 @@ class Run(Generic[S]):
                 for number, each in enumerate(messages, first):
                     if until is not None and number > until:
                         return
-                    if number > after:
+                    if number > at:  # pages may be joined while they are read
                         yield each
                 at = record.version
             if len(records) < _PAGES_AT_ONCE:

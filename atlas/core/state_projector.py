@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from types import TracebackType
 
 # Any: what a transition takes, and what selectors compute from, is theirs to say.
@@ -184,6 +185,8 @@ class StateProjector(Generic[S]):
         transitions: What the events do; their classes are also what `attach` subscribes to.
         history: How many earlier versions are kept for `at`.
         max_pending: How many events may gather before the publisher has to apply them.
+        fold: Returns the state after several events, the same as the transitions, but quicker than one by
+            one: for those that have gathered and lead to versions which ``history`` does not keep.
 
     Raises:
         ConfigurationError: If ``max_pending`` is less than 1 or ``history`` negative.
@@ -207,6 +210,7 @@ class StateProjector(Generic[S]):
         *,
         history: int = 256,
         max_pending: int = 1024,
+        fold: Callable[[S, Sequence[object]], S] | None = None,
     ) -> None:
         many: object = max_pending
         if not isinstance(many, int) or many < 1:
@@ -214,6 +218,8 @@ class StateProjector(Generic[S]):
         self._transitions = transitions
         self._state = State(initial, transitions, history=history)
         self._max_pending = max_pending
+        self._history = history
+        self._fold_many = fold
         self._pending: deque[object] = deque()
         # How many pending events make the publisher fold: one while anybody is subscribed.
         self._limit = max_pending
@@ -362,6 +368,7 @@ class StateProjector(Generic[S]):
 
     def _fold_locked(self) -> None:
         try:
+            self._leap()
             self._state.fold(self._take_pending())
         finally:
             before, self._told = self._told, self._state.current
@@ -369,6 +376,16 @@ class StateProjector(Generic[S]):
                 change = Change(self._told[0], before[1], self._told[1], None)
                 for subscription in self._subscriptions:
                     self._calls.add(partial(subscription._tell, change))
+
+    def _leap(self) -> None:
+        """Apply what leads to versions that are not kept anyway."""
+        many = len(self._pending) - self._history
+        if self._fold_many is None or many <= 1 or self._subscriptions:
+            return
+        # Only copied, so that one by one they are all still there if one of them fails.
+        if self._state.leap([*islice(self._pending, many)], self._fold_many):
+            for _ in range(many):
+                self._pending.popleft()
 
     def _take_pending(self) -> Iterator[object]:
         # Bounded, so that publishers that are quicker than this fold cannot keep it going.

@@ -11,7 +11,8 @@ one half of its surrogate pair: the first half then waits for the second.
 from __future__ import annotations
 
 import re
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, Final, get_args
 
 from atlas.errors import IncompleteStreamError, InvalidResponseError
 from atlas.providers.base import (
@@ -53,8 +54,9 @@ class _Block:
     def __init__(self, kind: type[Delta]) -> None:
         self.kind = kind
         self.pieces: list[str] = []
-        self.signature: list[str] = []
-        self.redacted: list[str] = []
+        if kind is ThinkingDelta:
+            self.signature: list[str] = []
+            self.redacted: list[str] = []
         self.id = self.name = self.half = ""
 
 
@@ -174,13 +176,13 @@ class Assembler:
                 partial=self.text,
             )
         return Completion(
-            parts=self._parts(),
-            finish_reason=self._finished.reason,
-            raw_finish_reason=self._finished.raw,
-            usage=self._usage,
-            provider=self._provider,
-            model=self._model,
-            response_id=self._response_id,
+            self._parts(),
+            self._finished.reason,
+            self._finished.raw,
+            self._usage,
+            self._provider,
+            self._model,
+            self._response_id,
         )
 
     # -- the deltas that are not text -------------------------------------------------------
@@ -188,26 +190,14 @@ class Assembler:
     def _feed_other(self, delta: Delta) -> StreamThinking | None:
         if self._finished is not None:
             raise self._invalid(delta)
+        kind = type(delta)
+        take = _TAKES.get(kind) or next((_TAKES[b] for b in kind.__mro__ if b in _TAKES), None)
+        if take is None:
+            raise self._invalid(delta)
         try:
-            if isinstance(delta, ThinkingDelta):
-                return self._think(delta)
-            if isinstance(delta, ToolCallDelta):
-                self._call(delta)
-            elif isinstance(delta, UsageDelta):
-                first = self._usage is _NOTHING and isinstance(delta.usage, Usage)
-                self._usage = delta.usage if first else _merged(self._usage, delta.usage)
-            elif isinstance(delta, RefusalDelta):
-                _append(self._block(RefusalDelta, delta.block).pieces, delta.text)
-            elif isinstance(delta, ResponseStarted):
-                self._response_id = _words(delta.response_id) or self._response_id
-                self._model = _words(delta.model) or self._model
-            elif isinstance(delta, Finished):
-                self._finish(delta)
-            else:
-                raise self._invalid(delta)
+            return take(self, delta)
         except (TypeError, AttributeError) as error:
             raise self._invalid(delta) from error
-        return None
 
     def _think(self, delta: ThinkingDelta) -> StreamThinking | None:
         block = self._block(ThinkingDelta, delta.block)
@@ -237,6 +227,17 @@ class Assembler:
         block.id = block.id or _words(delta.id)
         block.name = block.name or _words(delta.name)
         _append(block.pieces, delta.arguments)
+
+    def _count(self, delta: UsageDelta) -> None:
+        first = self._usage is _NOTHING and isinstance(delta.usage, Usage)
+        self._usage = delta.usage if first else _merged(self._usage, delta.usage)
+
+    def _decline(self, delta: RefusalDelta) -> None:
+        _append(self._block(RefusalDelta, delta.block).pieces, delta.text)
+
+    def _start(self, delta: ResponseStarted) -> None:
+        self._response_id = _words(delta.response_id) or self._response_id
+        self._model = _words(delta.model) or self._model
 
     def _finish(self, delta: Finished) -> None:
         if delta.reason not in _REASONS:
@@ -274,6 +275,17 @@ class Assembler:
             model=self._model,
             partial=self.text,
         )
+
+
+# Any: each takes its own kind of delta
+_TAKES: Final[dict[type, Callable[[Assembler, Any], StreamThinking | None]]] = {
+    ThinkingDelta: Assembler._think,
+    ToolCallDelta: Assembler._call,
+    UsageDelta: Assembler._count,
+    RefusalDelta: Assembler._decline,
+    ResponseStarted: Assembler._start,
+    Finished: Assembler._finish,
+}
 
 
 def _append(pieces: list[str], text: str | None) -> None:

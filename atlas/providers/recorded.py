@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Final, cast
 
-from atlas.core.effects import Effect, current_run, perform, stream
+from atlas.core.effects import Effect, current_run, perform
 from atlas.core.effects.codec import error_from, error_text
-from atlas.core.effects.comparing import Alike
+from atlas.core.effects.perform import stream_as
 from atlas.core.redaction import Secrets
 from atlas.errors import ProviderError, ReplayDiverged
 from atlas.providers.base import (
@@ -36,7 +36,6 @@ from atlas.providers.resilience import (
     ResilientStream,
     Retry,
     RetryPolicy,
-    resilient_stream,
 )
 
 __all__ = ["CONTEXT", "MODEL_CALL", "Deferred", "HeldBack", "find_context", "model_stream"]
@@ -46,6 +45,25 @@ MODEL_CALL: Final = "model"
 
 CONTEXT: Final = "context"
 """The kind of the effect that finds passages."""
+
+
+# Any, twice: the JSON values of what `model_stream` asks
+def _is_same_talk(recorded: Any, asked: Any) -> bool:
+    """Return whether the same was said; instructions, tools and the model may be others."""
+    return bool(_talk(recorded) == _talk(asked))
+
+
+def _talk(asked: Any) -> Any:
+    request = asked["request"]
+    said = request.get("said") if isinstance(request, dict) else None
+    if said is None:
+        return asked
+    is_told = request["after"] == 0 and said and said[0][0] == "system"
+    return said[1:] if is_told else said
+
+
+_ASK: Final = Effect(MODEL_CALL, declared="idempotent", alike=_is_same_talk)
+"""Idempotent: asked twice, a model costs twice, but nothing else happens."""
 
 _RETRIED: Final = "Retried"
 _SEVERAL: Final = "Several"
@@ -64,6 +82,7 @@ _DELTAS: Final = {
     )
 }
 
+_USAGE: Final = UsageDelta.__name__
 _COUNTS: Final = tuple(spec.name for spec in dataclasses.fields(Usage))
 
 
@@ -137,7 +156,6 @@ def model_stream(
     held_back: HeldBack,
     secrets: Secrets | None = None,
     said: object = None,
-    alike: Alike | None = None,
 ) -> ResilientStream | AsyncGenerator[Delta, None]:
     """Return the deltas of an answer; inside a run, as an effect of it.
 
@@ -153,8 +171,8 @@ def model_stream(
         secrets: What is replaced in the answer, wherever the vendor cuts it.
         said: What stands for the request in the recording; default: the request. For callers that
             go on with one conversation and name what is new in it, so that a long one is not written,
-            and compared, whole at each call.
-        alike: Whether a fork may repeat the answer to another request instead; see `Effect`.
+            and compared, whole at each call: ``said``, pairs of who or what and a text, ``after`` so
+            many messages, and how it is asked. In that, a fork may differ in what it repeats.
     """
     if current_run() is None:
         answer = ResilientStream(
@@ -171,7 +189,7 @@ def model_stream(
     async def outside() -> AsyncIterator[list[Any]]:
         told: list[Retry] = []
         held: list[list[Any]] = []
-        answer = resilient_stream(
+        answer = ResilientStream(
             provider, request, deadlines=deadlines, retries=retries, on_retry=told.append
         )
         deltas = redacted_deltas(answer, secrets) if secrets else answer
@@ -195,22 +213,20 @@ def model_stream(
         if held:  # and what comes last is one with the end
             yield held[0] if len(held) == 1 else [_SEVERAL, *held]
 
-    # Idempotent: asked twice, a model costs twice, but nothing else happens.
-    pieces = stream(Effect(MODEL_CALL, asked, declared="idempotent", alike=alike), outside)
-    return _inside(pieces, on_retry)
+    return _inside(stream_as(_ASK, asked, outside), on_retry)
 
 
 # Any: see above
 def _written(delta: Delta) -> list[Any]:
     if type(delta) is UsageDelta:
         usage = {key: count for key in _COUNTS if (count := getattr(delta.usage, key)) is not None}
-        return [UsageDelta.__name__, usage]
+        return [_USAGE, usage]
     return [type(delta).__name__, *delta]
 
 
 # Any: see above
 def _read(name: str, parts: list[Any]) -> Delta:
-    if name == UsageDelta.__name__:
+    if name == _USAGE:
         (usage,) = parts
         return UsageDelta(usage if isinstance(usage, Usage) else Usage(**usage))
     return _DELTAS[name](*parts)

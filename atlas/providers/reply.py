@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
+from atlas.core.alarms import clock_of
 from atlas.core.buffer import BufferReader, StreamBuffer
 from atlas.core.causality import caused_by
 from atlas.core.effects import current_run
@@ -131,7 +132,7 @@ class Reply:
         self._assembler = Assembler(provider=provider.name, model=request.model, reply=id)
         self._buffer: StreamBuffer[str] = StreamBuffer(options.capacity, rate=options.rate)
         self._held_back = HeldBack()
-        self._stopwatch = Stopwatch()
+        self._stopwatch = Stopwatch(clock_of(asyncio.get_running_loop()))
         self._timing: Timing | None = None
         self._completion: Completion | None = None
         self._error: BaseException | None = None
@@ -462,38 +463,41 @@ class Reply:
 
 
 class Stopwatch:
-    """Measures one reply: when the first piece came, and how fast the others followed."""
+    """Measures one reply: when the first piece came, and how fast the others followed.
 
-    __slots__ = ("_first", "_last", "_pieces", "_started", "_time", "attempts")
+    Args:
+        clock: That of the loop: inside a recorded run it stands at what was recorded.
 
-    def __init__(self) -> None:
-        # The loop's clock: inside a recorded run it stands at what was recorded.
-        self._time = asyncio.get_running_loop().time
-        self._started = self._time()
+    Attributes:
+        attempts: How often the vendor was asked.
+    """
+
+    __slots__ = ("_clock", "_first", "_last", "_pieces", "_started", "attempts")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._started = clock()
         self._first = 0.0
         self._last = 0.0
         self._pieces = 0
         self.attempts: int = 1
 
-    def tick(self) -> None:
-        """Note that a piece of the answer came."""
-        self._last = self._time()
+    def tick(self) -> float:
+        """Note that a piece of the answer came; return when."""
+        now = self._last = self._clock()
         if not self._pieces:
-            self._first = self._last
+            self._first = now
         self._pieces += 1
+        return now
 
     def timing(self) -> Timing:
         """Return what was measured so far."""
-        total = self._time() - self._started
+        total = self._clock() - self._started
         if not self._pieces:
-            return Timing(total=total, attempts=self.attempts)
+            return Timing(total, None, None, self.attempts)
         seconds = self._last - self._first
-        return Timing(
-            total=total,
-            first_token=self._first - self._started,
-            tokens_per_second=(self._pieces - 1) / seconds if seconds else None,
-            attempts=self.attempts,
-        )
+        rate = (self._pieces - 1) / seconds if seconds else None
+        return Timing(total, self._first - self._started, rate, self.attempts)
 
 
 class SyncReply:

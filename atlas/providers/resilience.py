@@ -300,12 +300,12 @@ class _Call:
         """
         watch, text = self._watch, self._text
         held: list[Delta] = []
-        watch.start()
         delay: float | None = None
         try:
             while True:
                 try:
-                    await self._pause(delay)
+                    if delay is not None:
+                        await self._pause(delay)
                     self.attempts += 1
                     watch.begin_attempt()
                     finished = False
@@ -328,7 +328,9 @@ class _Call:
                                 finished = finished or isinstance(delta, Finished)
                                 is_content = not isinstance(delta, _PREAMBLE)
                             if is_content:
-                                watch.saw_content()
+                                watch.waited = 0.0
+                                if not watch.content:
+                                    watch.saw_content()
                             elif watch.content:
                                 watch.saw_nothing()
                             else:
@@ -343,7 +345,8 @@ class _Call:
                         # a third party's may be none; to ask the abstract class takes longer
                         if type(stream) is AsyncGeneratorType or isinstance(stream, AsyncGenerator):
                             await stream.aclose()
-                    self._expect_end(finished)
+                    if not finished:
+                        raise self._unfinished()
                 # Whatever a third party's provider raises is named, none of it passes as it is.
                 except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001
                     error = self._neutral(raised)
@@ -372,24 +375,23 @@ class _Call:
         self._watch.end("stop")
         await asyncio.shield(self._ended)
 
-    async def _pause(self, delay: float | None) -> None:
-        if delay is None:
-            return
+    async def _pause(self, delay: float) -> None:
         self._watch.begin_pause()
         try:
             await self._sleep(delay)
         finally:
             self._watch.waiting = False
 
-    def _expect_end(self, finished: bool) -> None:
-        if not finished:
-            raise IncompleteStreamError(
-                f"{self._provider.name} ended its stream without an end marker; what arrived may "
-                f"not be the whole answer. Ask again."
-            )
+    def _unfinished(self) -> IncompleteStreamError:
+        return IncompleteStreamError(
+            f"{self._provider.name} ended its stream without an end marker; what arrived may "
+            f"not be the whole answer. Ask again."
+        )
 
     def _opened(self) -> AsyncIterator[Delta]:
         stream = self._provider.stream(self._request)
+        if type(stream) is AsyncGeneratorType:  # as nearly always; to ask below takes longer
+            return stream
         if asyncio.iscoroutine(stream):
             stream.close()
             raise InvalidResponseError(
@@ -472,16 +474,17 @@ class _Watch:
         "_cancelling",
         "_clock",
         "_deadlines",
+        "_ends",
+        "_limit",
         "_loop",
         "_reason",
         "_set_for",
         "_since",
         "_stage",
-        "_started",
         "_task",
         "_timer",
-        "_waited",
         "content",
+        "waited",
         "waiting",
     )
 
@@ -490,7 +493,9 @@ class _Watch:
         self.waiting = False
         self._deadlines = deadlines
         self._clock = clock or time.monotonic
-        self._started = self._since = self._waited = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None  # known once the call begins
+        self._ends = self._limit = math.inf
+        self._since = self.waited = 0.0
         self._stage: DeadlineName = "total"
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
@@ -501,22 +506,22 @@ class _Watch:
 
     # -- what the call says -----------------------------------------------------------------
 
-    def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._started = self._clock()
-
     def begin_pause(self) -> None:
-        self._enter("total")
+        self._enter("total", None)
         self.begin_wait()
 
     def begin_attempt(self) -> None:
-        self._enter("first_token")
+        if self._loop is None:  # the first
+            self._loop = asyncio.get_running_loop()
+            if self._deadlines.total is not None:
+                self._ends = self._clock() + self._deadlines.total
+        self._enter("first_token", self._deadlines.first_token)
 
     def begin_wait(self) -> None:
         if self._reason is not None:
             raise _Interrupted
         if self.content:
-            self._since = self._clock() - self._waited
+            self._since = self._clock() - self.waited
         task = self._task = asyncio.current_task(self._loop)
         assert task is not None
         self._cancelling = task.cancelling()
@@ -524,13 +529,11 @@ class _Watch:
 
     def saw_nothing(self) -> None:
         """What came is no content: the wait goes on where it stood, the reader's time left out."""
-        self._waited = self._clock() - self._since
+        self.waited = self._clock() - self._since
 
     def saw_content(self) -> None:
-        self._waited = 0.0
-        if not self.content:
-            self.content = True
-            self._enter("gap")
+        self.content = True
+        self._enter("gap", self._deadlines.gap)
 
     def end(self, reason: _Reason) -> None:
         self._reason = reason
@@ -550,7 +553,7 @@ class _Watch:
 
     def left(self) -> float:
         """Return the seconds until the total deadline."""
-        return self._end_of_call() - self._clock()
+        return self._ends - self._clock()
 
     def seconds(self, name: DeadlineName) -> float:
         return float(getattr(self._deadlines, name) or 0.0)
@@ -562,43 +565,34 @@ class _Watch:
 
     # -- the timer --------------------------------------------------------------------------
 
-    def _enter(self, stage: DeadlineName) -> None:
+    def _enter(self, stage: DeadlineName, limit: float | None) -> None:
+        """Begin a stage, which may take so long."""
         self._stage = stage
-        self._since = self._clock()
-        self._set_timer(self._since)
+        self._limit = math.inf if limit is None else limit
+        now = self._since = self._clock()
+        self._set_timer(now, now + self._limit)
 
-    def _set_timer(self, now: float) -> None:
+    def _set_timer(self, now: float, end_of_stage: float) -> None:
         """Let the timer fire before anything is due; it looks then, and is set anew."""
-        due = min(self._end_of_call(), self._end_of_stage())
+        due = min(self._ends, end_of_stage)
+        if self._set_for <= due:
+            return
         if self._timer is not None:
-            if self._set_for <= due:
-                return
             self._timer.cancel()
-        if due < math.inf:
-            self._set_for = due
-            self._timer = set_alarm(max(0.0, due - now), self._look, self._loop)
+        self._set_for = due
+        self._timer = set_alarm(max(0.0, due - now), self._look, self._loop)
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._set_for = None, math.inf
         now = self._clock()
-        if now >= self._end_of_call():
+        # Once content flows, time runs only while we wait; before, from the attempt's start.
+        since = self._since if self.waiting or not self.content else now
+        if now >= self._ends:
             self.end("total")
-        elif now >= self._end_of_stage():
+        elif now >= since + self._limit:
             self.end(self._stage)
         else:
-            self._set_timer(now)
-
-    def _end_of_call(self) -> float:
-        total = self._deadlines.total
-        return math.inf if total is None else self._started + total
-
-    def _end_of_stage(self) -> float:
-        limit: float | None = getattr(self._deadlines, self._stage)
-        if limit is None or self._stage == "total":
-            return math.inf
-        # Once content flows, time runs only while we wait; before, from the attempt's start.
-        since = self._since if self.waiting or not self.content else self._clock()
-        return since + limit
+            self._set_timer(now, since + self._limit)
 
 
 def closing(

@@ -42,6 +42,7 @@ from atlas.core.effects import (
     uuid,
 )
 from atlas.core.effects.codec import error_from, error_text, from_text, to_text
+from atlas.core.effects.entries import RequestStore
 from atlas.core.schema import encode
 from atlas.errors import (
     DeadlineExceededError,
@@ -697,6 +698,41 @@ async def test_methods_leave_self_out_of_the_request():
     entries, _ = await recorded(lambda: Client().get("u", session=object()))
 
     assert rebuild_requests(entries, "0:0") == '{"url":"u"}'
+
+
+async def test_each_of_several_conversations_is_told_as_what_is_new_in_it():
+    @effect(pure=True)
+    async def ask(said: list[str]) -> int:
+        return len(said)
+
+    async def program() -> None:
+        talks = {name: [f"{name}, " * 30] for name in ("Ann", "Ben", "Cid")}
+        for turn in range(6):
+            for name, talk in talks.items():
+                talk.append(f"{name} says {turn}. " * 3)
+                await ask(talk)
+
+    entries, _ = await recorded(program)
+
+    started = [entry for entry in entries if isinstance(entry, EffectStarted)]
+    assert [entry.base for entry in started] == ["", "", "", *(e.effect for e in started[:-3])]
+    assert rebuild_requests(entries, started[-1].effect).count("Cid says 0") == 3
+
+
+BEGINNINGS = ["a" * 63, "a" * 64, "a" * 70, "b" * 70, "a" * 40 + "b" * 40]
+
+
+@given(st.lists(st.tuples(st.sampled_from(BEGINNINGS), st.text("xy", max_size=90)), max_size=30))
+def test_a_request_is_an_earlier_one_as_far_as_they_share_it_and_the_rest(parts):
+    store = RequestStore()
+    asked: dict[str, str] = {}
+
+    for number, (beginning, end) in enumerate(parts):
+        text = asked[str(number)] = beginning + end
+        base, shared, rest = store.delta(str(number), "kind", text)
+
+        assert (asked[base][:shared] if base else "") + rest == text
+        assert len(asked.get(base, "")) >= shared >= (64 if base else 0)
 
 
 async def test_arguments_by_position_and_by_name_are_one_request():

@@ -12,9 +12,15 @@ from hypothesis import strategies as st
 from atlas.core.event_bus import EventBus
 from atlas.core.messages import Event, message
 from atlas.core.patches import apply_patch, plain
+from atlas.core.state import State
 from atlas.core.state_projector import StateProjector, selector
 from atlas.core.transitions import Transitions
-from atlas.errors import ConfigurationError, TransitionError, UnknownVersionError
+from atlas.errors import (
+    ConfigurationError,
+    StateError,
+    TransitionError,
+    UnknownVersionError,
+)
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,69 @@ def test_a_failing_event_is_told_once_and_set_aside():
     assert caught.value.version == 1
     assert projector.value == Board(3)
     assert projector.version == 2
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 50])
+def test_events_folded_together_lead_to_the_same_versions(count):
+    transitions, calls = transitions_and_calls()
+    asked = []
+
+    def together(state: Board, events) -> Board:
+        asked.append(len(events))
+        return transitions.fold(state, events)
+
+    events = [Scored(n) if n % 3 else Joined(str(n)) for n in range(count)]
+    plain, quick = board(history=3), StateProjector(Board(), transitions, history=3, fold=together)
+    for projector in (plain, quick):
+        for event in events:
+            projector.project(event)
+
+    assert quick.current == plain.current
+    assert calls == events
+    assert asked == ([count - 3] if count > 4 else [])
+    assert [quick.at(n) for n in range(count - 3, count)] == [
+        plain.at(n) for n in range(count - 3, count)
+    ]
+    if count > 3:
+        with pytest.raises(UnknownVersionError, match=f"there are {count - 3} to {count}"):
+            quick.at(count - 4)
+
+
+def test_a_failing_event_among_those_folded_together_is_told_and_set_aside_alone():
+    transitions, _ = transitions_and_calls()
+    projector = StateProjector(Board(), transitions, history=0, fold=transitions.fold)
+    bad = Scored(-1)
+    for event in (Scored(1), bad, Scored(2), Scored(4)):
+        projector.project(event)
+
+    with pytest.raises(TransitionError) as caught:
+        _ = projector.value
+    assert (caught.value.event, caught.value.version) == (bad, 1)
+    assert projector.current == (3, Board(7))
+
+
+def test_a_state_with_subscribers_leaves_no_version_out():
+    transitions, _ = transitions_and_calls()
+    state = State(Board(), transitions)
+    told = []
+    with state.subscribe(told.append):
+        assert not state.leap([Scored(1), Scored(2)], transitions.fold)
+    assert (state.version, told) == (0, [])
+
+    assert state.leap([Scored(1), Scored(2)], transitions.fold)
+    assert (state.current, state.versions) == ((2, Board(3)), range(2, 3))
+
+
+def test_what_folds_events_together_cannot_change_the_state_meanwhile():
+    state = State(0, lambda value, event: value + event)
+
+    def meddle(value: int, events) -> int:
+        with pytest.raises(StateError):
+            state.apply(1)
+        return value + sum(events)
+
+    assert state.leap([1, 2], meddle)
+    assert state.current == (2, 3)
 
 
 # -- live subscribers -----------------------------------------------------------------------------

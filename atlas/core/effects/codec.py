@@ -135,7 +135,8 @@ class Redactor:
             TypeError: It has no JSON form.
         """
         is_json = not self.names and _is_json(value)
-        return canonical_text(self.scrub(value if is_json else _plain(value, "", self, "hide")))
+        made = value if is_json else _plain(value, "", self, "hide")
+        return canonical_text(self.scrub(made) if self.secrets.values else made)
 
     def result(self, value: object) -> str:
         """Return a result, or a piece of one, as JSON text.
@@ -144,7 +145,7 @@ class Redactor:
             TypeError: It has no JSON form, or a secret in it.
         """
         if type(value) is str:
-            return quote(self.scrubbed(value))
+            return quote(self.scrubbed(value) if self.secrets.values else value)
         is_json = not self.names and _is_json(value)
         return self.text(value if is_json else self.plain_result(value))
 
@@ -160,7 +161,7 @@ class Redactor:
     # Any: a JSON value
     def text(self, value: Any) -> str:
         """Return a JSON value as text, without what was hidden so far."""
-        return _encode(self.scrub(value))
+        return _encode(self.scrub(value) if self.secrets.values else value)
 
     def error(self, error: BaseException) -> str:
         """Return an error as JSON text; see `error_text`."""

@@ -230,34 +230,40 @@ class RequestStore:
     """
 
     def __init__(self) -> None:
-        self._latest: dict[str, list[tuple[str, str]]] = {}
+        # of each kind, how the latest begin, and what they are: each an effect and its text
+        self._latest: dict[str, tuple[list[str], list[tuple[str, str]]]] = {}
 
     def delta(self, effect: str, kind: str, text: str) -> tuple[str, int, str]:
         """Return base, number of characters shared and the rest, and remember the request."""
         if len(text) < _WORTH_IT:
             return "", 0, text
-        latest = self._latest.setdefault(kind, [])
-        best, shared = -1, 0
-        for at, (_, other) in enumerate(latest):
-            common = _common_prefix(other, text)
-            if common > shared:
-                best, shared = at, common
-        if shared < _WORTH_IT:
-            latest.append((effect, text))
-            del latest[:-_CANDIDATES]
-            return "", 0, text
-        base, other = latest[best]
-        if 2 * shared >= len(other):
-            del latest[best]
+        beginnings, latest = self._latest.setdefault(kind, ([], []))
+        beginning = text[:_WORTH_IT]
+        base, shared = "", 0
+        if beginning in beginnings:  # else none shares enough, as where each says only what is new
+            best, base, shared = _most_alike(latest, text)
+            if 2 * shared >= len(latest[best][1]):
+                del beginnings[best], latest[best]
+        beginnings.append(beginning)
         latest.append((effect, text))
-        del latest[:-_CANDIDATES]
+        if len(latest) > _CANDIDATES:
+            del beginnings[0], latest[0]
         return base, shared, text[shared:]
 
 
-def _common_prefix(one: str, other: str) -> int:
-    low, high = 0, min(len(one), len(other))
-    if one[:_WORTH_IT] != other[:_WORTH_IT]:
-        return 0
+def _most_alike(latest: Sequence[tuple[str, str]], text: str) -> tuple[int, str, int]:
+    """Return which request shares most of its beginning with a text, the first of several, and how much."""
+    best, base, shared = -1, "", 0
+    for at, (effect, other) in enumerate(latest):
+        # how much it is, is asked only of one that shares more than those before
+        if len(other) > shared and text.startswith(other[: shared + 1]):
+            best, base, shared = at, effect, _common_prefix(other, text, shared + 1)
+    return best, base, shared
+
+
+def _common_prefix(one: str, other: str, known: int) -> int:
+    """Return how many characters two texts share at their beginning, at least those known to be."""
+    low, high = known, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from atlas.core.effect_layers import EffectCall
 from atlas.core.effects.codec import Redactor, error_from, from_text
 from atlas.core.effects.pieces import PieceWriter
-from atlas.core.inner_loop import Delivery
+from atlas.core.inner_loop import Delivered, Delivery
 from atlas.errors import EffectError
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pending", "PendingStream", "text_of"]
 
-T = TypeVar("T")
+_UNWRITABLE: Final = (TypeError, ValueError, RecursionError)
+"""What is raised for something that cannot be written down."""
 
 
 class Completion(Delivery):
@@ -26,17 +27,19 @@ class Completion(Delivery):
 
     __slots__ = ("pending",)
 
-    def __init__(self, pending: Pending, what: str, value: str = "") -> None:
+    def __init__(self, pending: Pending, what: Delivered, value: str = "") -> None:
         # Not through the base: one is made for every piece of every stream.
-        self.effect = pending.call.id
-        self.value = value
-        self.pending: Pending = pending
-        self.become(what)
-
-    def become(self, what: str) -> None:
-        """Say what it is. Before it is handed in."""
+        call = pending.call
+        self.effect = call.id
         self.what = what
-        self.durable = what != "chunk" and self.pending.call.declared != "pure"
+        self.value = value
+        self.durable = what != "chunk" and call.declared != "pure"
+        self.pending: Pending = pending
+
+    def become_end(self) -> None:
+        """Make a piece the end as well. Before it is handed in."""
+        self.what = "end"
+        self.durable = self.pending.call.declared != "pure"
 
     @property
     def is_stale(self) -> bool:
@@ -58,7 +61,7 @@ class Pending:
         ended: Whether the run has its end, or wants it no more.
         is_left: Whether nobody can read it any more.
         was_started: Whether a recording has its start, so that it may have been performed before.
-        on_cancel: Stops performing it.
+        task: Performs it; None where nothing does.
     """
 
     __slots__ = (
@@ -66,9 +69,9 @@ class Pending:
         "ended",
         "future",
         "is_left",
-        "on_cancel",
         "redactor",
         "run",
+        "task",
         "was_started",
         "work",
     )
@@ -87,7 +90,7 @@ class Pending:
         self.ended: bool = False
         self.is_left: bool = False
         self.was_started: bool = False
-        self.on_cancel: Callable[[], object] | None = None
+        self.task: asyncio.Task[None] | None = None
         # Any: whatever the effect gives
         self.future: asyncio.Future[Any] = run.inner.loop.create_future()
 
@@ -96,7 +99,7 @@ class Pending:
         """Whether anybody waits for what comes of it."""
         return not (self.ended or self.is_left or self.run.inner.closed)
 
-    def give(self, what: str, value: str = "") -> None:
+    def give(self, what: Delivered, value: str = "") -> None:
         """Have what came of it handed in. Any thread."""
         self.run.inner.deliver_from_any_thread(Completion(self, what, value))
 
@@ -139,8 +142,12 @@ class Pending:
             return
         self.end()
         self.run.emit_cancelled(self.call.id)
-        if self.on_cancel is not None:
-            self.on_cancel()
+        self.stop()
+
+    def stop(self) -> None:
+        """Perform it no more."""
+        if self.task is not None:
+            self.run.inner.cancel_outside(self.task)
 
 
 class PendingStream(Pending):
@@ -227,7 +234,11 @@ class PendingStream(Pending):
         writer = PieceWriter(self.redactor)
         try:
             async for piece in pieces:
-                self._hand_in_all(_written(self.call, writer.take, piece))
+                try:
+                    texts = writer.take(piece)
+                except _UNWRITABLE as error:
+                    raise _refused(self.call, piece, error) from error
+                self._hand_in_all(texts)
                 if self._ahead >= self.WINDOW and not self.ended:
                     self._room = inner.loop.create_future()
                     await self._room
@@ -241,7 +252,7 @@ class PendingStream(Pending):
         if self._latest is None:
             self.give("end")
         else:
-            self._latest.become("end")
+            self._latest.become_end()
 
     def _hand_in_all(self, texts: Iterable[str]) -> None:
         for text in texts:
@@ -262,15 +273,14 @@ def text_of(call: EffectCall, redactor: Redactor, result: Any) -> str:
     Raises:
         EffectError: It has no JSON form, or a secret in it.
     """
-    return _written(call, redactor.result, result)
-
-
-# Any: whatever the effect gives
-def _written(call: EffectCall, write: Callable[[Any], T], result: Any) -> T:
     try:
-        return write(result)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise EffectError(
-            f"Effect {call.kind!r} gave a {type(result).__qualname__} that cannot be recorded: "
-            f"{error}. Return JSON values, messages, frozen dataclasses, bytes, dates or the like."
-        ) from error
+        return redactor.result(result)
+    except _UNWRITABLE as error:
+        raise _refused(call, result, error) from error
+
+
+def _refused(call: EffectCall, result: object, error: Exception) -> EffectError:
+    return EffectError(
+        f"Effect {call.kind!r} gave a {type(result).__qualname__} that cannot be recorded: "
+        f"{error}. Return JSON values, messages, frozen dataclasses, bytes, dates or the like."
+    )

@@ -187,7 +187,7 @@ async def perform_as(
     redactor = Redactor(effect.redact, run.secrets)
     request = _request_text(effect.kind, asked, redactor)
     call = run.call(place, effect.kind, effect.declared, request, redactor)
-    layers = (*run.layers, *effect.layers)
+    layers = run.layers + effect.layers
 
     async def work(pending: Pending) -> None:
         _CURRENT.set(call)  # in the context of the task that performs it
@@ -199,7 +199,8 @@ async def perform_as(
 
     pending = Pending(run, call, redactor, work)
     run.start(pending, effect.alike)
-    return cast("T", await pending.result())
+    result: T = await pending.result()
+    return result
 
 
 async def _call(
@@ -218,9 +219,14 @@ class EffectStream(AsyncGenerator[T, None]):
     """The pieces of an effect: an async generator. The effect begins with the first piece asked for."""
 
     def __init__(
-        self, effect: Effect, function: Callable[..., AsyncIterator[T]], args: tuple[Any, ...]
+        self,
+        effect: Effect,
+        asked: object,
+        function: Callable[..., AsyncIterator[T]],
+        args: tuple[Any, ...],  # Any: whatever the function takes
     ) -> None:
         self._effect = effect
+        self._asked = asked
         self._function = function
         self._args = args
         self._pending: PendingStream | None = None
@@ -237,7 +243,8 @@ class EffectStream(AsyncGenerator[T, None]):
             self._begin()
         try:
             if self._pending is not None:
-                return cast("T", await self._pending.next())
+                piece: T = await self._pending.next()
+                return piece
             assert self._pieces is not None
             return await anext(self._pieces)
         except BaseException:
@@ -254,13 +261,11 @@ class EffectStream(AsyncGenerator[T, None]):
         run = cast("RunContext", place.inner.supervisor)
         run.check()
         redactor = Redactor(effect.redact, run.secrets)
-        request = _request_text(effect.kind, effect.request, redactor)
+        request = _request_text(effect.kind, self._asked, redactor)
         call = run.call(place, effect.kind, effect.declared, request, redactor)
-        layers = (*run.layers, *effect.layers)
-        function, args = (
-            self._function,
-            self._args,
-        )  # not this object, which may be left and forgotten
+        layers = run.layers + effect.layers
+        # not this object, which may be left and forgotten
+        function, args = self._function, self._args
 
         async def work(pending: PendingStream) -> None:
             _CURRENT.set(call)  # in the context of the task that performs it
@@ -326,7 +331,14 @@ def stream(
     Each piece is recorded as it comes. Close it (``aclose``, ``aclosing``) if you leave it early.
     """
     _check_effect(effect)
-    return EffectStream(effect, function, args)
+    return stream_as(effect, effect.request, function, *args)
+
+
+def stream_as(
+    effect: Effect, asked: object, function: Callable[..., AsyncIterator[T]], *args: Any
+) -> EffectStream[T]:
+    """Return the pieces of an effect with another request; see `perform_as` and `stream`."""
+    return EffectStream(effect, asked, function, args)
 
 
 def _request_text(kind: str, asked: object, redactor: Redactor) -> str:
@@ -474,17 +486,6 @@ class _Request:
         return request
 
 
-def _with_request(template: Effect, request: dict[str, Any]) -> Effect:
-    return Effect(
-        template.kind,
-        request,
-        template.declared,
-        template.redact,
-        template.layers,
-        template.alike,
-    )
-
-
 def _async_effect(
     function: Callable[..., Any], template: Effect, request_of: _Request
 ) -> Callable[..., Any]:
@@ -505,8 +506,8 @@ def _stream_effect(
 ) -> Callable[..., Any]:
     @functools.wraps(function)
     def begin_it(*args: Any, **options: Any) -> Any:
-        one = _with_request(template, request_of(args, options))
-        return EffectStream(one, functools.partial(function, *args, **options), ())
+        asked = request_of(args, options)
+        return stream_as(template, asked, functools.partial(function, *args, **options))
 
     return begin_it
 

@@ -30,7 +30,7 @@ class PieceWriter:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._stream: StreamRedactor[_Piece] = StreamRedactor(redactor.secrets)
+        self._stream: StreamRedactor[_Piece] | None = None  # most streams never have a secret
 
     # Any: whatever the effect gives
     def take(self, given: Any) -> Iterable[str]:
@@ -40,17 +40,19 @@ class PieceWriter:
             TypeError: It has no JSON form, or a secret in it.
         """
         redactor = self._redactor
-        if not redactor.secrets:
+        if not redactor.secrets.values:
             text = redactor.result(given)
-            if not redactor.secrets:  # which the piece itself may have held
+            if not redactor.secrets.values:  # which the piece itself may have held
                 return (text,)
         piece = _Piece(redactor.plain_result(given))
+        if self._stream is None:
+            self._stream = StreamRedactor(redactor.secrets)
         self._stream.secrets = redactor.secrets
         return self._written(self._stream.feed(piece, piece.texts))
 
     def rest(self) -> Iterable[str]:
         """Return the texts of the pieces kept back: no more will come."""
-        return self._written(self._stream.flush())
+        return () if self._stream is None else self._written(self._stream.flush())
 
     def _written(self, pieces: Iterable[tuple[_Piece, Sequence[str] | None]]) -> list[str]:
         return [self._redactor.text(piece.value(texts)) for piece, texts in pieces]

@@ -90,6 +90,7 @@ class RunContext:
             itself gets that too, as a replay will.
 
     Attributes:
+        is_live: Whether effects are performed now; else what was recorded is repeated.
         warnings: What got in that is no declared effect, in words.
         seed: The seed in use.
         leg: Which stretch of the run this is: 1, and one more each time it went on as a fork, in a
@@ -138,8 +139,10 @@ class RunContext:
         self._journal = journal if mode != "live" else None
         self._rewrite = mode == "replay" if rewrite is None else rewrite
         self._guard = guard
-        self._live = mode in ("live", "record")
-        self._recording = Recording(run_id, mode, () if self._live else recorded, at)
+        self.is_live: bool = mode in ("live", "record")
+        self._write: Callable[[Entry], object] = _write_nothing
+        self._choose_writing()
+        self._recording = Recording(run_id, mode, () if self.is_live else recorded, at)
         self._leftovers: Leftovers | None = None
         self._expected: Delivery | None = None
         self._error: BaseException | None = None
@@ -151,11 +154,6 @@ class RunContext:
         self._replay_began: tuple[float, float] | None = None
 
     # -- facts ------------------------------------------------------------------------------------
-
-    @property
-    def is_live(self) -> bool:
-        """Whether effects are performed now; else what was recorded is repeated."""
-        return self._live
 
     @property
     def exact(self) -> bool:
@@ -172,18 +170,18 @@ class RunContext:
                 f"Run {self.run_id!r} needs a running loop of asyncio, and there is none here. Runs "
                 f"are not possible on trio; run this part with asyncio."
             ) from error
-        if not self._live and not self._recording.begins_with_a_seed():
+        if not self.is_live and not self._recording.begins_with_a_seed():
             raise ReplayDiverged(
                 f"The recording of run {self.run_id!r} is empty or does not begin with a seed, so "
                 f"there is nothing to repeat."
             )
         self.inner: InnerLoop = InnerLoop(self, self.run_id)
-        if self._live:
+        if self.is_live:
             self._set_seed(RunSeeded(seed=self.seed, moment_ns=round(loop.time() * 1e9)))
-        if self._guard and not self._live:
+        if self._guard and not self.is_live:
             replay_guard.install()
         await self.inner.enter()
-        if self._live:
+        if self.is_live:
             self.inner.moment = self._seeded.moment_ns / 1e9  # as a replay will
             self._write(self._seeded)
         else:
@@ -220,7 +218,7 @@ class RunContext:
 
     def _check_all_done(self, error: BaseException | None) -> None:
         entry = self._recording.next
-        if not self._live and entry is not None and not self._interrupted:
+        if not self.is_live and entry is not None and not self._interrupted:
             self._error = self._recording.missing(entry)
 
     def _set_seed(self, seeded: RunSeeded) -> None:
@@ -237,15 +235,20 @@ class RunContext:
 
     # -- writing and comparing --------------------------------------------------------------------
 
-    def _write(self, entry: Entry) -> None:
-        if self._journal is not None and (self._live or self._rewrite):
-            self._journal.write(entry)
+    def _choose_writing(self) -> None:
+        # once, and not anew for each entry
+        if self._journal is not None and (self.is_live or self._rewrite):
+            self._write = self._journal.write
 
     async def commit(self) -> None:
         """Return when what was written is safe."""
-        safe = None if self._journal is None else self._journal.commit()
+        safe = self._safe()
         if safe is not None:
             await safe
+
+    def _safe(self) -> Awaitable[object] | None:
+        """Return what is awaited until what was written is safe; None: it is."""
+        return None if self._journal is None else self._journal.commit()
 
     def _advance(self, handed_in: str = "") -> None:
         """Step over an entry that was repeated, and what has no meaning after it.
@@ -269,7 +272,8 @@ class RunContext:
             self._go_live(handed_in)
 
     def _go_live(self, handed_in: str) -> None:
-        self._live = True
+        self.is_live = True
+        self._choose_writing()
         if self.mode == "resume":
             self._leftovers = Leftovers(self._recording, self.pending)
             self._write(RunContinued(kept=self._recording.end))
@@ -316,7 +320,7 @@ class RunContext:
         """
         if self._error is not None:
             raise self._error
-        if self._interrupted and not self._live:
+        if self._interrupted and not self.is_live:
             raise ReplayDiverged(
                 f"Replaying run {self.run_id!r} was cancelled; no effect can be repeated after that."
             )
@@ -343,7 +347,7 @@ class RunContext:
         call = pending.call
         effect, kind = call.id, call.kind
         digest = digest_of(call.request)
-        if self._live:
+        if self.is_live:
             base, shared, rest = self.requests.delta(effect, kind, call.request)
             self._write(EffectStarted(effect, kind, call.declared, digest, base, shared, rest))
             self.pending[effect] = pending
@@ -356,7 +360,7 @@ class RunContext:
         self._advance()
         pending.was_started = True
         self.pending[effect] = pending
-        if self._live:  # from here on: what was to be repeated ended with its start
+        if self.is_live:  # from here on: what was to be repeated ended with its start
             self.perform(pending)
 
     def perform(self, pending: Pending) -> None:
@@ -364,15 +368,14 @@ class RunContext:
         if self._leftovers is not None and self._leftovers.hand_over(pending):
             return
         is_external = pending.call.declared == "external"
-        is_in_doubt = pending.was_started and self.mode == "resume" and is_external
+        is_in_doubt = is_external and pending.was_started and self.mode == "resume"
         work = self._perform(pending, is_in_doubt)
-        task = self.inner.start_outside(work, outside_context())
-        pending.on_cancel = partial(self.inner.cancel_outside, task)
+        pending.task = self.inner.start_outside(work, outside_context())
 
     def emit_cancelled(self, effect: str) -> None:
         """Write down, or compare, that an effect is wanted no more."""
         entry = EffectCancelled(effect)
-        if self._live:
+        if self.is_live:
             self._write(entry)
         elif self._error is None and not self._interrupted:
             recorded = self._recording.next
@@ -383,7 +386,7 @@ class RunContext:
 
     def left(self, pending: Pending) -> None:
         """Stop an effect that nobody can read any more. In any thread, wherever garbage is collected."""
-        if self._live and not (self.inner.closed or self.inner.loop.is_closed()):
+        if self.is_live and not (self.inner.closed or self.inner.loop.is_closed()):
             self._left.append(pending)
             self.inner.hooks.call_soon_threadsafe(self._stop_left, context=Context())
 
@@ -394,8 +397,7 @@ class RunContext:
                 continue
             del self.pending[pending.call.id]
             self.note(pending.call.id, "left", "nobody reads it any more")
-            if pending.on_cancel is not None:
-                pending.on_cancel()
+            pending.stop()
 
     # Any: whatever comes of it
     async def wait_outside(
@@ -409,7 +411,7 @@ class RunContext:
     ) -> Any:
         """Have something awaited outside of the run, as an effect of it."""
         self.check()
-        if is_over if self._live else nothing is not None and not self.repeats(place, kind):
+        if is_over if self.is_live else nothing is not None and not self.repeats(place, kind):
             place.next_effect()
             return nothing
         redactor = Redactor(secrets=self.secrets)
@@ -424,7 +426,7 @@ class RunContext:
 
     def repeats(self, place: Place, kind: str) -> bool:
         """Return whether what was recorded next is that an effect of this kind starts here."""
-        return not self._live and self._recording.has_next(
+        return not self.is_live and self._recording.has_next(
             EffectStarted, f"{place.path}:{place.effects}", kind
         )
 
@@ -443,7 +445,7 @@ class RunContext:
         """Perform an effect that does not wait, at once; or repeat what it gave."""
         self.check()
         digest = digest_of(request) if request else ""
-        if not self._live:
+        if not self.is_live:
             effect = place.next_effect()
             recorded = self._expect(EffectRead(effect, kind, digest, request, ""), request, alike)
             return _given(recorded.value, recorded.failed)
@@ -459,7 +461,7 @@ class RunContext:
 
     def note(self, effect: str, what: str, text: str) -> None:
         """Write something for people to the journal."""
-        if self._live:
+        if self.is_live:
             self._write(EffectNoted(effect, what, text))
 
     def _note(self, effect: str, redactor: Redactor, what: str, text: str) -> None:
@@ -469,22 +471,22 @@ class RunContext:
 
     def admit(self, delivery: Delivery) -> Awaitable[object] | None:
         """Write a delivery down, or see that it is the one recorded."""
-        if self._live:
+        if self.is_live:
             if self._left:
                 self._stop_left()  # what is kept of the run is then known to need nothing of these
             moment_ns = round(self.inner.real_now() * 1e9)
             self.inner.moment = moment_ns / 1e9  # as a replay will
-            what = cast("Any", delivery.what)
-            self._write(EffectDelivered(delivery.effect, what, delivery.value, moment_ns))
-            return self._journal.commit() if delivery.durable and self._journal else None
+            entry = EffectDelivered(delivery.effect, delivery.what, delivery.value, moment_ns)
+            self._write(entry)
+            return self._safe() if delivery.durable else None
         if delivery is not self._expected:
             self._interrupt(f"task {delivery.effect}")
             return None
         self._expected = None
-        entry = self._recording.next
-        assert isinstance(entry, EffectDelivered)
-        self.inner.moment = entry.moment_ns / 1e9
-        self._advance(entry.effect)
+        recorded = self._recording.next
+        assert isinstance(recorded, EffectDelivered)
+        self.inner.moment = recorded.moment_ns / 1e9
+        self._advance(recorded.effect)
         return None
 
     def dropped(self, delivery: Delivery) -> None:
@@ -493,7 +495,7 @@ class RunContext:
 
     def interrupted(self, inner: InnerLoop) -> None:
         """Write down that the main task was cancelled from outside."""
-        if not self._live:
+        if not self.is_live:
             self._interrupt("the main task")
             return
         moment_ns = round(inner.real_now() * 1e9)
@@ -513,7 +515,7 @@ class RunContext:
             f"In run {self.run_id!r}, {what} from outside, by something that is no effect, so that no "
             f"replay can repeat it. {mend}."
         )
-        if not self._live or self.strict:
+        if not self.is_live or self.strict:
             self.abort(UndeclaredEffectError(text))
             return
         self._exact = False
@@ -539,7 +541,7 @@ class RunContext:
 
     def quiet(self) -> None:
         """Hand in what was recorded next."""
-        if self._live or self._interrupted or self._expected is not None:
+        if self.is_live or self._interrupted or self._expected is not None:
             return
         if self._error is not None:
             self.abort(cast("EffectError", self._error))
@@ -555,7 +557,7 @@ class RunContext:
             self.inner.moment = entry.moment_ns / 1e9
             self._advance()
             self._advance()
-        if self._live:  # what was repeated ended with a delivery that was not handed in
+        if self.is_live:  # what was repeated ended with a delivery that was not handed in
             return
         self.abort(recording.ends_here(self._awaited(), next(iter(self.pending), "")))
 
@@ -605,8 +607,9 @@ class RunContext:
         try:
             if is_in_doubt and not await settle(pending, self.in_doubt):
                 return
-            if pending.call.declared == "external":
-                await self.commit()
+            safe = self._safe() if pending.call.declared == "external" else None
+            if safe is not None:
+                await safe
             await pending.work(pending)
         except asyncio.CancelledError as error:
             if not pending.is_wanted:
@@ -622,7 +625,7 @@ class RunContext:
             if not isinstance(error, Exception):
                 raise
         finally:
-            self.inner.ended_outside()
+            self.inner.ended_outside(pending.task)
 
     def _tell_abandoned(self, call: EffectCall, text: str) -> None:
         """Note what an effect failed with that the run did not wait for any more."""
@@ -636,6 +639,10 @@ class RunContext:
                 self.run_id,
                 text,
             )
+
+
+def _write_nothing(entry: Entry) -> None:
+    """Leave an entry out: there is no journal, or it has this one."""
 
 
 def _check(pace: object, in_doubt: object) -> None:

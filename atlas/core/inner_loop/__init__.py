@@ -24,6 +24,7 @@ threads, signals, cyclic garbage collection that ends generators.
 from atlas.core.inner_loop.loop import InnerLoop, turn_over
 from atlas.core.inner_loop.place import (
     HERE,
+    Delivered,
     Delivery,
     Place,
     Supervisor,
@@ -33,6 +34,7 @@ from atlas.core.inner_loop.place import (
 
 __all__ = [
     "HERE",
+    "Delivered",
     "Delivery",
     "InnerLoop",
     "Place",

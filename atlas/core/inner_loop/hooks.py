@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
+from atlas.core.alarms import clock_of
 from atlas.core.inner_loop.place import HERE
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Hooks:
         self.call_later = loop.call_later
         self.create_task = loop.create_task
         self.run_in_executor = loop.run_in_executor
-        self.time = loop.time
+        self.time = clock_of(loop)
         self._first_steps: deque[asyncio.Handle] | None = None
 
     # Any: the arguments are those of the loop's own methods
@@ -114,12 +115,18 @@ def _wrapped(hooks: Hooks) -> dict[str, Callable[..., Any]]:
 
     def call_soon(callback: Any, *args: Any, context: Context | None = None) -> Any:
         place = _here() if context is None else context.get(HERE)
-        if place is None or place.inner.loop is not loop or place.inner.closed:
-            if hooks._first_steps is not None:
-                hooks._first_steps.append(asyncio.Handle(callback, args, loop, context))
-                return None
-            return own_call_soon(callback, *args, context=context)
-        return place.inner.call_soon(callback, args, context)
+        if place is not None:
+            inner = place.inner
+            if inner.inside and inner.loop is loop:  # as nearly always: then with no further call
+                handle = asyncio.Handle(callback, args, loop, context)
+                inner.ready.append(handle)
+                return handle
+            if inner.loop is loop and not inner.closed:
+                return inner.call_soon_foreign(callback, args, context)
+        if hooks._first_steps is not None:
+            hooks._first_steps.append(asyncio.Handle(callback, args, loop, context))
+            return None
+        return own_call_soon(callback, *args, context=context)
 
     def call_soon_threadsafe(callback: Any, *args: Any, context: Context | None = None) -> Any:
         inner = inner_of(context)
@@ -132,7 +139,7 @@ def _wrapped(hooks: Hooks) -> dict[str, Callable[..., Any]]:
         if callback is create_task:
             inner.close_generator(*args)
             return None
-        return inner.call_soon(callback, args, context)
+        return call_soon(callback, *args, context=context)
 
     def call_later(
         delay: float, callback: Any, *args: Any, context: Context | None = None
@@ -171,8 +178,11 @@ def _wrapped(hooks: Hooks) -> dict[str, Callable[..., Any]]:
         return hooks.run_in_executor(executor, function, *args)
 
     def time() -> float:
-        inner = inner_of(None)
-        return own_time() if inner is None else inner.moment
+        # not by `inner_of`: a loop asks for the time in each of its rounds
+        place = _here()
+        if place is None or place.inner.loop is not loop or place.inner.closed:
+            return own_time()
+        return place.inner.moment
 
     return {
         "call_soon": call_soon,

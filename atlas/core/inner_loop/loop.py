@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final, cast
 
 from atlas.core.inner_loop.hooks import Hooks
-from atlas.core.inner_loop.place import HERE, Delivery, Place, Supervisor, here, outside_context
+from atlas.core.inner_loop.place import HERE, Delivery, Place, Supervisor, here
 from atlas.core.inner_loop.tasks import Cancelled, Fired, InnerTask, InnerTimer
 from atlas.errors import EffectError
 
@@ -204,18 +204,15 @@ class InnerLoop:
 
     # -- what the run schedules -------------------------------------------------------------------
 
-    def call_soon(
+    def call_soon_foreign(
         self, callback: Callable[..., object], args: tuple[object, ...], context: Context | None
     ) -> asyncio.Handle:
-        """Take a callback of the run in."""
+        """Take in a callback of the run that something else scheduled than the run."""
         handle = asyncio.Handle(callback, args, self.loop, context)
-        if self.inside:
-            self.ready.append(handle)
-        else:
-            # Looked at now: a step that comes before this one is taken may cancel, too.
-            self._is_interrupted |= self._entered and self.main.cancelling() > self._cancellings
-            self._foreign.append(handle)
-            self._schedule()
+        # Looked at now: a step that comes before this one is taken may cancel, too.
+        self._is_interrupted |= self._entered and self.main.cancelling() > self._cancellings
+        self._foreign.append(handle)
+        self._schedule()
         return handle
 
     def call_later(
@@ -326,36 +323,42 @@ class InnerLoop:
     def deliver(self, delivery: Delivery) -> None:
         """Have something handed in when its turn comes. In the loop's thread."""
         self._deliveries.append(delivery)
-        self._schedule()
+        if not self._due:
+            self._schedule()
 
     def deliver_from_any_thread(self, delivery: Delivery) -> None:
         """Have something handed in when its turn comes. Any thread."""
-        if threading.get_ident() == self.thread:
-            self.deliver(delivery)
+        if threading.get_ident() == self.thread:  # as for each effect: then with no further call
+            self._deliveries.append(delivery)
+            if not self._due:
+                self._schedule()
         elif not (self.closed or self.loop.is_closed()):
             self.hooks.call_soon_threadsafe(self.deliver, delivery, context=Context())
 
     def start_outside(
-        self, work: Coroutine[Any, Any, None], context: Context | None = None
+        self, work: Coroutine[Any, Any, None], context: Context
     ) -> asyncio.Task[None]:
-        """Start a task of the loop that is in no run; `leave` waits for it.
+        """Start a task of the loop in a context that is in no run; `leave` waits for it.
 
         Its first step is run in this turn of the loop, or the next, after what the run has to do. It
         has to call `ended_outside` as its last act.
         """
-        if context is None:
-            context = outside_context()
         if self.closed:
             task: asyncio.Task[None] = self.hooks.create_task(work, context=context)
         else:
             task = self.hooks.task_outside(work, context, self._first_steps)
-            self._schedule()
-        self._outside.add(task)
+            if not self._due:
+                self._schedule()
+        if not task.done():  # as it may be where a task factory runs the first step
+            self._outside.add(task)
         return task
 
-    def ended_outside(self) -> None:
-        """Take note that the calling task, made by `start_outside`, ends now."""
-        self._outside.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+    def ended_outside(self, task: asyncio.Task[None] | None) -> None:
+        """Take note that the calling task, made by `start_outside`, ends now.
+
+        It is given, as to ask asyncio is not cheap before 3.12; None if `start_outside` has not returned.
+        """
+        self._outside.discard(task)
 
     def cancel_outside(self, task: asyncio.Task[None]) -> None:
         """Cancel a task made by `start_outside`."""
@@ -385,7 +388,7 @@ class InnerLoop:
         ):
             return False
         if not self._is_interrupted:  # else it was passed on to another one before
-            self.call_soon(self._cancel_main_again, (msg,), Context())
+            self.call_soon_foreign(self._cancel_main_again, (msg,), Context())
         return True
 
     def _cancel_main_again(self, msg: object) -> None:
@@ -418,10 +421,8 @@ class InnerLoop:
         goes_on = True
         until = monotonic() + _SLICE
         try:
-            while goes_on:
-                goes_on = self._step()
-                if monotonic() >= until:
-                    break
+            while (goes_on := self._step()) and monotonic() < until:
+                pass
         finally:
             self._due = False
             if goes_on:
@@ -430,7 +431,8 @@ class InnerLoop:
     def _step(self) -> bool:
         """Hand one thing in and run what follows from it; return whether there is more to do."""
         if self._first_steps:
-            self._run(self._first_steps.popleft())
+            run = self._run_watched if self._debug else _run
+            run(self._first_steps.popleft())
         elif self.closed or self._waiting is not None:
             return False
         elif self._safe is not None:
@@ -442,9 +444,6 @@ class InnerLoop:
             self._take(self._deliveries.popleft())
         else:
             self._drain()
-        return self._looks_busy()
-
-    def _looks_busy(self) -> bool:
         if self._first_steps:
             return True
         if self.closed or self._waiting is not None or not self._entered:
@@ -491,7 +490,7 @@ class InnerLoop:
         else:
             self._safe = delivery
         finally:
-            self.ended_outside()
+            self.ended_outside(asyncio.current_task())
             self._waiting = None
             self._schedule()  # not here: the run's tasks cannot be stepped inside this one
 
@@ -526,7 +525,7 @@ class InnerLoop:
         self._drain()
 
     def _drain(self) -> None:
-        ready, run = self.ready, self._run
+        ready, run = self.ready, self._run_watched if self._debug else _run
         self.inside = self._draining = True
         try:
             while ready:
@@ -537,15 +536,15 @@ class InnerLoop:
             self.inside = self._draining = False
             self._cancellings = self.main.cancelling()
 
-    def _run(self, handle: asyncio.Handle) -> None:
-        if not self._debug:
-            handle._run()
-            return
+    def _run_watched(self, handle: asyncio.Handle) -> None:
         began = self.hooks.time()
         handle._run()
         took = self.hooks.time() - began
         if took >= getattr(self.loop, "slow_callback_duration", 0.1):
             _logger.warning("Executing %r took %.3f seconds", handle, took)
+
+
+_run: Final[Callable[[asyncio.Handle], None]] = asyncio.Handle._run
 
 
 def _is_over(safe: Awaitable[object]) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from atlas.core.inner_loop.loop import InnerLoop
 
-__all__ = ["HERE", "Delivery", "Place", "Supervisor", "here", "outside_context"]
+__all__ = ["HERE", "Delivered", "Delivery", "Place", "Supervisor", "here", "outside_context"]
+
+Delivered: TypeAlias = Literal["value", "error", "chunk", "end", "timer", "cancel"]
+"""What comes into a run from outside."""
 
 
 class Place:
@@ -68,16 +71,18 @@ class Delivery:
 
     Attributes:
         effect: Whose it is: the id of an effect, or the path of a task.
-        what: ``"value"``, ``"error"``, ``"chunk"``, ``"end"``, ``"timer"`` or ``"cancel"``.
+        what: What it is.
         value: Its JSON text; "" for none.
         durable: Whether what is written of it must be safe before it is handed in.
     """
 
     __slots__ = ("durable", "effect", "value", "what")
 
-    def __init__(self, effect: str, what: str, value: str = "", *, durable: bool = False) -> None:
+    def __init__(
+        self, effect: str, what: Delivered, value: str = "", *, durable: bool = False
+    ) -> None:
         self.effect: str = effect
-        self.what: str = what
+        self.what: Delivered = what
         self.value: str = value
         self.durable: bool = durable
 

@@ -137,8 +137,8 @@ class Engine(Protocol):
 
         For an event loop, which must not stand still: a note costs a fraction of an append, and less
         than to have another thread do anything. It has no position yet. It gets one, in its place in its
-        stream, before anything else is appended here, before anybody reads here, by `flush` and
-        `close`; after a crash when the log is opened next, whichever is first.
+        stream, before anything else is appended or read, here or elsewhere, by `flush` and by `close`.
+        Where only reading is possible, `read` and `head` tell of it all the same.
 
         Args:
             records: Each says its version, above the last one of its stream, noted or not, and when it

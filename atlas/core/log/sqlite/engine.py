@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Final
+from typing import Final, Literal
 
 from atlas.core.clock import SystemClock
 from atlas.core.log.engine import (
@@ -34,7 +34,6 @@ from atlas.core.log.sqlite.writing import Writer
 from atlas.core.log.verification import Erasure
 from atlas.errors import (
     LogClosedError,
-    LogCorruptedError,
     LogError,
     LogUnavailableError,
     VersionConflictError,
@@ -175,14 +174,19 @@ class SqliteEngine(Reading):
             self._last_seen = position
             self._grown.notify_all()
 
-    def _enter_notes(self) -> bool:
+    @property
+    def _joins(self) -> Mapping[str, Join]:
+        return self._writer.joins
+
+    def _has_entered(self, by: Literal["stream", "position"]) -> bool:
         if self._file.read_only:
-            return False
+            # Nobody can say yet which position they are going to have.
+            return by == "position"
         try:
             with self._writer.held():
-                self._writer.enter_all_notes(hurried=True)
+                self._writer.enter_all_notes(hurried=by == "stream")
         except LogUnavailableError:
-            # Whoever writes next is told why. To read must be possible, also where there is no room.
+            # To read must be possible, also where there is no room. Whoever writes next is told why.
             return False
         return True
 
@@ -277,8 +281,8 @@ class SqliteEngine(Reading):
         counted; where this log may be written, there are none left.
         """
         self._check_open()
-        with suppress(LogCorruptedError):  # which is what is looked for
-            self._enter_notes()
+        with suppress(LogError):  # which is what is looked for
+            self.last_position()
         with self._looking_through():
             return examine(self._file, progress)
 

@@ -197,7 +197,9 @@ def _damaged(which: str) -> LogCorruptedError:
 
 
 @contextmanager
-def overlaid(connection: sqlite3.Connection, streams: Streams) -> Iterator[None]:
+def overlaid(
+    connection: sqlite3.Connection, streams: Streams, joins: Mapping[str, Join]
+) -> Iterator[None]:
     """Let a connection read notes as the records that they are going to be, with nothing written.
 
     Their time is not known yet: it is that after the last record.
@@ -213,7 +215,7 @@ def overlaid(connection: sqlite3.Connection, streams: Streams) -> Iterator[None]
             lambda reader: 0,
         )
         records = planner.plan(
-            Request((*as_records(connection, {}, planner.head),), {}, None, 0), 0
+            Request((*as_records(connection, joins, planner.head),), {}, None, 0), 0
         )
         rows = [
             (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
-from typing import Final
+from typing import Final, Literal
 
+from atlas.core.log.engine import Join
 from atlas.core.log.records import Record, Snapshot
 from atlas.core.log.sqlite.file import LogFile, one, translated
 from atlas.core.log.sqlite.notes import overlaid
@@ -59,7 +60,7 @@ class Reading(ABC):
         newest_first: bool = False,
     ) -> list[Record]:
         """Return records of a stream; see `atlas.core.log.engine.Engine.read`."""
-        with self._lent() as connection:
+        with self._lent("stream") as connection:
             stream_id = self._streams.id_of(connection, stream)
             if stream_id is None:
                 return []
@@ -101,14 +102,14 @@ class Reading(ABC):
             f"{join} JOIN streams ON streams.id = stream_id "
             f"WHERE {' AND '.join(where)} ORDER BY position LIMIT ?"
         )
-        with self._lent() as connection:
+        with self._lent("position") as connection:
             values.append(-1 if limit is None else limit)
             rows = connection.execute(statement, values).fetchall()
             return self._names.records(connection, rows)
 
     def head(self, stream: str) -> int | None:
         """Return the last version of a stream; None when it has no record."""
-        with self._lent() as connection:
+        with self._lent("stream") as connection:
             return self._streams.head(connection, stream)
 
     def last_position(self, prefix: str = "") -> int | None:
@@ -116,7 +117,7 @@ class Reading(ABC):
 
         With a prefix it looks back from the end, for as long as it takes.
         """
-        with self._lent() as connection:
+        with self._lent("position") as connection:
             if not prefix:
                 return _last_position(connection) or None
             found = one(connection, LAST_WITH_PREFIX, *prefix_values(prefix))
@@ -124,7 +125,7 @@ class Reading(ABC):
 
     def position_at(self, time_ns: int) -> int:
         """Return the last position appended at this time or before; 0 when there is none."""
-        with self._lent() as connection:
+        with self._lent("position") as connection:
             low, high = 0, _last_position(connection)
             # Times rise with positions. Mostly somebody asks for a time just gone by.
             middle = high
@@ -140,7 +141,7 @@ class Reading(ABC):
 
     def streams(self, prefix: str = "") -> list[str]:
         """Return the streams whose name begins so, in order of their first record."""
-        with self._lent() as connection:
+        with self._lent("stream") as connection:
             rows = connection.execute(
                 f"SELECT stream FROM streams WHERE {WITH_PREFIX} "  # noqa: S608
                 "AND EXISTS (SELECT 1 FROM events WHERE stream_id = streams.id) ORDER BY id",
@@ -167,9 +168,14 @@ class Reading(ABC):
             return None
         return Snapshot(stream, version, label, payload)
 
+    @property
     @abstractmethod
-    def _enter_notes(self) -> bool:
-        """Give what somebody noted its place in the log, so that it is read too; False: not now."""
+    def _joins(self) -> Mapping[str, Join]:
+        """What joins notes of this process, by the names of records."""
+
+    @abstractmethod
+    def _has_entered(self, by: Literal["stream", "position"]) -> bool:
+        """Give what somebody noted its place in the log; return False if it is to be shown without."""
 
     # -- connections --
 
@@ -178,7 +184,10 @@ class Reading(ABC):
             raise LogClosedError(f"The log {self.address} is closed; open it again.")
 
     @contextmanager
-    def _lent(self) -> Iterator[sqlite3.Connection]:
+    def _lent(
+        self, by: Literal["stream", "position", "neither"] = "neither"
+    ) -> Iterator[sqlite3.Connection]:
+        """Lend a connection that finds records by their stream, by their position, or none at all."""
         self._check_open()
         try:
             try:
@@ -187,10 +196,15 @@ class Reading(ABC):
                 connection = self._file.reader()
             generation = self._generation
             try:
-                if not self._file.has_notes or not one(connection, ANY_NOTE) or self._enter_notes():
+                if (
+                    by == "neither"
+                    or not self._file.has_notes
+                    or not one(connection, ANY_NOTE)
+                    or self._has_entered(by)
+                ):
                     yield connection
                 else:
-                    with overlaid(connection, self._streams):
+                    with overlaid(connection, self._streams, self._joins):
                         yield connection
             finally:
                 if generation == self._generation:

@@ -41,6 +41,9 @@ class Writer:
         streams: The numbers of streams; told of new ones.
         grown: Told the last position that is stored.
         clock: Tells the time at which notes are entered.
+
+    Attributes:
+        joins: What joins notes of this process, by the names of records.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Writer:
         self._pages_left = 0
         # The last version noted of each stream that has notes of this process, and how to join them.
         self._noted: dict[str, int] = {}
-        self._joins: dict[str, Join] = {}
+        self.joins: dict[str, Join] = {}
         self._may_hold_notes = True
 
     @contextmanager
@@ -207,7 +210,7 @@ class Writer:
             rows.append((*note_row(row_id, version, name_id, wall_ns, payload), stream_id, head))
             self._pages_left -= 2 + len(payload) // PAGE_SIZE
             if join is not None:
-                self._joins[name] = join
+                self.joins[name] = join
         self._may_hold_notes = True  # now: an interrupt may come when it is written already
         try:
             self._hurry(connection, hurried=True)
@@ -232,7 +235,7 @@ class Writer:
 
     def _enter_notes(self, connection: sqlite3.Connection, planner: Planner) -> None:
         now_ns = self._clock.time_ns()
-        records = as_records(connection, self._joins, planner.head)
+        records = as_records(connection, self.joins, planner.head)
         if records:
             self.insert(connection, planner.plan(Request((*records,), {}, None, now_ns), now_ns))
             connection.execute(DROP_NOTES)
