@@ -133,6 +133,11 @@ ENTRIES: Final = (
 """The messages of which the journal of a run consists; see `atlas.core.effects`."""
 
 
+_AFTER_THE_END: Final = 8
+"""How many pages are looked at for the end of a run: handlers that are still at work may tell something
+after it."""
+
+
 def is_lifecycle(event: Message) -> bool:
     """Return whether an event is about a run and not part of what it does."""
     return isinstance(event, RunStarted | RunEnded)
@@ -260,16 +265,18 @@ class Run(Generic[S]):
     @property
     def ended(self) -> RunEnded | None:
         """The event with which it ended last; None while it is unfinished."""
-        last = self._engine.read(stream_of(self.id), newest_first=True, limit=1)
-        return next(
-            (
-                event
-                for record in last
-                for event in reversed(_messages(record))
-                if isinstance(event, RunEnded)
-            ),
-            None,
-        )
+        until = None
+        for _ in range(_AFTER_THE_END):
+            last = self._engine.read(stream_of(self.id), until=until, newest_first=True, limit=1)
+            for event in (event for record in last for event in reversed(_messages(record))):
+                if isinstance(event, RunEnded):
+                    return event
+                if isinstance(event, RunSeeded | RunContinued | EffectStarted | EffectDelivered):
+                    return None
+            if not last:
+                return None
+            until = last[0].version - len(_messages(last[0]))
+        return None
 
     @property
     def status(self) -> RunStatus:
