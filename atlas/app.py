@@ -535,7 +535,13 @@ class Atlas(Recorder):
         # A replay asks nobody, so the provider may be missing here.
         return Deferred(name, None if run.mode == "replay" else self._by_name), model
 
-    @effect("model.choice", pure=True, ignore=("given", "instead"))
+    # Before a fork whoever was asked is asked, whatever the program says now.
+    @effect(
+        "model.choice",
+        pure=True,
+        ignore=("given", "instead"),
+        alike=lambda recorded, asked: True,
+    )
     def _named(
         self,
         provider: str | None,

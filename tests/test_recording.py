@@ -630,6 +630,23 @@ async def test_a_run_that_was_interrupted_goes_on_when_it_is_resumed() -> None:
     assert performed == ["Rome"]
 
 
+async def test_a_run_has_ended_whatever_a_late_handler_tells_of_it(tmp_path: Path) -> None:
+    @message("test.late")
+    class Late(Event):
+        word: str = ""
+
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+        async with app.recording("short") as run:
+            await weather("Rome")
+        for word in "ab":
+            app.bus.publish(Late(word), run=run.id)
+            await app.flush()
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+        assert app.runs[run.id].status == "completed"
+        async with app.replaying(run.id):
+            await weather("Rome")
+
+
 class Unspeakable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")

@@ -38,6 +38,7 @@ from atlas.core.causality import CURRENT
 from atlas.core.effects import current_run, effect, uuid
 from atlas.core.effects.codec import plain
 from atlas.core.effects.entries import digest_of
+from atlas.core.inner_loop import here
 from atlas.errors import (
     AgentError,
     AnswerInvalidError,
@@ -46,6 +47,7 @@ from atlas.errors import (
     EffectError,
     EffectFailedError,
     LimitReachedError,
+    ReplayDiverged,
     ValidationError,
     nearest_name,
 )
@@ -182,8 +184,12 @@ class Work:
         leg = 0 if run is None else run.leg
         if self._turn % _BREATH == 0 and run is None:
             await asyncio.sleep(0)  # a model that answers at once must not keep the loop to itself
-        # Anew where a run goes on as another, which may be with another model.
+        # Anew where a run goes on as another, which may be with another model; and only there: in a run
+        # that is resumed, what is asked for has to have the ids it had before it broke off.
         if self._asked is None or leg != self._leg:
+            if self._asked is not None:  # what was said may have been with other instructions
+                self._told_options = {}
+                self._show_again()
             self._leg = leg
             self._asked = self._desk.host.choose_model(*_split(self._source))
         provider, model = self._asked
@@ -383,6 +389,7 @@ class Work:
     async def _outcome(self, key: str, part: ToolCallPart) -> tuple[ToolOutcome, str]:
         tool = self._agent.tools.get(part.name)
         if tool is None:
+            self._check_never_had(part.name)
             names = ", ".join(self._agent.tools) or "none"
             nearest = nearest_name(part.name, self._agent.tools)
             return "unknown", f"There is no tool {part.name!r}{nearest}. There are: {names}."
@@ -411,6 +418,19 @@ class Work:
             if is_fatal(error):
                 raise
             return "failed", _told(error)
+
+    def _check_never_had(self, name: str) -> None:
+        """Refuse to repeat a call of a tool that the agent has no more: nobody knows how it was called."""
+        run, place = current_run(), here()
+        if run is None or place is None or not run.repeats(place, f"tool.{name}"):
+            return
+        raise run.abort(
+            ReplayDiverged(
+                f"In what is repeated of run {run.run_id!r}, agent {self._agent.name!r} called "
+                f"{name!r} before, and has no such tool now. Keep it in tools=, or fork before the "
+                f"call."
+            )
+        )
 
     def _tell_progress(self, key: str, text: str) -> None:
         self._bus.publish(ToolProgressed(key, text))

@@ -258,13 +258,26 @@ class RunSession:
     def _compare(self) -> None:
         recorded = logical_lines(filter(is_doing, self._recorded))
         happened = self.lines
+        # What was told before a fork was told by the program that was forked; of it, effects are compared.
+        forked = _lines_before_fork(self._recorded)
         for number, (before, now) in enumerate(zip(recorded, happened, strict=False), 1):
-            if before != now and not _may_be(before, now):
+            if number > forked and before != now and not _may_be(before, now):
                 raise _parted(self._started.parent, number, before, now)
         if len(recorded) != len(happened):
             shorter = min(len(recorded), len(happened))
             rest = [*recorded, ""][shorter], [*happened, ""][shorter]
             raise _parted(self._started.parent, shorter + 1, *rest)
+
+
+def _lines_before_fork(events: Sequence[Message]) -> int:
+    """Return how many of the lines of a run are older than its last fork; 0: it is none."""
+    lines = forked = 0
+    for each in events:
+        if isinstance(each, RunSeeded):
+            forked = lines
+        elif is_doing(each) and OUTSIDE not in each.meta.headers:
+            lines += 1
+    return forked
 
 
 def _may_be(recorded: str, now: str) -> bool:

@@ -275,12 +275,11 @@ class Run(Generic[S]):
         """The event with which it ended last; None while it is unfinished."""
         for count in (1, _PAGES_AT_ONCE, None):  # mostly it is in the last page
             pages = self._engine.read(stream_of(self.id), newest_first=True, limit=count)
-            for messages in map(_messages, pages):
-                for event in reversed(messages):
-                    if isinstance(event, RunEnded):
-                        return event
+            for event in (each for page in pages for each in reversed(_messages(page))):
+                if isinstance(event, RunEnded):
+                    return event
                 # What others do because of it, such as a handler that fails late, may come after the end.
-                if any(isinstance(event, (RunStarted, *ENTRIES)) for event in messages):
+                if isinstance(event, (RunStarted, *ENTRIES)):
                     return None
         return None
 

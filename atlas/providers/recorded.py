@@ -46,7 +46,23 @@ MODEL_CALL: Final = "model"
 CONTEXT: Final = "context"
 """The kind of the effect that finds passages."""
 
-_ASK: Final = Effect(MODEL_CALL, declared="idempotent")
+
+# Any, twice: the JSON values of what `model_stream` asks
+def _is_same_talk(recorded: Any, asked: Any) -> bool:
+    """Return whether the same was said; instructions, tools and the model may be others."""
+    return bool(_talk(recorded) == _talk(asked))
+
+
+def _talk(asked: Any) -> Any:
+    request = asked["request"]
+    said = request.get("said") if isinstance(request, dict) else None
+    if said is None:
+        return asked
+    is_told = request["after"] == 0 and said and said[0][0] == "system"
+    return said[1:] if is_told else said
+
+
+_ASK: Final = Effect(MODEL_CALL, declared="idempotent", alike=_is_same_talk)
 """Idempotent: asked twice, a model costs twice, but nothing else happens."""
 
 _RETRIED: Final = "Retried"
@@ -155,7 +171,8 @@ def model_stream(
         secrets: What is replaced in the answer, wherever the vendor cuts it.
         said: What stands for the request in the recording; default: the request. For callers that
             go on with one conversation and name what is new in it, so that a long one is not written,
-            and compared, whole at each call.
+            and compared, whole at each call: ``said``, pairs of who or what and a text, ``after`` so
+            many messages, and how it is asked. In that, a fork may differ in what it repeats.
     """
     if current_run() is None:
         answer = ResilientStream(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,13 @@ from atlas.agents import (
 )
 from atlas.agents.messages import ApprovalAsked, ToolCalled, ToolFinished, TurnEnded
 from atlas.cli.runs import opened
+from atlas.core.effect_layers import EffectCall
 from atlas.core.effects import Skip
 from atlas.core.messages import Message
 from atlas.errors import InDoubtError, UnknownApprovalError
+from atlas.providers.base import ChatRequest
 from atlas.providers.messages import StreamStarted, ToolCallPart
-from atlas.providers.scripted import ScriptedProvider, Step
+from atlas.providers.scripted import Reply, ScriptedProvider, Step
 
 from support import teams
 
@@ -471,3 +474,172 @@ async def dying(app: Atlas, *, dies: bool) -> str:
     agent = Agent("one", tools=[last], model=provider)
     outcome = await Controller([agent], bus=app.bus).delegate(Task("Go."))
     return outcome.text
+
+
+# -- forked in the middle of a task --------------------------------------------------------------
+
+
+@tool
+async def ring(room: str) -> str:
+    "Ring somebody up there."
+    performed.append(f"ring {room}")
+    return f"nobody is in {room}"
+
+
+def booking(app: Atlas, provider: ScriptedProvider, **changes: object) -> Controller:
+    agent = Agent("clerk", instructions="You book.", tools=[book, erase], model=provider)
+    return Controller([agent.changed(**changes) if changes else agent], bus=app.bus)
+
+
+@pytest.mark.parametrize("instructions", ["You doubt.", ""])
+async def test_an_agent_goes_on_from_a_fork_with_other_instructions(
+    recorded: tuple[str, str], instructions: str
+) -> None:
+    db, run = recorded
+    other = ScriptedProvider(["I doubt it."])
+    async with Atlas(db, provider="scripted") as app:
+        events = app.runs[run].events
+        place = next(n for n, e in enumerate(events, 1) if isinstance(e, TurnEnded))
+        async with app.forking(run, at=place) as fork:
+            outcome = await booking(app, other, instructions=instructions).delegate("Book A and B.")
+        shared = app.runs[fork.id].forked_at or 0
+        assert app.runs[fork.id].events[:shared] == events[:shared]
+        async with app.replaying(fork.id):
+            again = await booking(app, ScriptedProvider([]), instructions=instructions).delegate(
+                "Book A and B."
+            )
+        with pytest.raises(ReplayDiverged, match="You cheat"):
+            async with app.replaying(fork.id):
+                await booking(app, ScriptedProvider([]), instructions="You cheat.").delegate(
+                    "Book A and B."
+                )
+
+    (request,) = other.requests
+    told = [m.text for m in request.messages if m.role == "system"]
+    assert told == ([instructions] if instructions else [])
+    assert [m.role for m in request.messages if m.role != "system"] == ["user", "assistant", "tool"]
+    assert outcome.text == again.text == "I doubt it."
+    assert performed == ["A", "B"]
+
+
+async def test_an_agent_goes_on_from_a_fork_with_other_tools_and_another_model(
+    recorded: tuple[str, str],
+) -> None:
+    db, run = recorded
+    said = [[ToolCallPart("c3", "ring", '{"room":"A"}')], "I rang."]
+    other = ScriptedProvider(said, name="other", model="other-1")
+
+    async def program(provider: ScriptedProvider) -> str:
+        changes = {"tools": [book, ring], "model": provider}
+        return (await booking(app, provider, **changes).delegate("Book A and B.")).text
+
+    async with Atlas(db, provider="scripted") as app:
+        events = app.runs[run].events
+        place = next(n for n, e in enumerate(events, 1) if isinstance(e, TurnEnded))
+        async with app.forking(run, at=place) as fork:
+            assert await program(other) == "I rang."
+        async with app.replaying(fork.id):
+            assert await program(ScriptedProvider([], name="other", model="other-1")) == "I rang."
+        asked = [e.model for e in app.runs[fork.id].events if isinstance(e, StreamStarted)]
+
+    assert asked == ["scripted-1", "other-1", "other-1"]
+    assert [each.name for each in other.requests[0].tools] == ["book", "ring"]
+    assert performed == ["A", "B", "ring A"]
+
+
+async def test_a_tool_that_was_called_before_a_fork_is_missed_there(
+    recorded: tuple[str, str],
+) -> None:
+    db, run = recorded
+    async with Atlas(db, provider="scripted") as app:
+        events = app.runs[run].events
+        place = next(n for n, e in enumerate(events, 1) if isinstance(e, TurnEnded))
+        with pytest.raises(ReplayDiverged, match=r"'clerk' called 'book' before.* tools="):
+            async with app.forking(run, at=place):
+                await booking(app, ScriptedProvider([]), tools=[ring]).delegate("Book A and B.")
+
+    assert performed == ["A", "B"]
+
+
+async def test_something_else_that_was_said_is_no_other_instruction(
+    recorded: tuple[str, str],
+) -> None:
+    db, run = recorded
+    async with Atlas(db, provider="scripted") as app:
+        events = app.runs[run].events
+        place = next(n for n, e in enumerate(events, 1) if isinstance(e, TurnEnded))
+        with pytest.raises(ReplayDiverged, match="Book C"):
+            async with app.forking(run, at=place):
+                await team(app, ScriptedProvider([])).delegate("Book C.")
+
+
+# -- broken off and resumed ----------------------------------------------------------------------
+
+
+async def test_a_tool_that_finished_beside_an_open_stream_is_not_performed_again(
+    tmp_path: Path,
+) -> None:
+    is_booked, go_on = asyncio.Event(), asyncio.Event()
+
+    @tool(permission="write")
+    async def paint(room: str) -> AsyncIterator[str]:
+        "Paint a room."
+        performed.append(f"paint {room}")
+        yield "half"
+        await go_on.wait()
+        yield "all"
+
+    @tool(permission="write")
+    async def note(room: str) -> str:
+        "Make a note."
+        is_booked.set()
+        await go_on.wait()
+        return "noted"
+
+    def painter(request: ChatRequest) -> Reply:
+        painted = any(m.role == "tool" for m in request.messages)
+        return "Painted." if painted else [ToolCallPart("p", "paint", '{"room":"A"}')]
+
+    def clerk(request: ChatRequest) -> Reply:
+        turn = sum(m.role == "tool" for m in request.messages)
+        called = [("book", "B"), ("book", "C"), ("note", "D")]
+        if turn == len(called):
+            return "Booked."
+        name, room = called[turn]
+        return [ToolCallPart(f"c{turn}", name, json.dumps({"room": room}))]
+
+    async def program(app: Atlas) -> list[str]:
+        both = [
+            Agent("painter", tools=[paint], model=ScriptedProvider([painter] * 9)),
+            Agent("clerk", tools=[book, note], model=ScriptedProvider([clerk] * 9)),
+        ]
+        controller = Controller(both, bus=app.bus)
+        works = (controller.delegate("Go.", to=each.name) for each in both)
+        return [each.text for each in await asyncio.gather(*works)]
+
+    asked: list[str] = []
+
+    async def ask(call: EffectCall) -> Skip:
+        asked.append(call.kind)
+        return Skip("nobody knows")
+
+    async with Atlas(str(tmp_path / "runs.db"), provider="scripted") as app:
+        run = app.recording("works", strict=True)
+
+        async def recorded() -> None:
+            async with run:
+                await program(app)
+
+        work = asyncio.create_task(recorded())
+        await is_booked.wait()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        go_on.set()
+        async with app.resume(run.id, in_doubt=ask):
+            answers = await program(app)
+        async with app.replaying(run.id):
+            assert await program(app) == answers
+
+    assert answers == ["Painted.", "Booked."]
+    assert sorted(asked) == ["tool.note", "tool.paint"]
+    assert performed == ["paint A", "B", "C"]

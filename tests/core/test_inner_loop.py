@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import gc
+import itertools
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -453,6 +455,179 @@ async def test_cancelling_the_main_task_is_recorded_while_something_else_is_made
         await asyncio.create_task(program(mode="replay", recorded=journal.entries))
 
     assert seen[0] == seen[1] == ["tidy", True, True, True]
+
+
+# -- cancelled from outside at any moment of a commit --
+
+
+class CancellingJournal(MemoryJournal):
+    """Takes some turns to make things safe, and cancels a task at one moment of one of these times."""
+
+    TURNS = 4
+
+    def __init__(self, commit: int, turn: int, *, as_future: bool) -> None:
+        super().__init__()
+        self.task: asyncio.Task[object] | None = None
+        self.reached = False
+        self._moment = (commit, turn)
+        self._as_future = as_future
+
+    def commit(self) -> Awaitable[object]:
+        self.commits += 1
+        self._pass(self.commits, -1)
+        turns = self._turns(self.commits)
+        if not self._as_future:
+            return turns
+        return asyncio.get_running_loop().create_task(turns, context=contextvars.Context())
+
+    async def _turns(self, commit: int) -> None:
+        for turn in range(self.TURNS):
+            self._pass(commit, turn)
+            await asyncio.sleep(0)
+
+    def _pass(self, commit: int, turn: int) -> None:
+        if (commit, turn) == self._moment:
+            assert self.task is not None
+            self.reached = True
+            self.task.cancel()
+
+
+Log = list[object]
+
+
+def breaks_off(entry: object) -> bool:
+    return isinstance(entry, EffectDelivered) and (entry.effect, entry.what) == ("0", "cancel")
+
+
+async def two(name: str) -> list[str]:
+    return [await write(f"{name}{at}") for at in range(2)]
+
+
+async def tidying(name: str) -> list[str]:
+    try:
+        return await two(name)
+    except asyncio.CancelledError:
+        return [await write(f"tidy {name}")]
+
+
+async def in_a_row(log: Log) -> None:
+    for name in "ab":
+        log.append(await write(name))
+
+
+async def that_tidies(log: Log) -> None:
+    try:
+        await in_a_row(log)
+    finally:
+        log.append(await write("tidy"))
+
+
+async def that_goes_on(log: Log) -> None:
+    try:
+        await in_a_row(log)
+    except asyncio.CancelledError:
+        log.append("goes on")
+    log.append(await write("c"))
+
+
+async def shielded(log: Log) -> None:
+    task = asyncio.create_task(two("a"))
+    try:
+        log.append(await asyncio.shield(task))
+    except asyncio.CancelledError:
+        log.append(["late", *await task])
+
+
+async def gathered(log: Log) -> None:
+    log.append(await asyncio.gather(two("a"), two("b")))
+
+
+async def gathered_with_errors(log: Log) -> None:
+    log.append(repr(await asyncio.gather(two("a"), two("b"), return_exceptions=True)))
+    log.append(await write("c"))
+
+
+async def gathered_twice(log: Log) -> None:
+    log.append(await asyncio.gather(tidying("a"), asyncio.gather(tidying("b"), two("c"))))
+
+
+async def awaited(log: Log) -> None:
+    log.append(await asyncio.create_task(tidying("a")))
+    log.append(await asyncio.create_task(two("b")))
+
+
+async def grouped(log: Log) -> None:
+    async with asyncio.TaskGroup() as group:
+        for name in "ab":
+            group.create_task(tidying(name))
+    log.append("together")
+
+
+async def timed(log: Log) -> None:
+    log.append(await asyncio.wait_for(write("a"), 60))
+    async with asyncio.timeout(60):
+        log.append(await write("b"))
+
+
+@pytest.mark.parametrize("as_future", [False, True])
+@pytest.mark.parametrize(
+    "program",
+    [
+        in_a_row,
+        that_tidies,
+        that_goes_on,
+        shielded,
+        gathered,
+        gathered_with_errors,
+        gathered_twice,
+        awaited,
+        grouped,
+        timed,
+    ],
+)
+async def test_a_run_cancelled_at_any_moment_of_any_commit_is_replayed_as_it_was(
+    program: Callable[[Log], Awaitable[None]], *, as_future: bool
+):
+    async def run(log: Log, **options: object) -> bool:
+        """Do it, and return whether it came to its end before it was cancelled."""
+        try:
+            async with RunContext("r", **options):
+                try:
+                    await program(log)
+                except asyncio.CancelledError:
+                    log.append("cancelled")
+                    raise
+        except asyncio.CancelledError:
+            return log[-1] != "cancelled"
+        return True
+
+    whole: Log = []
+    await run(whole)
+    commit, moments = 1, 0
+    while True:
+        for turn in range(-1, CancellingJournal.TURNS):
+            journal = CancellingJournal(commit, turn, as_future=as_future)
+            log: Log = []
+            journal.task = asyncio.create_task(run(log, journal=journal, strict=True))
+            done = await journal.task
+            if not journal.reached:
+                break
+            again: Log = []
+            copied = MemoryJournal()
+            options = {"mode": "replay", "recorded": journal.entries, "journal": copied}
+            assert await asyncio.create_task(run(again, **options)) == done
+            assert (again, copied.entries) == (log, journal.entries), (commit, turn)
+            kept = list(itertools.takewhile(lambda entry: not breaks_off(entry), journal.entries))
+            resumed: Log = []
+            options = {"mode": "resume", "recorded": kept, "in_doubt": "retry"}
+            assert await asyncio.create_task(run(resumed, **options))
+            assert resumed == whole, (commit, turn)
+            moments += 1
+        else:
+            commit += 1
+            continue
+        break
+    assert moments > 5 * CancellingJournal.TURNS
 
 
 async def test_a_timeout_around_a_run_is_recorded_as_a_cancellation():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 from atlas.core.effects.entries import (
+    SILENT,
     EffectCancelled,
     EffectDelivered,
-    EffectNoted,
     EffectRead,
     EffectStarted,
     Entry,
@@ -18,18 +18,21 @@ from atlas.core.effects.entries import (
     RunSeeded,
     cut_at,
     effective,
+    is_dropped,
     left_by,
     rebuild_requests,
     resume_point,
+    tells_drop,
 )
 from atlas.errors import ReplayDiverged
 
-__all__ = ["Asked", "Recording"]
+__all__ = ["Alike", "Asked", "Recording"]
+
+Alike: TypeAlias = "Callable[[Any, Any], bool]"
+"""Whether a request that was recorded may stand for the one that is asked for, in JSON values."""
 
 Asked: TypeAlias = EffectStarted | EffectRead | EffectCancelled
 """What a run does itself, so that it is compared."""
-
-_SILENT = frozenset({EffectNoted, RunContinued, RunSeeded})
 
 
 class Recording:
@@ -48,7 +51,7 @@ class Recording:
         end: How many are repeated.
     """
 
-    __slots__ = ("cursor", "end", "entries", "run", "whole")
+    __slots__ = ("_forked", "cursor", "end", "entries", "run", "whole")
 
     def __init__(self, run: str, mode: str, recorded: Iterable[Entry], at: int | None) -> None:
         self.run: str = run
@@ -61,6 +64,7 @@ class Recording:
             self.end = resume_point(self.entries)
         else:
             self.end = len(self.entries)
+        self._forked: int = self.end if mode == "fork" else _last_seed(self.entries)
 
     @property
     def next(self) -> Entry | None:
@@ -74,14 +78,11 @@ class Recording:
     def next_is_silent(self) -> bool:
         """Return whether what comes next means nothing to a replay, so that it is passed over."""
         entry = self.entries[self.cursor]
-        return type(entry) in _SILENT and not _is_dropped(entry)
+        return type(entry) in SILENT and not tells_drop(entry)
 
     def next_is_dropped(self) -> bool:
         """Return whether the delivery that comes next came too late when it was recorded."""
-        after = self.cursor + 1
-        if after >= len(self.entries) or not _is_dropped(entry := self.entries[after]):
-            return False
-        return _effect_of(entry) == _effect_of(self.entries[self.cursor])
+        return is_dropped(self.entries, self.cursor)
 
     def has_next(self, cls: type[Entry], effect: str, kind: str, digest: str | None = None) -> bool:
         """Return whether this very effect comes next; any request will do if no digest is given."""
@@ -93,6 +94,21 @@ class Recording:
             and entry.kind == kind
             and (digest is None or entry.digest == digest)
         )
+
+    def repeats(self, asked: EffectStarted | EffectRead, request: str, alike: Alike | None) -> bool:
+        """Return whether what a run asks for is what comes next.
+
+        Before a fork the record may have another request, if it is ``alike``: the program that goes
+        on from there may be another one.
+        """
+        if self.has_next(type(asked), asked.effect, asked.kind, asked.digest):
+            return True
+        if alike is None or self.cursor >= self._forked:
+            return False
+        if not self.has_next(type(asked), asked.effect, asked.kind):
+            return False
+        recorded = self._request_of(self.entries[self.cursor])
+        return alike(json.loads(recorded or "null"), json.loads(request or "null"))
 
     def left(self) -> frozenset[str]:
         """Return the streams that nobody could read any more where the repeating ends."""
@@ -167,8 +183,9 @@ class Recording:
         return entry.request if isinstance(entry, EffectRead) else ""
 
 
-def _is_dropped(entry: Entry) -> bool:
-    return isinstance(entry, EffectNoted) and entry.what == "dropped"
+def _last_seed(entries: list[Entry]) -> int:
+    """Return where a recording was forked from another the last time; 0: it never was."""
+    return max((at for at, each in enumerate(entries) if type(each) is RunSeeded), default=0)
 
 
 def _effect_of(entry: Entry) -> str:

@@ -8,7 +8,13 @@ from typing import Literal, TypeAlias
 
 from atlas.core.effect_layers import EffectCall
 from atlas.core.effects.comparing import Recording
-from atlas.core.effects.entries import EffectCancelled, EffectDelivered, EffectStarted, digest_of
+from atlas.core.effects.entries import (
+    EffectCancelled,
+    EffectDelivered,
+    EffectStarted,
+    digest_of,
+    is_dropped,
+)
 from atlas.core.effects.pending import Pending, PendingStream
 from atlas.errors import InDoubtError
 
@@ -46,8 +52,10 @@ class Leftovers:
                 self._ended[entry.effect] = []
             elif isinstance(entry, EffectDelivered) and entry.effect in self._ended:
                 self._ended[entry.effect].append(entry)
-        for repeated in recording.entries[: recording.end]:
-            if isinstance(repeated, EffectDelivered | EffectCancelled):
+        for at, repeated in enumerate(recording.entries[: recording.end]):
+            if isinstance(repeated, EffectDelivered | EffectCancelled) and not is_dropped(
+                recording.entries, at
+            ):
                 self._forget(repeated.effect)
         for effect in [one for one, ended in self._ended.items() if not ended and one in known]:
             self._forget(effect)

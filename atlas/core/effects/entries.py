@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from atlas.core.messages import Event, message
 from atlas.errors import EffectError
 
 __all__ = [
+    "SILENT",
     "Declared",
     "EffectCancelled",
     "EffectDelivered",
@@ -31,9 +32,11 @@ __all__ = [
     "before_pending",
     "cut_at",
     "effective",
+    "is_dropped",
     "left_by",
     "rebuild_requests",
     "resume_point",
+    "tells_drop",
 ]
 
 Declared: TypeAlias = Literal["pure", "idempotent", "external"]
@@ -161,6 +164,10 @@ Entry: TypeAlias = (
     | EffectCancelled
     | EffectNoted
 )
+
+
+SILENT: Final = frozenset({EffectNoted, RunContinued, RunSeeded})
+"""What means nothing to a replay, so that it is passed over; but see `tells_drop`."""
 
 
 class Journal(Protocol):
@@ -347,7 +354,7 @@ def before_pending(entries: Sequence[Entry], kind: str) -> int:
     for at, entry in enumerate(entries):
         if isinstance(entry, EffectStarted) and entry.kind == kind:
             pending[entry.effect] = at
-        elif isinstance(entry, EffectDelivered | EffectCancelled):
+        elif isinstance(entry, EffectDelivered | EffectCancelled) and not is_dropped(entries, at):
             pending.pop(entry.effect, None)
     if not pending:
         return len(entries)
@@ -358,6 +365,28 @@ def before_pending(entries: Sequence[Entry], kind: str) -> int:
 def left_by(entry: Entry) -> str:
     """Return the stream that nobody can read any more, if an entry says so; else ""."""
     return entry.effect if isinstance(entry, EffectNoted) and entry.what == "left" else ""
+
+
+def tells_drop(entry: Entry) -> bool:
+    """Return whether an entry says that the delivery before it was not handed in."""
+    return isinstance(entry, EffectNoted) and entry.what == "dropped"
+
+
+def is_dropped(entries: Sequence[Entry], at: int) -> bool:
+    """Return whether the delivery at a place was written down, but not handed in.
+
+    It came too late, or a cancellation from outside came first; then it is written down once more.
+    """
+    delivery = entries[at]
+    if not isinstance(delivery, EffectDelivered):
+        return False
+    for after in range(at + 1, len(entries)):
+        entry = entries[after]
+        if tells_drop(entry):
+            return isinstance(entry, EffectNoted) and entry.effect == delivery.effect
+        if type(entry) not in SILENT:  # what is noted meanwhile is of others
+            return False
+    return False
 
 
 def _before_open_streams(entries: Sequence[Entry], end: int) -> int:
@@ -372,7 +401,7 @@ def _before_open_streams(entries: Sequence[Entry], end: int) -> int:
             elif isinstance(entry, EffectDelivered):
                 if entry.what == "chunk":
                     first.setdefault(entry.effect, at)
-                else:
+                elif not is_dropped(entries, at):
                     first.pop(entry.effect, None)
         if not first:
             return end

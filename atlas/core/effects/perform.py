@@ -34,6 +34,7 @@ from atlas.core.effect_layers import (
     checked_names,
 )
 from atlas.core.effects.codec import Redactor
+from atlas.core.effects.comparing import Alike
 from atlas.core.effects.entries import Declared
 from atlas.core.effects.pending import Pending, PendingStream
 from atlas.core.effects.run import RunContext
@@ -75,6 +76,8 @@ class Effect:
         redact: Names of fields, at any depth of the request or of what it gives, that are not
             written down. In what it gives, the run too finds `REDACTED` in their place.
         layers: Around it, the outermost first.
+        alike: Whether a fork may repeat what came of another request instead, up to where it goes on
+            live: a function of the recorded request and this one, as JSON values. None: it may not.
 
     Raises:
         EffectError: The kind is no text, or it is declared to be something else.
@@ -86,6 +89,7 @@ class Effect:
     declared: Declared = "external"
     redact: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
+    alike: Alike | None = None
 
     def __post_init__(self) -> None:
         _check_kind(self.kind)
@@ -194,7 +198,7 @@ async def perform_as(
         pending.give_result(result)
 
     pending = Pending(run, call, redactor, work)
-    run.start(pending)
+    run.start(pending, effect.alike)
     result: T = await pending.result()
     return result
 
@@ -272,7 +276,7 @@ class EffectStream(AsyncGenerator[T, None]):
             await pending.pump(pieces)
 
         pending = PendingStream(run, call, redactor, work)
-        run.start(pending)
+        run.start(pending, effect.alike)
         self._pending = pending
 
     # Any: the protocol of generators; nothing can be sent into an effect
@@ -366,6 +370,7 @@ def effect(
     retry: Retry | int | None = None,
     timeout: float | None = None,
     layers: Sequence[Layer] = (),
+    alike: Alike | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 # Any: either the function or its kind; the overloads above tell callers which
 def effect(
@@ -380,6 +385,7 @@ def effect(
     retry: Retry | int | None = None,
     timeout: float | None = None,
     layers: Sequence[Layer] = (),
+    alike: Alike | None = None,
 ) -> Any:
     """Make a function an effect: in a run, each call is recorded, or answered from the recording.
 
@@ -402,6 +408,7 @@ def effect(
         retry: Attempts in all, or the layer itself.
         timeout: Seconds; for a generator, for each piece.
         layers: Around it, the outermost first; ``timeout`` and ``retry`` are inside of these.
+        alike: Whether a fork may repeat what came of another request instead; see `Effect`.
 
     Raises:
         EffectError: Two of the declarations at once, or one that a plain function cannot keep.
@@ -433,7 +440,7 @@ def effect(
         declared = cast("Declared", said[0] if said else "idempotent" if is_plain else "external")
         request_of = _Request(function, left_out)
         name = kind or function.__name__
-        template = Effect(name, None, declared, tuple(sorted(hidden)), tuple(around))
+        template = Effect(name, None, declared, tuple(sorted(hidden)), tuple(around), alike)
         if inspect.isasyncgenfunction(function):
             return _stream_effect(function, template, request_of)
         return (_plain_effect if is_plain else _async_effect)(function, template, request_of)
@@ -533,6 +540,7 @@ def _plain_effect(
             declared=template.declared,
             request=request,
             redactor=redactor,
+            alike=template.alike,
         )
 
     return do_it

@@ -25,7 +25,7 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar, cast
 from atlas.core import replay_guard
 from atlas.core.effect_layers import EffectCall, Layer, checked_layers
 from atlas.core.effects.codec import Redactor, error_from, from_text
-from atlas.core.effects.comparing import Asked, Recording
+from atlas.core.effects.comparing import Alike, Asked, Recording
 from atlas.core.effects.doubt import InDoubt, Leftovers, Skip, settle
 from atlas.core.effects.entries import (
     Declared,
@@ -93,9 +93,10 @@ class RunContext:
         is_live: Whether effects are performed now; else what was recorded is repeated.
         warnings: What got in that is no declared effect, in words.
         seed: The seed in use.
-        leg: Which stretch of the run this is: 1, and one more each time it went on as a fork or was
-            resumed, in a replay at the same moment. What may be decided otherwise from there on (the
-            model to ask) is to be decided anew in each.
+        leg: Which stretch of the run this is: 1, and one more each time it went on as a fork, in a
+            replay at the same moment. What may be decided otherwise from there on (the model to ask)
+            is to be decided anew in each. A run that is resumed is still on the leg it was on: what
+            it asks for again needs the ids it had.
 
     Raises:
         ConfigurationError: ``pace``, ``layers`` or ``in_doubt`` make no sense.
@@ -262,8 +263,6 @@ class RunContext:
                 self._set_seed(entry)
                 if recording.cursor == 0:
                     self.inner.moment = entry.moment_ns / 1e9
-            elif type(entry) is RunContinued:
-                self.leg += 1
             recording.cursor += 1
             if recording.cursor >= recording.end:
                 break
@@ -278,7 +277,6 @@ class RunContext:
         if self.mode == "resume":
             self._leftovers = Leftovers(self._recording, self.pending)
             self._write(RunContinued(kept=self._recording.end))
-            self.leg += 1
         else:
             seed = RunSeeded(seed=token_hex(16), moment_ns=round(self.inner.moment * 1e9))
             self._set_seed(seed)
@@ -289,9 +287,9 @@ class RunContext:
             if pending.call.id != handed_in and not pending.is_left and pending.call.id not in left:
                 self.perform(pending)
 
-    def _expect(self, asked: AskedT, request: str) -> AskedT:
+    def _expect(self, asked: AskedT, request: str, alike: Alike | None) -> AskedT:
         """Compare what the run does with what was recorded, and step on."""
-        if self._recording.has_next(type(asked), asked.effect, asked.kind, asked.digest):
+        if self._recording.repeats(asked, request, alike):
             recorded = self._recording.next
             self._advance()
             return cast("AskedT", recorded)
@@ -341,8 +339,11 @@ class RunContext:
         note = partial(self._note, effect, redactor)
         return EffectCall(kind, declared, request, effect, self.run_id, 1, note, redactor.hide)
 
-    def start(self, pending: Pending) -> None:
-        """Begin an effect: write it down and perform it; or compare it, and wait."""
+    def start(self, pending: Pending, alike: Alike | None = None) -> None:
+        """Begin an effect: write it down and perform it; or compare it, and wait.
+
+        Before a fork, a recorded request that is ``alike`` will do, see `Effect`.
+        """
         call = pending.call
         effect, kind = call.id, call.kind
         digest = digest_of(call.request)
@@ -354,7 +355,8 @@ class RunContext:
             return
         if not self._recording.has_next(EffectStarted, effect, kind, digest):
             asked = EffectStarted(effect, kind, call.declared, digest, "", 0, "")
-            raise self._diverged(asked, call.request)
+            if not self._recording.repeats(asked, call.request, alike):
+                raise self._diverged(asked, call.request)
         self._advance()
         pending.was_started = True
         self.pending[effect] = pending
@@ -409,7 +411,7 @@ class RunContext:
     ) -> Any:
         """Have something awaited outside of the run, as an effect of it."""
         self.check()
-        if is_over if self.is_live else nothing is not None and not self._starts(place, kind):
+        if is_over if self.is_live else nothing is not None and not self.repeats(place, kind):
             place.next_effect()
             return nothing
         redactor = Redactor(secrets=self.secrets)
@@ -422,9 +424,11 @@ class RunContext:
         self.start(pending)
         return await pending.result()
 
-    def _starts(self, place: Place, kind: str) -> bool:
-        """Whether the next thing recorded is that an effect of this kind starts here."""
-        return self._recording.has_next(EffectStarted, f"{place.path}:{place.effects}", kind)
+    def repeats(self, place: Place, kind: str) -> bool:
+        """Return whether what was recorded next is that an effect of this kind starts here."""
+        return not self.is_live and self._recording.has_next(
+            EffectStarted, f"{place.path}:{place.effects}", kind
+        )
 
     # Any: whatever the effect gives
     def read(
@@ -436,13 +440,14 @@ class RunContext:
         declared: Declared = "pure",
         request: str = "",
         redactor: Redactor | None = None,
+        alike: Alike | None = None,
     ) -> Any:
         """Perform an effect that does not wait, at once; or repeat what it gave."""
         self.check()
         digest = digest_of(request) if request else ""
         if not self.is_live:
             effect = place.next_effect()
-            recorded = self._expect(EffectRead(effect, kind, digest, request, ""), request)
+            recorded = self._expect(EffectRead(effect, kind, digest, request, ""), request, alike)
             return _given(recorded.value, recorded.failed)
         redactor = redactor or Redactor(secrets=self.secrets)
         call = self.call(place, kind, declared, request, redactor)
@@ -552,6 +557,8 @@ class RunContext:
             self.inner.moment = entry.moment_ns / 1e9
             self._advance()
             self._advance()
+        if self.is_live:  # what was repeated ended with a delivery that was not handed in
+            return
         self.abort(recording.ends_here(self._awaited(), next(iter(self.pending), "")))
 
     def _awaited(self) -> str:

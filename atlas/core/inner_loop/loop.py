@@ -376,6 +376,25 @@ class InnerLoop:
         self._cancellings = self.main.cancelling()
         self._schedule()
 
+    def is_passed_on(self, task: asyncio.Task[Any], msg: object) -> bool:
+        """Return whether a task is cancelled only because the main task is, from outside, and waits for it.
+
+        Then the main task is cancelled when it is its turn, and passes it on as a replay will. What it
+        waits for was told already (`asyncio.gather` keeps it in mind), and has to hear it again.
+        """
+        if self.main.cancelling() <= self._cancellings or not _awaits(
+            self.main._fut_waiter,  # type: ignore[attr-defined]  # asyncio's own name for what a task awaits
+            task,
+        ):
+            return False
+        if not self._is_interrupted:  # else it was passed on to another one before
+            self.call_soon_foreign(self._cancel_main_again, (msg,), Context())
+        return True
+
+    def _cancel_main_again(self, msg: object) -> None:
+        self.main.uncancel()  # it is one cancellation, and counted
+        self.main.cancel(msg)
+
     def cancellation(self, path: str) -> Delivery | None:
         """Return the delivery that cancels a task of the run; None if it has no such task."""
         if path == "0":
@@ -476,6 +495,13 @@ class InnerLoop:
             self._schedule()  # not here: the run's tasks cannot be stepped inside this one
 
     def _hand_in(self, delivery: Delivery) -> None:
+        if self._is_interrupted and self.supervisor.is_live:
+            # It was written down, but what the main task waited for was cancelled before the run could
+            # have it. A replay has to see it in that order, too.
+            self.supervisor.dropped(delivery)
+            self._deliveries.appendleft(delivery)
+            self._take_foreign()
+            return
         if delivery.is_stale:
             self.supervisor.dropped(delivery)
             return
@@ -524,6 +550,11 @@ _run: Final[Callable[[asyncio.Handle], None]] = asyncio.Handle._run
 def _is_over(safe: Awaitable[object]) -> bool:
     """Return whether a journal has made safe at once what it was asked to."""
     return isinstance(safe, asyncio.Future) and safe.done() and safe.exception() is None
+
+
+def _awaits(waiter: object, task: asyncio.Task[Any]) -> bool:
+    """Return whether a future is a task, or gathers it."""
+    return waiter is task or any(_awaits(each, task) for each in getattr(waiter, "_children", ()))
 
 
 def _asked_by(frame: types.FrameType | None) -> types.FrameType | None:

@@ -81,6 +81,8 @@ class InnerTask(asyncio.Task[Any]):
             return super().cancel(msg)
         if self.done():
             return False
+        if inner.is_passed_on(self, msg):
+            return True
         inner.deliver(Cancelled(self._place.path, self, functools.partial(super().cancel, msg)))
         return True
 
