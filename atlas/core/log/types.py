@@ -124,6 +124,7 @@ COLUMNS: Final[Mapping[str, ColumnType]] = MappingProxyType(
         "id": _NUMBER,
         "stream_id": _NUMBER,
         "name_id": _NUMBER,
+        "checksum": _NUMBER,
         "label": _TEXT,
         "reader": _TEXT,
     }

@@ -130,6 +130,7 @@ def test_what_is_appended_later_comes_after_what_was_noted_in_any_stream(
         new("a", None),
         new("a", 2**41),
         NewRecord("a", NAME, b"{}", 2, None),
+        NewRecord("a", NAME, b"{}", 2, 2**63),
         NewRecord("a", NAME, "{}", 2, 1),  # type: ignore[arg-type]
         NewRecord("a", NAME, b"{}", "2", 1),  # type: ignore[arg-type]
     ],
@@ -329,7 +330,7 @@ def _edit(path: Path, statement: str, *values: object) -> None:
     "damage",
     [
         "UPDATE notes SET payload = x'30' WHERE version = 4",
-        "UPDATE notes SET digest = x'30' WHERE version = 4",
+        "UPDATE notes SET checksum = 30 WHERE version = 4",
         "UPDATE notes SET version = 3 WHERE version = 4",
         "UPDATE notes SET wall_ns = 3 WHERE version = 4",
         "UPDATE notes SET name_id = 3 WHERE version = 4",

@@ -68,7 +68,7 @@ _STATEMENTS: Final = [statement.strip() for statement in _SCHEMA.split(";")]
 # Younger than the rest: a file that was written before gets it when it is opened for writing.
 _NOTES: Final = (
     "CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, "
-    f"{_columns('version', 'name_id', 'wall_ns', 'digest', 'payload')})"
+    f"{_columns('version', 'name_id', 'wall_ns', 'checksum', 'payload')})"
 )
 
 _CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -150,7 +150,7 @@ class _Copy:
             assert row_id is not None
             name_id = self._id("names (name)", name[0])
             self._target.execute(
-                "INSERT INTO notes (id, version, name_id, wall_ns, digest, payload) "
+                "INSERT INTO notes (id, version, name_id, wall_ns, checksum, payload) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 note_row(row_id, note.version, name_id, note.wall_ns, note.payload),
             )

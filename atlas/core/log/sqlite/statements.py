@@ -40,10 +40,10 @@ INSERT_ROWS: Final = INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?, ?)" * (ROWS_AT_ONCE - 
 MOVE_TIP: Final = "UPDATE tip SET position = ?, time_ns = ?, chain = ? WHERE id = 1"
 # Nothing, unless the last record of its stream is still the one that it was made after.
 NOTE: Final = (
-    "INSERT INTO notes (id, version, name_id, wall_ns, digest, payload) SELECT ?, ?, ?, ?, ?, ? "
+    "INSERT INTO notes (id, version, name_id, wall_ns, checksum, payload) SELECT ?, ?, ?, ?, ?, ? "
     "WHERE (SELECT max(version) FROM events WHERE stream_id = ?) IS ?"
 )
-NOTES: Final = "SELECT id, version, name_id, wall_ns, digest, payload FROM notes ORDER BY id"
+NOTES: Final = "SELECT id, version, name_id, wall_ns, checksum, payload FROM notes ORDER BY id"
 ANY_NOTE: Final = "SELECT 1 FROM notes LIMIT 1"
 DROP_NOTES: Final = "DELETE FROM notes"
 TRACK: Final = (

@@ -15,7 +15,7 @@ from atlas.core.log.records import NewRecord, Record
 from atlas.core.log.sqlite.file import JOURNAL_PAGES, LogFile, is_busy, one, translated
 from atlas.core.log.sqlite.header import PAGE_SIZE
 from atlas.core.log.sqlite.notes import MOST_VERSIONS, as_records, note_id, note_row
-from atlas.core.log.sqlite.reading import tracked
+from atlas.core.log.sqlite.reading import LARGEST, tracked
 from atlas.core.log.sqlite.rows import Streams, blob, whole
 from atlas.core.log.sqlite.statements import (
     DROP_NOTES,
@@ -204,7 +204,7 @@ class Writer:
                 return False
             after = noted.get(stream) or self._noted.get(stream, head)
             row_id = note_id(stream_id, after)
-            if row_id is None or not after < version < MOST_VERSIONS:
+            if row_id is None or not (after < version < MOST_VERSIONS and abs(wall_ns) < LARGEST):
                 return False
             noted[stream] = version
             rows.append((*note_row(row_id, version, name_id, wall_ns, payload), stream_id, head))
@@ -213,7 +213,8 @@ class Writer:
                 self.joins[name] = join
         self._may_hold_notes = True  # now: an interrupt may come when it is written already
         try:
-            self._hurry(connection, hurried=True)
+            if not self._is_hurried:
+                self._hurry(connection, hurried=True)
             is_kept = _all_inserted(connection, rows)
         except sqlite3.Error as error:
             # Nothing was written if another process is writing, or has noted something else.
