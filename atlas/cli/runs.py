@@ -300,13 +300,16 @@ def verify(*, db: str, as_json: bool) -> None:
                 "ok": found.ok,
                 "records": found.records,
                 "erased": found.erased,
+                "notes": found.notes,
                 "bad_position": found.bad_position,
                 "problem": found.problem,
             }
         )
     elif found.ok:
         erased = f", {found.erased:,} of them erased" if found.erased else ""
-        click.echo(f"{db} is what was written: {found.records:,} records{erased}.")
+        left = found.notes
+        noted = f"; {left:,} notes are to be entered by who writes there next" if left else ""
+        click.echo(f"{db} is what was written: {found.records:,} records{erased}{noted}.")
     else:
         click.secho(f"Position {found.bad_position}: {found.problem}", fg="red", err=True)
     click.get_current_context().exit(0 if found.ok else 1)

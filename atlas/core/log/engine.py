@@ -75,12 +75,14 @@ class Verification:
         erased: How many of them have no payload any more.
         bad_position: The first position that is not what was appended; None: all are.
         problem: What is wrong there, in a sentence; "" when nothing is.
+        notes: How many notes are still to be entered, which are what was noted; see `Engine.note`.
     """
 
     records: int
     erased: int
     bad_position: int | None
     problem: str
+    notes: int = 0
 
     @property
     def ok(self) -> bool:

@@ -285,8 +285,7 @@ class SqliteEngine(Reading):
     def verify(self, progress: Progress | None = None) -> Verification:
         """Read everything and compare it with its hashes; see `atlas.core.log.engine.Engine.verify`.
 
-        Takes about 5 µs per record, and does not hinder writers. Notes are no records yet, and not
-        counted; where this log may be written, there are none left.
+        Takes about 5 µs per record, and does not hinder writers.
         """
         self._check_open()
         with suppress(LogError):  # which is what is looked for

@@ -9,7 +9,7 @@ from typing import Final
 
 from atlas.core.log.engine import Progress, Verification
 from atlas.core.log.sqlite.file import LogFile, one
-from atlas.core.log.sqlite.notes import problem_with_notes
+from atlas.core.log.sqlite.notes import examined_notes
 from atlas.core.log.verification import ERASED, LOG_STREAM, StoredRow, Verifier
 
 __all__ = ["erasure_notes", "examine", "stored_rows"]
@@ -29,9 +29,10 @@ def examine(file: LogFile, progress: Progress | None) -> Verification:
         # One view of the file, whatever is written meanwhile.
         connection.execute("BEGIN")
         found = _examine(connection, progress)
-        wrong = problem_with_notes(connection) if file.has_notes and found.ok else ""
-        if wrong:
-            found = replace(found, bad_position=found.records + 1, problem=wrong)
+        if file.has_notes and found.ok:
+            count, wrong = examined_notes(connection)
+            bad = found.records + 1 if wrong else None
+            found = replace(found, bad_position=bad, problem=wrong, notes=count)
     if problem and found.ok:
         return replace(found, bad_position=0, problem=f"Every record is right, but: {problem}")
     return found

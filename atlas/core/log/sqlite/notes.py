@@ -31,10 +31,10 @@ __all__ = [
     "MOST_VERSIONS",
     "Note",
     "as_records",
+    "examined_notes",
     "note_id",
     "note_row",
     "overlaid",
-    "problem_with_notes",
     "read_notes",
 ]
 
@@ -245,12 +245,12 @@ def overlaid(
         connection.execute("PRAGMA query_only = ON")
 
 
-def problem_with_notes(connection: sqlite3.Connection) -> str:
-    """Return what is wrong with the notes, in a sentence; "" for nothing."""
+def examined_notes(connection: sqlite3.Connection) -> tuple[int, str]:
+    """Return how many notes there are, and what is wrong with them, in a sentence; "" for nothing."""
     try:
         notes = read_notes(connection)
     except (sqlite3.DatabaseError, LogCorruptedError) as error:
-        return f"The notes that are not in the log yet cannot be read: {error}"
+        return 0, f"The notes that are not in the log yet cannot be read: {error}"
     for _, of_one in groupby(notes, _stream_id):
         at: int | None = None
         for note in of_one:
@@ -258,9 +258,10 @@ def problem_with_notes(connection: sqlite3.Connection) -> str:
                 last = "SELECT max(version) FROM events WHERE stream_id = ?"
                 at = whole(one(connection, last, note.stream_id)[0] or 0)
             if not note.follows(at):
-                return (
+                problem = (
                     f"A note that is not in the log yet, after version {note.after} of a stream, is "
                     f"not what was noted."
                 )
+                return len(notes), problem
             at = note.version
-    return ""
+    return len(notes), ""
