@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Self, TypeVar, cast
 
 import click
@@ -24,6 +24,8 @@ from atlas.typing import JSON
 __all__ = ["Questions", "converse", "hold"]
 
 T = TypeVar("T")
+
+_LONGEST_WAIT_S: Final = 0.1
 
 
 class Questions:
@@ -98,12 +100,19 @@ class Questions:
             loop.call_soon_threadsafe(self._interrupt, give_up)
 
         with _interrupts(interrupted):
-            while (asked := self._asked.get()) is not None:
+            while (asked := self._next_asked()) is not None:
                 question = None
                 with suppress(click.Abort, KeyboardInterrupt):
                     question = self._read()
                 self._begin(question)
                 asked.set_result(question)
+
+    def _next_asked(self) -> Future[str | None] | None:
+        """Wait for who asks for a question; None: nobody will any more."""
+        while True:
+            # Not for ever: an interrupt that comes right before the waiting begins is noticed when it ends.
+            with suppress(Empty):
+                return self._asked.get(timeout=_LONGEST_WAIT_S)
 
     def _read(self) -> str | None:
         try:
