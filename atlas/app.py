@@ -405,9 +405,7 @@ class Atlas(Recorder):
             UnknownApprovalError: Nothing waits for it, here or in the log.
         """
         self._running()
-        ApprovalGiven(
-            approval, approved, by, reason
-        )  # refuses what is no id, before it is looked for
+        ApprovalGiven(approval, approved, by, reason)  # refuses what is no id, before a look for it
         if approval not in self.questions and await self.stored_answer(approval) is None:
             waiting = (asked.approval for asked in await self.approvals())
             refuse_unasked(approval, waiting, "`await app.approvals()` lists what does.")

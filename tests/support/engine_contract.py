@@ -131,6 +131,22 @@ class EngineContract:
         assert [r.version for r in log.read("a")] == [1, 65, 67, 72, 100]
         assert log.head("b") == 3
 
+    def test_what_is_noted_is_read_as_a_record_and_what_is_not_can_be_appended(self, log: Engine):
+        log.append([new("a", b"first")]).wait()
+        for version in (2, 3):
+            record = new("a", b"%d" % version, version=version, wall_ns=version)
+            if not log.note([record]):
+                log.append([record]).wait()
+        assert not log.note([new("a", b"again", version=3, wall_ns=4)])
+        log.flush()
+
+        assert [(each.version, each.payload) for each in log.read("a")] == [
+            (1, b"first"),
+            (2, b"2"),
+            (3, b"3"),
+        ]
+        assert (log.head("a"), log.last_position(), log.verify().ok) == (3, 3, True)
+
     @pytest.mark.parametrize("version", [3, 4])
     def test_a_version_that_is_taken_is_refused(self, log: Engine, version: int):
         log.append([new("a", version=4)]).wait()

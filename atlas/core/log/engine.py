@@ -151,6 +151,10 @@ class Engine(Protocol):
         Returns:
             Whether they are kept. False: none of them is, and `append` has to do it: somebody has to
             be waited for, a stream or a name is new to this engine, a version is taken, the disk is slow.
+
+        Raises:
+            LogClosedError: The log is closed.
+            LogUnavailableError: It may not be written, or is not where it was any more.
         """
 
     def flush(self, timeout: float | None = None) -> None:

@@ -183,9 +183,7 @@ class SqliteEngine(Reading):
             # Nobody can say yet which position they are going to have.
             return by == "position"
         if by == "stream" and not self._writer.has_noted:
-            return (
-                False  # whoever noted it enters it together with more, and is not to be disturbed
-            )
+            return False  # who noted it enters it, with more, and is not to be disturbed
         try:
             with self._writer.held():
                 self._writer.enter_all_notes(hurried=by == "stream")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Final, NamedTuple
@@ -155,11 +155,9 @@ def _records_of(
     head: Callable[[str], int],
 ) -> Iterator[NewRecord]:
     stream = _text(connection, "SELECT stream FROM streams WHERE id = ?", notes[0].stream_id)
-    at = head(stream)
-    for note in notes:
-        if not note.follows(at):
-            raise _damaged(f"the one after version {note.after} of stream {stream!r}")
-        at = note.version
+    misfit = _misfit(notes, head(stream))
+    if misfit is not None:
+        raise _damaged(f"the one after version {misfit.after} of stream {stream!r}")
     for name_id, of_one in groupby(notes, lambda note: note.name_id):
         name = _text(connection, "SELECT name FROM names WHERE id = ?", name_id)
         for together in _together([*of_one], is_joined=name in joins):
@@ -167,6 +165,15 @@ def _records_of(
             payloads = [note.payload for note in together]
             payload = joins[name](payloads) if name in joins else payloads[0]
             yield NewRecord(stream, name, payload, last.version, last.wall_ns)
+
+
+def _misfit(notes: Iterable[Note], at: int) -> Note | None:
+    """Return the first note of a stream that does not follow what is before it; None: all do."""
+    for note in notes:
+        if not note.follows(at):
+            return note
+        at = note.version
+    return None
 
 
 def _together(notes: Sequence[Note], *, is_joined: bool) -> Iterator[list[Note]]:
@@ -251,17 +258,13 @@ def examined_notes(connection: sqlite3.Connection) -> tuple[int, str]:
         notes = read_notes(connection)
     except (sqlite3.DatabaseError, LogCorruptedError) as error:
         return 0, f"The notes that are not in the log yet cannot be read: {error}"
-    for _, of_one in groupby(notes, _stream_id):
-        at: int | None = None
-        for note in of_one:
-            if at is None:
-                last = "SELECT max(version) FROM events WHERE stream_id = ?"
-                at = whole(one(connection, last, note.stream_id)[0] or 0)
-            if not note.follows(at):
-                problem = (
-                    f"A note that is not in the log yet, after version {note.after} of a stream, is "
-                    f"not what was noted."
-                )
-                return len(notes), problem
-            at = note.version
+    last = "SELECT max(version) FROM events WHERE stream_id = ?"
+    for stream_id, of_one in groupby(notes, _stream_id):
+        misfit = _misfit(of_one, whole(one(connection, last, stream_id)[0] or 0))
+        if misfit is not None:
+            problem = (
+                f"A note that is not in the log yet, after version {misfit.after} of a stream, is not "
+                f"what was noted."
+            )
+            return len(notes), problem
     return len(notes), ""

@@ -17,6 +17,7 @@ from atlas.core.log.records import NewRecord
 from atlas.core.log.sqlite.examination import erasure_notes, judged
 from atlas.core.log.sqlite.file import LogFile, one
 from atlas.core.log.sqlite.notes import note_id, note_row, read_notes
+from atlas.core.log.sqlite.statements import COPY_NOTE
 from atlas.core.log.verification import LOG_STREAM, StoredRow, Verifier, repaired_note
 from atlas.errors import LogCorruptedError
 
@@ -150,8 +151,7 @@ class _Copy:
             assert row_id is not None
             name_id = self._id("names (name)", name[0])
             self._target.execute(
-                "INSERT INTO notes (id, version, name_id, wall_ns, checksum, payload) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
+                COPY_NOTE,
                 note_row(row_id, note.version, name_id, note.wall_ns, note.payload),
             )
         return lost

@@ -7,6 +7,7 @@ from typing import Final
 __all__ = [
     "ANY_NOTE",
     "AT_OR_BEFORE",
+    "COPY_NOTE",
     "DROP_NOTES",
     "DROP_SNAPSHOTS",
     "ERASABLE",
@@ -19,6 +20,7 @@ __all__ = [
     "MOVE_TIP",
     "NOTE",
     "NOTES",
+    "NOTE_COLUMNS",
     "READ",
     "READ_NEWEST",
     "ROWS_AT_ONCE",
@@ -38,12 +40,14 @@ INSERT: Final = f"INSERT INTO events ({EVENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?,
 ROWS_AT_ONCE: Final = 16
 INSERT_ROWS: Final = INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?, ?)" * (ROWS_AT_ONCE - 1)
 MOVE_TIP: Final = "UPDATE tip SET position = ?, time_ns = ?, chain = ? WHERE id = 1"
+NOTE_COLUMNS: Final = "id, version, name_id, wall_ns, checksum, payload"
 # Nothing, unless the last record of its stream is still the one that it was made after.
 NOTE: Final = (
-    "INSERT INTO notes (id, version, name_id, wall_ns, checksum, payload) SELECT ?, ?, ?, ?, ?, ? "
+    f"INSERT INTO notes ({NOTE_COLUMNS}) SELECT ?, ?, ?, ?, ?, ? "  # noqa: S608
     "WHERE (SELECT max(version) FROM events WHERE stream_id = ?) IS ?"
 )
-NOTES: Final = "SELECT id, version, name_id, wall_ns, checksum, payload FROM notes ORDER BY id"
+COPY_NOTE: Final = f"INSERT INTO notes ({NOTE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
+NOTES: Final = f"SELECT {NOTE_COLUMNS} FROM notes ORDER BY id"  # noqa: S608
 ANY_NOTE: Final = "SELECT 1 FROM notes LIMIT 1"
 DROP_NOTES: Final = "DELETE FROM notes"
 TRACK: Final = (
