@@ -329,8 +329,10 @@ class MessageLog:
         self._bell.put(True)
         until = time.monotonic() + self._patience
         with self._room:
-            self._is_crowded = True
-            while len(self._queue) >= self._capacity:
+            while True:
+                self._is_crowded = True  # anew each time, and before looking: else nobody tells
+                if len(self._queue) < self._capacity:
+                    return
                 left = until - time.monotonic()
                 if left <= 0 or self._closing:
                     self.lost += 1
@@ -493,7 +495,7 @@ class MessageLog:
         if self._noted:
             self._noted = 0
             # While the log is not available they are as safe as before, and the next time may be better.
-            with contextlib.suppress(LogUnavailableError), self._told("Notes are not entered"):
+            with self._told("Notes are not entered", 0), contextlib.suppress(LogUnavailableError):
                 self._engine.flush()
 
     def _gather(self) -> None:
@@ -527,8 +529,8 @@ class MessageLog:
         if not self._is_crowded:  # as nearly always
             return
         with self._room_lock:  # not the condition, whose own code an interrupt can break off
+            self._is_crowded = False
             self._room.notify_all()
-            self._is_crowded = len(self._queue) >= self._capacity
 
     def _write(self, entries: list[_Entry], tried: _Try | None) -> list[_Mark]:
         """Store messages, and return the marks among them, to be told what became of that."""

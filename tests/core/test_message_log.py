@@ -7,6 +7,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
@@ -398,6 +399,42 @@ async def test_two_who_go_on_with_a_run_are_never_both_told_that_it_is_kept(
             log.close()
 
         assert numbers(first, "r") == [*range(7)]
+
+
+def test_many_who_wait_for_room_all_get_it(engine: FullEngine, bus: EventBus) -> None:
+    log = MessageLog(engine, session="s", capacity=1, interval=0.001, patience=3)
+    log.attach(bus)
+    with ThreadPoolExecutor(8) as pool:
+        for thread in range(8):
+            pool.submit(lambda of: [bus.publish(Counted(of)) for _ in range(50)], thread)
+    log.close()
+
+    assert log.lost == 0
+    assert sorted(numbers(engine, "s")) == sorted([*range(8)] * 50)
+
+
+class CannotEnter(MemoryEngine):
+    """An engine that keeps notes, and cannot enter them for a while."""
+
+    refused = 0
+
+    def flush(self, timeout: float | None = None) -> None:
+        self.refused += 1
+        raise LogUnavailableError("The disk is full. Make room.")
+
+
+async def test_notes_that_cannot_be_entered_yet_are_kept_and_no_trouble(bus: EventBus) -> None:
+    engine = CannotEnter()
+    log = MessageLog(engine, interval=0.001)
+    await watched(log, bus, "r")
+    for number in range(1, 100):
+        bus.publish(Counted(number), run="r")
+        await log.commit("r")
+    log.close()
+
+    assert numbers(engine, "r") == [*range(100)]
+    assert engine.refused
+    assert (log.lost, [each for each in bus.history if isinstance(each, LogFailed)]) == (0, [])
 
 
 # -- in the thread of the loop --
